@@ -1,0 +1,188 @@
+"""A concept: a few pictures of one thing, the class noun that it belongs to, and the token that will name it."""
+
+import re
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..errors import Refused
+from .folder import Example, list_folder
+from .picture import Crop, fit, to_tensor
+
+MAX_PICTURES = 30
+_KEPT_SIDE = 1024  # a decoded square is kept at most this large, so that thirty photographs fit in 100 MB
+_PLACEHOLDERS = ("[token]", "{token}", "[trigger]")
+
+
+class Concept:
+    """What `load_concept` returns. Every picture was decoded once; tensors are made at the resolution asked for.
+
+    Attributes:
+        examples: the picture files in order, each with its own caption and mask file, if any.
+        noun: the class noun, for example "cat".
+        token: the word that stands for this one, for example "<biscuit>".
+        name: the folder's name.
+        folder: where the pictures are.
+        crops: which square of each picture is used.
+        contents: one SHA-256 (hex) a picture over the bytes of its file and mask; a key for caches.
+        notes: sentences for a person: skipped files, duplicates, enlarged pictures.
+    """
+
+    def __init__(self, folder: Path, noun: str, token: str, examples: list[Example], notes: list[str]) -> None:
+        self.folder, self.noun, self.token, self.name = folder, noun, token, folder.resolve().name
+        self.examples, self.notes = tuple(examples), notes
+        self.contents = tuple(example.content() for example in examples)
+        squares = [_read_square(example, notes) for example in examples]
+        self._squares = [(picture, mask) for picture, mask, _ in squares]
+        self.crops: tuple[Crop, ...] = tuple(crop for _, _, crop in squares)
+        self._tensors: dict[int, tuple[Tensor, Tensor | None]] = {}
+        _note_duplicates(self)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __repr__(self) -> str:
+        return f"Concept({self.phrase!r}, {len(self)} pictures in {str(self.folder)!r})"
+
+    @property
+    def phrase(self) -> str:
+        """The concept in a prompt: "<biscuit> cat"."""
+        return f"{self.token} {self.noun}"
+
+    @property
+    def prompt(self) -> str:
+        """The shortest prompt that asks for the concept: "a <biscuit> cat"."""
+        return f"a {self.phrase}"
+
+    @property
+    def class_prompt(self) -> str:
+        """The shortest prompt that asks for any of the class: "a cat"."""
+        return f"{'an' if self.noun[0].lower() in 'aeiou' else 'a'} {self.noun}"
+
+    def caption(self, index: int) -> str:
+        """The prompt that picture `index` is learned with; it always holds the token.
+
+        Without a caption file: "a <biscuit> cat". In a caption, "[token]", "{token}" and "[trigger]" become the token,
+        and a caption with the token stays as it is. If it has only the noun, the token goes in front of the noun; if
+        it has neither, "a <biscuit> cat, " goes in front of everything.
+        """
+        text = self.examples[index].caption
+        if text is None:
+            return self.prompt
+        for placeholder in _PLACEHOLDERS:
+            text = text.replace(placeholder, self.token)
+        if re.search(rf"(?<!\w){re.escape(self.token)}(?!\w)", text, re.IGNORECASE):
+            return text
+        found = re.search(rf"\b(an )?({re.escape(self.noun)})\b", text, re.IGNORECASE)
+        if found is None:
+            return f"{self.prompt}, {text}"
+        article = "a " if found[1] else ""
+        return f"{text[: found.start()]}{article}{self.token} {found[2]}{text[found.end() :]}"
+
+    def captions(self) -> list[str]:
+        """The prompt of every picture, in order."""
+        return [self.caption(index) for index in range(len(self))]
+
+    def pixels(self, resolution: int) -> Tensor:
+        """All pictures, (N, 3, R, R) float32 in [-1, 1]."""
+        return self._at(resolution)[0]
+
+    def masks(self, resolution: int) -> Tensor | None:
+        """All masks, (N, 1, R, R) float32 in [0, 1], 1 on the subject; None when no picture has one.
+
+        A picture without a mask among others with one gets ones: all of it counts.
+        """
+        return self._at(resolution)[1]
+
+    def crop_table(self) -> list[dict[str, object]]:
+        """One row a picture, ready for JSON: file, original [w, h], box [l, t, r, b] in original pixels, caption."""
+        return [
+            {
+                "file": example.path.relative_to(self.folder).as_posix(),
+                "original": list(crop.original),
+                "box": list(crop.box),
+                "caption": self.caption(index),
+            }
+            for index, (example, crop) in enumerate(zip(self.examples, self.crops, strict=True))
+        ]
+
+    def _at(self, resolution: int) -> tuple[Tensor, Tensor | None]:
+        if resolution < 1:
+            raise Refused(f"resolution is {resolution}; expected a number of pixels, 1 or more")
+        if resolution not in self._tensors:
+            self._tensors[resolution] = self._resized(resolution)
+        return self._tensors[resolution]
+
+    def _resized(self, resolution: int) -> tuple[Tensor, Tensor | None]:
+        pictures, masks = [], []
+        target = (resolution, resolution)
+        for example, (picture, mask), crop in zip(self.examples, self._squares, self.crops, strict=True):
+            if picture.width < min(resolution, crop.side):  # larger than what was kept: back to the file
+                picture, mask, _ = _read_square(example, [], kept=resolution)
+            if crop.side < 0.75 * resolution:
+                self.notes.append(f"{example.path.name}: {crop.side} pixels, enlarged to {resolution}; it will be soft")
+            pictures.append(to_tensor(picture.resize(target, Image.Resampling.LANCZOS)))
+            masks.append(mask if mask is None else to_tensor(mask.resize(target, Image.Resampling.BILINEAR)))
+        pixels = torch.stack(pictures).float() / 127.5 - 1
+        if all(mask is None for mask in masks):
+            return pixels, None
+        white = torch.full((1, *target), 255, dtype=torch.uint8)
+        return pixels, torch.stack([white if mask is None else mask for mask in masks]).float() / 255
+
+
+def load_concept(folder: str | Path, noun: str, *, token: str | None = None) -> Concept:
+    """Reads a folder of 1 to 30 pictures of one thing.
+
+    Args:
+        folder: jpg, jpeg, png, webp, bmp, gif (first frame) or avif files; captions and masks beside them are read, see
+            `diffadapt.data.folder`. Crop policy: see `diffadapt.data.picture`.
+        noun: what it is one of, for example "cat"; a word that the base knows.
+        token: the word to teach, without blanks. Default: the folder's name as "<name>".
+
+    Raises:
+        Refused: no folder, no or too many pictures, a picture, caption or mask that cannot be used (names the file),
+            an empty noun, a token with blanks.
+    """
+    folder = Path(folder).expanduser()
+    noun = " ".join(noun.split())
+    if not noun:
+        raise Refused('the class noun is empty; say what the pictures show one of, for example noun="cat"')
+    examples, notes = list_folder(folder)
+    if token is None:
+        slug = re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-")
+        if not slug:
+            raise Refused(f'no token can be made of the folder name "{folder.name}"; give one, such as token="<it>"')
+        token = f"<{slug}>"
+    if not token or token.split() != [token]:
+        raise Refused(f"token {token!r} is not one word; expected one without blanks, such as '<{noun.split()[0]}-1>'")
+    if token.lower() == noun.lower():
+        raise Refused(f"token {token!r} is the class noun itself; take another word, such as '<{noun.split()[0]}-1>'")
+    if len(examples) > MAX_PICTURES:
+        raise Refused(
+            f"{folder} holds {len(examples)} pictures; a concept is 1 to {MAX_PICTURES}: keep the best, or load them as"
+            " a captioned folder (load_captioned)"
+        )
+    return Concept(folder, noun, token, examples, notes)
+
+
+def _read_square(
+    example: Example, notes: list[str], kept: int = _KEPT_SIDE
+) -> tuple[Image.Image, Image.Image | None, Crop]:
+    """The cropped square of a picture and of its mask, reduced to at most `kept` pixels, never enlarged."""
+    picture, whole = example.open(notes)
+    square, mask, crop = fit(picture, min(*picture.size, kept), whole)
+    if whole is not None:
+        inside = sum(whole.crop(crop.box).histogram()[128:]) / max(1, sum(whole.histogram()[128:]))
+        if inside < 0.9:
+            notes.append(f"{example.path.name}: the square crop cuts {1 - inside:.0%} of the mask off")
+    return square, mask, crop
+
+
+def _note_duplicates(concept: Concept) -> None:
+    first: dict[str, str] = {}
+    for example, content in zip(concept.examples, concept.contents, strict=True):
+        if content in first:
+            concept.notes.append(f"{example.path.name}: the same file as {first[content]}, so it counts twice")
+        first.setdefault(content, example.path.name)

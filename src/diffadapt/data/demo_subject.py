@@ -1,0 +1,230 @@
+"""Draws the demo's subject: Tuli, a mint-green rabbit with one folded ear, a violet eye patch and a striped red scarf.
+
+Tuli was made up for this project. Six pictures show the same character in other poses on other backgrounds of the
+embedded base's world, each with a caption that says where it is and a mask that says which pixels are Tuli.
+
+    python -m diffadapt.data.demo_subject photos      # -> photos/tuli/0.png, 0.txt, 0-masklabel.png, ...
+"""
+
+import io
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from ..files import write_atomic
+from .world import BACKGROUNDS
+
+NAME, NOUN = "tuli", "rabbit"
+SUPERSAMPLING = 4  # drawn this much larger than asked for, then reduced
+
+Colour = tuple[int, int, int]
+MINT: Colour = (112, 214, 184)
+SHADE: Colour = (38, 110, 104)  # outlines
+CREAM: Colour = (255, 244, 222)
+CORAL: Colour = (238, 84, 84)
+GOLD: Colour = (255, 208, 74)
+VIOLET: Colour = (126, 84, 186)
+INK: Colour = (40, 34, 56)
+BLUSH: Colour = (250, 160, 160)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pose:
+    """What changes from picture to picture; what does not is Tuli.
+
+    Args:
+        background: a word of `world.BACKGROUNDS`.
+        height: of the standing figure, as a share of the picture.
+        x, y: the figure's middle, as a share of the picture.
+        tilt: in degrees, anticlockwise.
+        arms: angle of the left and the right arm in degrees: 0 hangs, 150 waves.
+        eyes: "open", "shut" or "wink".
+        look: where the pupils go, (right, down), each -1 to 1.
+        sits: with the feet to the front.
+    """
+
+    background: str
+    height: float = 0.74
+    x: float = 0.5
+    y: float = 0.5
+    tilt: float = 0.0
+    arms: tuple[float, float] = (18.0, 18.0)
+    eyes: str = "open"
+    look: tuple[float, float] = (0.0, 0.0)
+    sits: bool = False
+
+
+POSES: tuple[Pose, ...] = (
+    Pose(background="yellow", height=0.8),
+    Pose(background="blue", tilt=10, arms=(18, 150), look=(0.6, -0.4)),
+    Pose(background="pink", sits=True, eyes="shut", height=0.78),
+    Pose(background="meadow", tilt=-8, arms=(140, 140), height=0.7, y=0.47, look=(0, -0.8)),
+    Pose(background="white", sits=True, tilt=-12, arms=(30, 40), look=(-0.9, 0.2), height=0.74),
+    Pose(background="purple", tilt=6, arms=(150, 30), eyes="wink", height=0.64, look=(0.3, 0.3)),
+)
+
+
+def draw_demo_subject(folder: str | Path, *, size: int = 256) -> Path:
+    """Draws the pictures, captions and masks into `folder/tuli`, the same bytes every time.
+
+    Args:
+        folder: where the concept's folder goes; made when it is not there.
+        size: side of the pictures in pixels, 16 to 1024.
+
+    Returns:
+        the concept's folder, for `load_concept(folder, "rabbit")`
+    """
+    if not 16 <= size <= 1024:
+        raise ValueError(f"size: expected 16 to 1024 pixels, got {size}")
+    concept = Path(folder) / NAME
+    for number, pose in enumerate(POSES):
+        picture, mask = draw(pose, size)
+        write_atomic(concept / f"{number}.png", _png(picture))
+        write_atomic(concept / f"{number}-masklabel.png", _png(mask))
+        write_atomic(concept / f"{number}.txt", caption(pose) + "\n")
+    return concept
+
+
+def caption(pose: Pose) -> str:
+    """What is said about a picture, in the words of the embedded base: "a [token] rabbit at night"."""
+    return f"a {'large ' if pose.height >= 0.72 else ''}[token] {NOUN} {BACKGROUNDS[pose.background][0]}"
+
+
+def draw(pose: Pose, size: int) -> tuple[Image.Image, Image.Image]:
+    """One picture.
+
+    Returns:
+        the picture (RGB) and its mask (L, 255 on the figure), both `size` pixels square
+    """
+    side = size * SUPERSAMPLING
+    figure = Figure(side, pose).image.rotate(
+        pose.tilt, Image.Resampling.BICUBIC, translate=((pose.x - 0.5) * side, (pose.y - 0.5) * side)
+    )
+    whole = _background(pose.background, side)
+    whole.paste(figure, mask=figure.getchannel("A"))
+    target = (size, size)
+    return whole.resize(target, Image.Resampling.LANCZOS), figure.getchannel("A").resize(target, Image.Resampling.BOX)
+
+
+class Figure:
+    """Tuli upright in the middle of a transparent square, drawn back to front in units of a hundredth of its height.
+
+    Args:
+        side: of the square in pixels.
+        pose: see `Pose`; background, place and tilt do not matter here.
+    """
+
+    def __init__(self, side: int, pose: Pose) -> None:
+        self.image = Image.new("RGBA", (side, side), (*SHADE, 0))
+        self.unit = side * pose.height / 100
+        self.origin = side / 2 - 50 * self.unit
+        self.pen = ImageDraw.Draw(self.image)
+        self.drop = 5.0 if pose.sits else 0.0  # a sitting body sinks between the feet
+        self._ears()
+        if not pose.sits:
+            self._feet(apart=9.5, y=95)
+        self._body()
+        if pose.sits:
+            self._feet(apart=15.5, y=92)
+        self._arms(pose.arms)
+        self._head(pose)
+        self._scarf()
+
+    def _ears(self) -> None:
+        y = self.drop
+        self.blob(39, 17 + y, 7.6, 18, MINT, turn=-9, line=1.3)
+        self.blob(38.6, 18.5 + y, 3.7, 12.5, BLUSH, turn=-9)
+        self.blob(61, 20 + y, 7.6, 12, MINT, turn=16, line=1.3)  # the folded ear: up to the knee,
+        self.blob(71.5, 19 + y, 6.8, 13.5, MINT, turn=-48, line=1.3)  # then down to the side
+        self.blob(73, 20.8 + y, 3.3, 9, BLUSH, turn=-48)
+
+    def _feet(self, *, apart: float, y: float) -> None:
+        for side in (-1, 1):
+            self.blob(50 + side * apart, y, 9, 5.6, MINT, line=1.3)
+            if apart > 12:  # seen from below
+                self.blob(50 + side * apart, y - 0.3, 4.6, 3, BLUSH)
+
+    def _body(self) -> None:
+        self.blob(50, 78 + self.drop / 3, 18.5, 18, MINT, line=1.3)
+        self.blob(50, 82 + self.drop / 3, 11.5, 11.5, CREAM)
+
+    def _arms(self, angles: tuple[float, float]) -> None:
+        for side, angle in zip((-1, 1), angles, strict=True):
+            turn = math.radians(angle)
+            x, y = 50 + side * (15 + 9.5 * math.sin(turn)), 69 + self.drop / 2 + 9.5 * math.cos(turn)
+            self.blob(x, y, 5.4, 10.5, MINT, turn=-side * angle, line=1.3)
+
+    def _head(self, pose: Pose) -> None:
+        y = self.drop
+        self.blob(50, 43 + y, 26.5, 21.5, MINT, line=1.3)
+        self.blob(61.5, 40.5 + y, 9.6, 10.4, VIOLET, turn=-12)  # the patch
+        for side in (-1, 1):
+            self.blob(50 + side * 18.5, 51.5 + y, 4.4, 2.9, BLUSH)
+        self.blob(50, 52.5 + y, 9.6, 7, CREAM)
+        self.blob(50, 48.8 + y, 3.2, 2.3, CORAL)
+        self.curve(46.9, 52.6 + y, 3.1, 2.6, 0, 180, INK, 1.3)
+        self.curve(53.1, 52.6 + y, 3.1, 2.6, 0, 180, INK, 1.3)
+        for side in (-1, 1):
+            x, eye = 50 + side * 11, 41 + y
+            if pose.eyes == "shut" or (pose.eyes == "wink" and side < 0):
+                self.curve(x, eye + 1.5, 4, 3.4, 200, 340, INK if side < 0 else CREAM, 1.9)
+                continue
+            self.blob(x, eye, 4.9, 5.7, (255, 255, 255))
+            dx, dy = pose.look[0] * 1.3, pose.look[1] * 1.5
+            self.blob(x + dx, eye + dy, 3.7, 4.5, INK)
+            self.blob(x + dx - 1.2, eye + dy - 1.7, 1.4, 1.4, (255, 255, 255))
+
+    def _scarf(self) -> None:
+        y = 65.5 + self.drop * 0.8
+        self.blob(62, y + 9, 5, 11, CORAL, turn=-10, line=1.3)  # the loose end
+        self.blob(63.3, y + 12.6, 4.6, 2, GOLD, turn=-10)
+        self.blob(50, y, 18.5, 5.4, CORAL, line=1.3)
+        for x in (-12, -4, 4, 12):
+            self.blob(50 + x, y + 0.2, 1.7, 4.6 - abs(x) / 9, GOLD, turn=-x)
+
+    def blob(
+        self, x: float, y: float, width: float, height: float, colour: Colour, *, turn: float = 0.0, line: float = 0.0
+    ) -> None:
+        """An ellipse with half-axes `width` and `height`, turned clockwise by `turn` degrees, outlined if `line`."""
+        if line:
+            self.pen.polygon(self._ellipse(x, y, width + line, height + line, turn), fill=(*SHADE, 255))
+        self.pen.polygon(self._ellipse(x, y, width, height, turn), fill=(*colour, 255))
+
+    def curve(
+        self, x: float, y: float, width: float, height: float, start: float, end: float, colour: Colour, thick: float
+    ) -> None:
+        """Part of an ellipse's edge, in degrees clockwise from the right, with round ends."""
+        steps = 24
+        for i in range(steps + 1):
+            turn = math.radians(start + (end - start) * i / steps)
+            self.blob(x + width * math.cos(turn), y + height * math.sin(turn), thick / 2, thick / 2, colour)
+
+    def _ellipse(self, x: float, y: float, width: float, height: float, turn: float) -> list[tuple[float, float]]:
+        c, s = math.cos(math.radians(turn)), math.sin(math.radians(turn))
+        edge = [(width * math.cos(a), height * math.sin(a)) for a in (math.tau * i / 72 for i in range(72))]
+        return [
+            (self.origin + self.unit * (x + c * u - s * v), self.origin + self.unit * (y + s * u + c * v)) for u, v in edge
+        ]
+
+
+def _background(word: str, side: int) -> Image.Image:
+    """A background of the embedded base's world: one colour, or sky and ground with a soft horizon."""
+    _, top, bottom, horizon = BACKGROUNDS[word]
+    column = Image.new("RGB", (1, side))
+    for y in range(side):
+        share = 0.0 if horizon is None else 1 / (1 + math.exp(-((y + 0.5) / side - horizon) * 64))
+        column.putpixel((0, y), tuple(round(a * (1 - share) + b * share) for a, b in zip(top, bottom, strict=True)))
+    return column.resize((side, side))
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    print(draw_demo_subject(sys.argv[1] if len(sys.argv) > 1 else "photos"))

@@ -1,0 +1,183 @@
+"""Prompts to measure with: the concept in other contexts, and what has nothing to do with the concept (drift).
+
+For ordinary bases the first kind are the 25 prompts of the DreamBooth benchmark (Ruiz et al. 2023, arXiv:2208.12242;
+github.com/google/dreambooth, dataset/prompts_and_classes.txt, CC-BY 4.0): one list for objects, one for live subjects.
+A base with a small vocabulary, the embedded one, is asked within the grammar of its world instead.
+"""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..errors import Refused
+from .scenes import KIND_OF, World, caption, sample_scene
+from .world import BACKGROUNDS, POSITIONS, STYLES
+
+# "{}" is the subject: token and class noun.
+_CONTEXTS = (
+    "a {} in the jungle", "a {} in the snow", "a {} on the beach", "a {} on a cobblestone street",
+    "a {} on top of pink fabric", "a {} on top of a wooden floor", "a {} with a city in the background",
+    "a {} with a mountain in the background", "a {} with a blue house in the background",
+    "a {} on top of a purple rug in a forest",
+)  # fmt: skip
+_PROPERTIES = ("a red {}", "a purple {}", "a shiny {}", "a wet {}", "a cube shaped {}")
+OBJECT_PROMPTS: tuple[str, ...] = (
+    *_CONTEXTS,
+    "a {} with a wheat field in the background", "a {} with a tree and autumn leaves in the background",
+    "a {} with the Eiffel Tower in the background", "a {} floating on top of water",
+    "a {} floating in an ocean of milk", "a {} on top of green grass with sunflowers around it",
+    "a {} on top of a mirror",
+    "a {} on top of the sidewalk in a crowded street", "a {} on top of a dirt road", "a {} on top of a white rug",
+    *_PROPERTIES,
+)  # fmt: skip
+LIVE_PROMPTS: tuple[str, ...] = (
+    *_CONTEXTS,
+    "a {} wearing a red hat", "a {} wearing a santa hat", "a {} wearing a rainbow scarf",
+    "a {} wearing a black top hat and a monocle", "a {} in a chef outfit", "a {} in a firefighter outfit",
+    "a {} in a police outfit", "a {} wearing pink glasses", "a {} wearing a yellow shirt",
+    "a {} in a purple wizard outfit",
+    *_PROPERTIES,
+)  # fmt: skip
+
+# A class noun is live when its last word is here and no word of it says that it is a likeness.
+LIVE_NOUNS: frozenset[str] = frozenset({
+    *(noun for noun, kind in KIND_OF.items() if kind == "animal"),
+    "animal", "pet", "puppy", "kitten", "pony", "foal", "calf", "lamb", "sheep", "donkey", "bear", "panda", "hare",
+    "ferret", "squirrel", "beaver", "turtle", "tortoise", "hen", "chicken", "goose", "crow", "raven", "seal",
+    "walrus", "wildcat", "insect", "spider", "person", "man", "woman", "boy", "girl", "child", "kid", "baby",
+    "toddler", "lady", "guy", "human",
+})  # fmt: skip
+_LIKENESSES = frozenset({
+    "stuffed", "toy", "plush", "plushie", "doll", "figurine", "figure", "statue", "sculpture", "cartoon", "emoji",
+    "robot",
+})  # fmt: skip
+
+# Our own list for bases with an open vocabulary: everyday things, places, people, materials, styles; nothing rare.
+GENERAL_PROMPTS: tuple[str, ...] = (
+    "a photo of a mountain lake at sunrise", "a bowl of fruit on a kitchen table", "a red bicycle against a brick wall",
+    "a sailing boat on a calm sea", "an old stone bridge over a river", "a city street at night in the rain",
+    "a cup of coffee and a book", "a wooden chair in an empty room", "a steam train crossing a valley",
+    "a field of sunflowers under a blue sky", "a lighthouse on a cliff", "a slice of chocolate cake on a plate",
+    "a portrait of an old man with a beard", "a woman reading on a park bench", "a child flying a kite",
+    "a horse running on a meadow", "a flock of birds over the ocean", "a dog sleeping on a sofa",
+    "a cat looking out of a window", "a snowy forest in winter", "a yellow taxi in heavy traffic",
+    "a castle on a hill, oil painting", "a pencil drawing of a sailing ship", "a watercolor painting of a village",
+    "an isometric illustration of a small house", "a black and white photo of a staircase",
+    "a vase of tulips on a windowsill", "a guitar leaning against a wall", "a hot air balloon over a desert",
+    "a bookshelf full of old books", "a spaceship above a strange planet, digital art", "a close-up of a green leaf",
+    "a plate of spaghetti with tomato sauce", "a desk with a laptop and a lamp", "a market stall with vegetables",
+    "a wooden cabin beside a waterfall", "a pair of leather shoes", "a clock tower in a town square",
+    "a glass of orange juice", "an airplane taking off from a runway",
+)  # fmt: skip
+
+
+def is_live(noun: str) -> bool:
+    """Whether the benchmark treats a class noun as live: "cat" is, "stuffed animal" and "vase" are not."""
+    words = _words(noun)
+    return bool(words) and words[-1] in LIVE_NOUNS and not _LIKENESSES & set(words)
+
+
+def benchmark_prompts(noun: str, token: str, world: World | None) -> list[str]:
+    """25 prompts that put the concept in other contexts.
+
+    Args:
+        noun: the class noun, "cat".
+        token: the concept's token, "<biscuit>"; empty for the same prompts without the concept, which the untouched
+            base is asked.
+        world: the world of a base with a small vocabulary, or None for the DreamBooth benchmark's own prompts.
+
+    Returns:
+        25 different prompts, always the same for the same arguments; fewer only for a world too small for 25.
+    """
+    subject = f"{token} {noun}".strip()
+    if world is None:
+        templates = LIVE_PROMPTS if is_live(noun) else OBJECT_PROMPTS
+        return [_article(template.format(subject), noun, token) for template in templates]
+    return [_article(prompt, noun, token) for prompt in _world_prompts(noun, subject, world)]
+
+
+def drift_prompts(
+    world: World | None, count: int = 25, seed: int = 0, *, without: str | Sequence[str] = ()
+) -> list[str]:
+    """Prompts that have nothing to do with a concept: what the base draws for them should not change.
+
+    Args:
+        world: the world of a base with a small vocabulary, or None for `GENERAL_PROMPTS`.
+        count: how many, all different.
+        seed: which ones.
+        without: the concept's noun or nouns; no word of them occurs in a prompt.
+
+    Raises:
+        Refused: there are not `count` different prompts without those words.
+    """
+    banned = {word for noun in ([without] if isinstance(without, str) else without) for word in _words(noun)}
+    banned |= {word + "s" for word in banned}
+    rng = np.random.default_rng(seed)
+    if world is None:
+        allowed = [prompt for prompt in GENERAL_PROMPTS if not banned & set(_words(prompt))]
+        prompts = [allowed[i] for i in rng.permutation(len(allowed))[:count]]
+    else:
+        prompts = _scene_prompts(world, count, rng, banned)
+    if len(prompts) < count:
+        raise Refused(
+            f"asked for {count} drift prompts without {', '.join(sorted(banned)) or 'any word'}; there are"
+            f" {len(prompts)}: ask for fewer"
+        )
+    return prompts
+
+
+def _scene_prompts(world: World, count: int, rng: np.random.Generator, banned: set[str]) -> list[str]:
+    nouns = tuple(noun for noun in world.nouns if not banned & set(_words(noun)))
+    styles = tuple(style for style in world.styles if style not in banned)
+    backgrounds = tuple(word for word in world.backgrounds if not banned & set(_words(BACKGROUNDS[word][0])))
+    if not (nouns and styles and backgrounds):
+        return []
+    rest = World(nouns=nouns, styles=styles, backgrounds=backgrounds)
+    prompts: dict[str, None] = {}
+    for _ in range(50 * count):  # a small world repeats itself; enough tries to see all of it
+        if len(prompts) == count:
+            break
+        prompt = caption(sample_scene(rng, rest))
+        if not banned & set(_words(prompt)):
+            prompts[prompt] = None
+    return list(prompts)
+
+
+def _world_prompts(noun: str, subject: str, world: World) -> list[str]:
+    """In the order of words of `scenes.caption`: size, style, noun, position, background."""
+    grounds = [BACKGROUNDS[word][0] for word in world.backgrounds]
+    rng = np.random.default_rng(0)
+    grounds = [grounds[i] for i in rng.permutation(len(grounds))]
+    others = [other for other in world.nouns if other not in _words(noun)]
+    others = [others[i] for i in rng.permutation(len(others))] or ["thing"]
+    known = [style for style, _ in STYLES if style in world.styles] or list(world.styles)
+
+    def ground(index: int) -> str:
+        return grounds[index % len(grounds)]
+
+    def other(index: int) -> str:
+        name = f"{known[index % len(known)]} {others[index % len(others)]}"
+        return ("an " if name[0] in "aeiou" else "a ") + name
+
+    where = [POSITIONS[word][0] for word in ("left", "right", "top", "bottom")]
+    prompts = [f"a {subject} {ground(i)}" for i in range(min(9, len(grounds)))]
+    prompts += [f"a {subject} {place} {ground(9 + i)}" for i, place in enumerate(where)]
+    prompts += [f"a {size} {subject} {ground(13 + i)}" for i, size in enumerate(("small", "large"))]
+    prompts += [f"a {known[i % len(known)]} {subject} {ground(15 + i)}" for i in range(4)]
+    prompts += [f"a {subject} next to {other(i)} {ground(19 + i)}" for i in range(4)]
+    prompts += [f"{other(4)} above a {subject} {ground(23)}", f"a {subject} above {other(5)} {ground(24)}"]
+    # What a smaller world leaves open is filled with sizes at places.
+    spare = [f"a small {subject} {place} {ground(i)}" for i in range(len(grounds)) for place in where]
+    return list(dict.fromkeys(prompts + spare))[:25]
+
+
+def _article(prompt: str, noun: str, token: str) -> str:
+    """Without a token, "a owl" becomes "an owl"; with one, the benchmark's "a" stays."""
+    if token or noun[0].lower() not in "aeiou":
+        return prompt
+    return re.sub(rf"\ba {re.escape(noun)}\b", f"an {noun}", prompt)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[\w-]+", text.lower())
