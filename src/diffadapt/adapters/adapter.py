@@ -1,0 +1,151 @@
+"""The contract between a method, the layers it adapts and the attachment that owns them.
+
+A method is a frozen config (`Method`) that builds one `Adapter` per layer. An adapter wraps its layer and stands in
+its place in the module tree: `forward` is the cheapest way to compute the adapted output, and a `Mergeable` adapter
+also states the adapted weight. A contract test holds the two against each other for every method.
+
+`forward` never writes state. What changes state is a verb that the recipe calls: `project_()` after the optimizer
+step, `receive()` before a step or a generation.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import Refused
+
+
+@dataclass(frozen=True, kw_only=True)
+class SideInputs:
+    """What a recipe or a sampler knows beside the layer's input; an adapter names the fields it `needs`.
+
+    Args:
+        timesteps: (N,) the noise level of each row, in training steps of the base's schedule.
+        token_ids: (N, L) the tokenized prompts, the unconditional rows included.
+        text: (N, L, D) the encoded prompts.
+        control: {name: (N, C, H, W)} control features.
+        task: index of the task in a sequence.
+    """
+
+    timesteps: Tensor | None = None
+    token_ids: Tensor | None = None
+    text: Tensor | None = None
+    control: Mapping[str, Tensor] | None = None
+    task: int | None = None
+
+
+SIDE_INPUTS = frozenset(field.name for field in fields(SideInputs))
+
+
+class Adapter(nn.Module, ABC):
+    """One adapted layer. `layer` is the base's (or another adapter on it) and frozen; all else here trains and is saved.
+
+    `strength` is 1 as trained and 0 for the base, bit for bit; each method defines the values between so that its own
+    invariant holds at every strength.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self.strength = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output, adapted: (..., in) -> (..., out), or (N, C, H, W) for convolutions."""
+        return self.adapted(x) if self.strength != 0 else self.layer(x)
+
+    @abstractmethod
+    def adapted(self, x: Tensor) -> Tensor:
+        """`forward` at a strength other than 0."""
+
+    def receive(self, side: SideInputs) -> None:
+        """Takes the side inputs named in `needs`; called once per training step and once per generation."""
+
+    def penalty(self) -> Tensor | None:
+        """A scalar that training adds to the loss, or None."""
+        return None
+
+    def project_(self) -> None:
+        """Moves the parameters back to where the method allows them; called after each optimizer step."""
+
+    def own_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """(name, parameter) of what this adapter trains, the wrapped layer's left out."""
+        return ((n, p) for n, p in self.named_parameters() if not n.startswith("layer."))
+
+    def own_state(self) -> dict[str, Tensor]:
+        """What is saved: parameters and persistent buffers, the wrapped layer's left out."""
+        return {n: t for n, t in self.state_dict().items() if not n.startswith("layer.")}
+
+    def innermost(self) -> nn.Module:
+        """The base's own layer under all adapters."""
+        layer = self.layer
+        while isinstance(layer, Adapter):
+            layer = layer.layer
+        return layer
+
+
+class Mergeable(Adapter):
+    """An adapter whose effect is a change of the weight, the same for every input."""
+
+    @abstractmethod
+    def weight(self, w0: Tensor) -> Tensor:
+        """The adapted weight at the current strength, for a layer whose weight is `w0`, in w0's shape."""
+
+    def bias(self, b0: Tensor | None) -> Tensor | None:
+        """The adapted bias at the current strength."""
+        return b0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """A method's settings, and how it builds the adapter of one layer."""
+
+    name: ClassVar[str]
+
+    def default_roles(self, known: Iterable[str]) -> list[str]:
+        """The roles to adapt when the user names none; `known` are the base's. The denoiser's attention."""
+        return [role for role in known if role.startswith(("self_attention.", "cross_attention."))]
+
+    def adapts(self, layer: nn.Module) -> bool:
+        """Whether this method has something to change in such a layer; others are passed over when roles are broad."""
+        return isinstance(layer, nn.Linear | nn.Conv2d)
+
+    @abstractmethod
+    def build(self, layer: nn.Module, path: str, generator: torch.Generator) -> Adapter:
+        """One adapter. `generator` is the only source of randomness.
+
+        Raises:
+            Refused: the settings do not fit the layer; names `path`.
+        """
+
+    def share(self, adapters: Sequence[Adapter]) -> None:
+        """Computes once what all layers need; called once per training step and once per generation."""
+
+
+def effective_weight(layer: nn.Module) -> Tensor:
+    """The weight that a layer computes with, the adapters on it included.
+
+    Raises:
+        Refused: an adapter on the layer depends on the input, so that no such weight exists.
+    """
+    if not isinstance(layer, Adapter):
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        return weight
+    if not isinstance(layer, Mergeable):
+        raise Refused(f"{type(layer).__name__} depends on its input and has no merged weight; sample with it attached")
+    inner = effective_weight(layer.layer)
+    return layer.weight(inner) if layer.strength != 0 else inner
+
+
+def effective_bias(layer: nn.Module) -> Tensor | None:
+    """The bias that a layer computes with, the adapters on it included; None where there is none."""
+    if not isinstance(layer, Mergeable):
+        return getattr(layer, "bias", None)
+    inner = effective_bias(layer.layer)
+    return layer.bias(inner) if layer.strength != 0 else inner

@@ -1,0 +1,470 @@
+"""Putting a method on a base, and the handle that owns what was put there.
+
+    attachment = attach(base, LoRA(rank=4), roles=["cross_attention.*"])
+    ...                                   # train attachment.parameters()
+    attachment.strength = 0.5
+    attachment.save("a.safetensors")
+    attachment.detach()                   # the base is again what it was, bit for bit
+"""
+
+import copy
+import dataclasses
+import datetime
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..config import check
+from ..errors import Refused
+from ..files import load_tensors, save_tensors
+from .adapter import SIDE_INPUTS, Adapter, Mergeable, Method, SideInputs, effective_bias, effective_weight
+from .methods import METHODS
+from .token import Token, TokenAdapter
+
+FORMAT_VERSION = 1
+TOKEN_ROLE = "text.token_embedding"
+
+
+class AdaptableBase(Protocol):
+    """What `attach` needs of a base; `bases.Base` is one."""
+
+    name: str
+    roles: dict[str, tuple[str, ...]]
+    attachments: list["Attachment"]
+    tokenizer: object
+
+    fingerprint: str
+
+    def module(self, path: str) -> nn.Module: ...
+    def replace_(self, path: str, module: nn.Module) -> None: ...
+    def select(self, patterns: Sequence[str]) -> dict[str, str]: ...
+    def freeze_(self) -> None: ...
+
+
+class Attachment:
+    """All adapters of one training on one base: parameters, strength, detach, merge, save.
+
+    Attributes:
+        base: the base it stands on.
+        method: the method's settings.
+        roles: the role patterns it was attached with.
+        tokens: new token -> the text whose embedding it started from.
+        adapters: layer path -> adapter; the token adapters are among them.
+    """
+
+    def __init__(
+        self,
+        base: AdaptableBase,
+        method: Method,
+        roles: Sequence[str],
+        tokens: Mapping[str, str],
+        adapters: dict[str, Adapter],
+    ) -> None:
+        self.base, self.method, self.roles, self.tokens, self.adapters = base, method, list(roles), dict(tokens), adapters
+        self._strength, self._enabled, self._attached = 1.0, True, False
+        self._unmerged: dict[str, nn.Module | dict[str, Tensor]] | None = None
+
+    # --- on and off ---------------------------------------------------------------------------------------------------
+
+    @property
+    def strength(self) -> float:
+        """0 is the base, 1 as trained; other values, negative and above 1 too, as the method defines them."""
+        return self._strength
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        self._strength = float(value)
+        self._apply_strength()
+
+    @property
+    def enabled(self) -> bool:
+        """False switches the adapters off without forgetting the strength."""
+        return self._enabled
+
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        self._enabled = bool(value)
+        self._apply_strength()
+
+    def _apply_strength(self) -> None:
+        if self._unmerged is not None:
+            raise Refused("the strength of a merged attachment is fixed; call unmerge_() first")
+        for adapter in self.adapters.values():
+            adapter.strength = self._strength if self._enabled else 0.0
+
+    def attach_(self) -> None:
+        """Puts the adapters on their layers, outermost of what stands there."""
+        if self._attached:
+            raise Refused("this attachment is on its base already")
+        for path, adapter in self.adapters.items():
+            adapter.layer = self.base.module(path)
+            self.base.replace_(path, adapter)
+        self._attached = True
+        self.base.attachments.append(self)
+        renew_tokenizer(self.base)
+
+    def detach(self) -> None:
+        """Takes the adapters off; what is under them is the same module objects as before."""
+        if self._unmerged is not None:
+            self.unmerge_()
+        if not self._attached:
+            return
+        for path, adapter in self.adapters.items():
+            outer = self.base.module(path)
+            if outer is adapter:
+                self.base.replace_(path, adapter.layer)
+                continue
+            while isinstance(outer, Adapter) and outer.layer is not adapter:
+                outer = outer.layer
+            outer.layer = adapter.layer
+        self._attached = False
+        self.base.attachments.remove(self)
+        renew_tokenizer(self.base)
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether the base's weights hold the adapted ones now."""
+        return self._unmerged is not None
+
+    # --- training -----------------------------------------------------------------------------------------------------
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """("<layer path>.<parameter>", parameter) of all that trains."""
+        for path, adapter in self.adapters.items():
+            for name, parameter in adapter.own_parameters():
+                yield f"{path}.{name}", parameter
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        return (parameter for _, parameter in self.named_parameters())
+
+    def train(self, mode: bool = True) -> None:
+        """Training mode of the adapters (dropout); the base stays in evaluation mode."""
+        for adapter in self.adapters.values():
+            adapter.training = mode
+
+    def begin(self, side: SideInputs) -> None:
+        """Before a training step or a generation: hands out side inputs and lets the method compute what layers share.
+
+        Raises:
+            Refused: an adapter needs a side input that is not there.
+        """
+        for path, adapter in self.adapters.items():
+            missing = sorted(name for name in adapter.needs if getattr(side, name) is None)
+            if missing:
+                raise Refused(f"{type(adapter).__name__} on {path} needs {', '.join(missing)}, which was not given")
+            if adapter.needs:
+                adapter.receive(side)
+        self.method.share([a for a in self.adapters.values() if not isinstance(a, TokenAdapter)])
+
+    def penalty(self) -> Tensor | None:
+        """The sum of the adapters' penalties, a scalar to add to the loss, or None."""
+        terms = [p for p in (adapter.penalty() for adapter in self.adapters.values()) if p is not None]
+        return torch.stack(terms).sum() if terms else None
+
+    def project_(self) -> None:
+        """After each optimizer step: every adapter returns to where its method allows it."""
+        with torch.no_grad():
+            for adapter in self.adapters.values():
+                adapter.project_()
+
+    # --- merging ------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def merge_(self) -> None:
+        """Writes the adapted weights into the base at the present strength, so that sampling costs nothing more.
+
+        Raises:
+            Refused: an adapter depends on its input, or another attachment stands beneath this one.
+        """
+        if self._unmerged is not None or not self._attached:
+            raise Refused("merge_() needs an attachment that is on its base and not merged yet")
+        for path, adapter in self.adapters.items():
+            if isinstance(adapter.layer, Adapter):
+                raise Refused(f"another attachment stands beneath this one on {path}; merge that one first")
+            if not isinstance(adapter, Mergeable | TokenAdapter):
+                raise Refused(f"{type(adapter).__name__} on {path} depends on its input and cannot be merged")
+        kept: dict[str, nn.Module | dict[str, Tensor]] = {}
+        for path, adapter in self.adapters.items():
+            layer = adapter.layer
+            if isinstance(adapter, TokenAdapter):
+                table = _table_with_rows(layer, adapter.rows())
+                self._put_below(path, adapter, table)
+                kept[path] = layer
+                continue
+            before = {name: p.detach().clone() for name, p in layer.named_parameters(recurse=False)}
+            weight, bias = effective_weight(adapter), effective_bias(adapter)
+            if (held := getattr(layer, "weight", None)) is not None:
+                held.copy_(weight)
+            if (held := getattr(layer, "bias", None)) is not None and bias is not None:
+                held.copy_(bias)
+            kept[path] = before
+            self._put_below(path, adapter, layer)
+        self._unmerged = kept
+
+    def _put_below(self, path: str, adapter: Adapter, layer: nn.Module) -> None:
+        """Takes `adapter` out of the chain at `path` and leaves `layer` in its place."""
+        outer = self.base.module(path)
+        if outer is adapter:
+            self.base.replace_(path, layer)
+            return
+        while isinstance(outer, Adapter) and outer.layer is not adapter:
+            outer = outer.layer
+        outer.layer = layer
+
+    @torch.no_grad()
+    def unmerge_(self) -> None:
+        """Undoes `merge_`: the base's weights come back bit for bit and the adapters stand on their layers again.
+
+        Raises:
+            Refused: it is not merged.
+        """
+        if self._unmerged is None:
+            raise Refused("unmerge_() needs a merged attachment")
+        for path, kept in self._unmerged.items():
+            adapter = self.adapters[path]
+            if isinstance(kept, dict):
+                layer = adapter.layer
+                for name, value in kept.items():
+                    layer.get_parameter(name).copy_(value)
+            below = adapter.layer if isinstance(kept, dict) else _innermost(self.base.module(path))
+            outer = self.base.module(path)
+            if outer is below:
+                self.base.replace_(path, adapter)
+                continue
+            while isinstance(outer, Adapter) and outer.layer is not below:
+                outer = outer.layer
+            outer.layer = adapter
+        self._unmerged = None
+
+    # --- files --------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """{"<layer path>.<parameter>": tensor}: what is saved."""
+        return {f"{path}.{n}": t for path, a in self.adapters.items() for n, t in a.own_state().items()}
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copies saved values in.
+
+        Raises:
+            Refused: a name is missing or unknown, or a shape does not fit; says which.
+        """
+        own = self.state_dict()
+        for problem, names in (("lacks", own.keys() - tensors.keys()), ("has unknown", tensors.keys() - own.keys())):
+            if names:
+                raise Refused(f"the adapter file {problem} {len(names)} tensor(s), the first {min(names)}")
+        for name, tensor in own.items():
+            if tensor.shape != tensors[name].shape:
+                raise Refused(f"{name}: expected shape {tuple(tensor.shape)}, the file has {tuple(tensors[name].shape)}")
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(tensors[name])
+
+    def save(self, path: str | Path, metadata: Mapping[str, str] | None = None) -> Path:
+        """Writes one safetensors file, atomically, with all that is needed to load it again.
+
+        Args:
+            path: where to.
+            metadata: more entries for the file's header, for example the run's settings.
+        """
+        header = {
+            "format": "diffadapt",
+            "format_version": str(FORMAT_VERSION),
+            "method": self.method.name,
+            "config": json.dumps(dataclasses.asdict(self.method)),
+            "roles": json.dumps(self.roles),
+            "tokens": json.dumps(self.tokens),
+            "base": self.base.name,
+            "base_fingerprint": self.base.fingerprint,
+            "diffadapt_version": package_version(),
+            "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        }
+        return save_tensors(path, self.state_dict(), {**header, **(metadata or {})})
+
+
+def attach(
+    base: AdaptableBase,
+    method: Method,
+    roles: Sequence[str] | None = None,
+    *,
+    tokens: Mapping[str, str] | None = None,
+    seed: int = 0,
+) -> Attachment:
+    """Puts one adapter of `method` on every layer of the roles.
+
+    Args:
+        base: a loaded base; it is frozen.
+        method: settings, for example `LoRA(rank=4)`.
+        roles: role names or patterns ("cross_attention.*"); None means the method's default.
+        tokens: new tokens to learn beside the layers, each with the text that its embedding starts from.
+        seed: of the adapters' random initial values.
+
+    Raises:
+        Refused: a role matches nothing, a setting does not fit a layer, a token exists already or its initial text
+            holds no known word.
+    """
+    check(method)
+    tokens = dict(tokens or {})
+    if isinstance(method, Token) and not tokens:
+        raise Refused('token learning needs at least one new token, for example tokens={"<biscuit>": "cat"}')
+    base.freeze_()
+    patterns = list(method.default_roles(base.roles) if roles is None else roles)
+    selected = [] if isinstance(method, Token) else list(base.select(patterns))
+    generator = torch.Generator().manual_seed(seed)
+    adapters: dict[str, Adapter] = {}
+    for path in selected:
+        layer = base.module(path)
+        bottom = _innermost(layer)
+        if not method.adapts(bottom):
+            continue
+        adapter = method.build(layer, path, generator)
+        unknown = adapter.needs - SIDE_INPUTS
+        if unknown:
+            raise Refused(f"{type(adapter).__name__} needs {sorted(unknown)}; side inputs are {sorted(SIDE_INPUTS)}")
+        adapters[path] = adapter
+    if selected and not adapters:
+        raise Refused(f"{method.name} can adapt none of the {len(selected)} layers of {', '.join(patterns)}")
+    if tokens:
+        tokens = expand_vectors(base, tokens, method.vectors if isinstance(method, Token) else 1)
+        for path in base.roles.get(TOKEN_ROLE, ()):
+            if path in adapters:
+                raise Refused(f"{path} cannot be adapted and learn new tokens at once; leave {TOKEN_ROLE} out of the roles")
+            adapters[path] = TokenAdapter(base.module(path), initial_vectors(base, path, tokens))
+    for adapter in adapters.values():
+        adapter.eval()
+    attachment = Attachment(base, method, patterns, tokens, adapters)
+    attachment.attach_()
+    return attachment
+
+
+# --- tokens -----------------------------------------------------------------------------------------------------------
+
+
+def expand_vectors(base: AdaptableBase, tokens: Mapping[str, str], vectors: int) -> dict[str, str]:
+    """{token: init} -> one entry per vector, named as diffusers does: "<t>", "<t>_1", "<t>_2", ...
+
+    Raises:
+        Refused: a token is in the tokenizer already, is empty or holds a space.
+    """
+    known = base.tokenizer.get_vocab()
+    result = {}
+    for token, text in tokens.items():
+        if not token or token.split() != [token]:
+            raise Refused(f"a token is one word without spaces, such as '<biscuit>'; got {token!r}")
+        if token in known or token.lower() + "</w>" in known:
+            raise Refused(f"token {token!r} is in the base's tokenizer already; choose a new one, such as '<{token}>'")
+        result |= {token if i == 0 else f"{token}_{i}": text for i in range(vectors)}
+    return result
+
+
+def initial_vectors(base: AdaptableBase, path: str, tokens: Mapping[str, str]) -> Tensor:
+    """The rows (n, D) where new tokens start: the mean embedding of each one's initial text."""
+    table = _innermost(base.module(path)).get_parameter("weight").detach()
+    rows = []
+    for token, text in tokens.items():
+        ids = base.tokenizer(text, add_special_tokens=False).input_ids
+        if not ids:
+            raise Refused(f"token {token!r} cannot start from {text!r}: the tokenizer knows no word of it")
+        rows.append(table[ids].float().mean(0))
+    return torch.stack(rows)
+
+
+def renew_tokenizer(base: AdaptableBase) -> None:
+    """Gives the base a tokenizer that knows the tokens of all its attachments, and each adapter its identities."""
+    original = getattr(base.tokenizer, "diffadapt_original", base.tokenizer)
+    if not any(attachment.tokens for attachment in base.attachments):
+        base.tokenizer = original
+        return
+    tokenizer = copy.deepcopy(original)
+    for attachment in base.attachments:
+        if not attachment.tokens:
+            continue
+        before = len(tokenizer)
+        names = list(attachment.tokens)
+        if tokenizer.add_tokens(names) != len(names):
+            raise Refused(f"one of the tokens {', '.join(names)} is taught by another attachment already; detach it first")
+        for adapter in attachment.adapters.values():
+            if isinstance(adapter, TokenAdapter):
+                adapter.first = before
+    tokenizer.diffadapt_original = original
+    base.tokenizer = tokenizer
+
+
+def _table_with_rows(layer: nn.Module, rows: Tensor) -> nn.Embedding:
+    weight = layer.get_parameter("weight")
+    merged = nn.Embedding(len(weight) + len(rows), weight.shape[1], device=weight.device, dtype=weight.dtype)
+    merged.weight.copy_(torch.cat([weight, rows.to(weight)]))
+    return merged.requires_grad_(False)
+
+
+def _innermost(layer: nn.Module) -> nn.Module:
+    return layer.innermost() if isinstance(layer, Adapter) else layer
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def read_adapter(path: str | Path) -> tuple[Method, list[str], dict[str, str], dict[str, Tensor], dict[str, str]]:
+    """Reads an adapter file without a base.
+
+    Returns:
+        method, roles, tokens, tensors, the whole header
+
+    Raises:
+        Refused: it is not an adapter of ours, of a newer format, or of an unknown method.
+    """
+    tensors, header = load_tensors(path)
+    if header.get("format") != "diffadapt":
+        raise Refused(f"{path} is a safetensors file but not an adapter of diffadapt (its format is {header.get('format')!r})")
+    if int(header["format_version"]) > FORMAT_VERSION:
+        raise Refused(
+            f"{path} has format version {header['format_version']}, this diffadapt {package_version()} reads up to "
+            f"{FORMAT_VERSION}; update diffadapt"
+        )
+    if header["method"] not in METHODS:
+        raise Refused(f"{path} was made with method {header['method']!r}; known: {', '.join(METHODS)}")
+    method = METHODS[header["method"]](**json.loads(header["config"]))
+    return method, json.loads(header["roles"]), json.loads(header["tokens"]), tensors, header
+
+
+def load_adapter(base: AdaptableBase, path: str | Path, *, any_base: bool = False) -> Attachment:
+    """Loads an adapter file onto the base that it was trained on.
+
+    Args:
+        base: a loaded base.
+        path: a file that `Attachment.save` wrote.
+        any_base: also accept another base whose layers have the same shapes (a fine-tuned sibling).
+
+    Raises:
+        Refused: another base, a shape that does not fit, a newer format; says what to do.
+    """
+    method, roles, tokens, tensors, header = read_adapter(path)
+    if header["base_fingerprint"] != base.fingerprint and not any_base:
+        raise Refused(
+            f"{path} was trained on base {header['base']!r} ({header['base_fingerprint']}), this is {base.name!r} "
+            f"({base.fingerprint}); load that base, or pass any_base=True if the two are siblings"
+        )
+    first_vectors = {token: text for token, text in tokens.items() if not _is_further_vector(token, tokens)}
+    attachment = attach(base, method, roles, tokens=first_vectors)
+    try:
+        attachment.load_state_dict(tensors)
+    except Refused as error:
+        attachment.detach()
+        raise Refused(f"{path} does not fit base {base.name!r}: {error}") from error
+    return attachment
+
+
+def _is_further_vector(token: str, tokens: Mapping[str, str]) -> bool:
+    stem, _, number = token.rpartition("_")
+    return number.isdigit() and stem in tokens
+
+
+def package_version() -> str:
+    try:
+        return version("diffadapt")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,74 @@
+"""LoRA: low-rank adaptation (Hu et al. 2021, arXiv:2106.09685).
+
+    h = W0 x + (alpha / r) B A x        (equation 3; A random, B zero, so training starts at the base)
+
+W0 (out, in) is frozen, A (r, in) and B (out, r) train. A convolution is adapted as kohya's LoCon does: A becomes a
+convolution with the layer's own kernel, stride and padding into r channels, B a 1x1 convolution, which is the same
+formula on the flattened kernel (out, in * kh * kw).
+
+Strength multiplies the update: W0 + strength (alpha / r) B A.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import option
+from ..errors import Refused
+from .adapter import Adapter, Mergeable, Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA(Method):
+    """Low-rank matrices beside linear and convolution layers. A 4 to 32 rank suits one subject."""
+
+    name: ClassVar[str] = "lora"
+
+    rank: int = option(4, "rank r of the update, 1 to the smaller side of the layer", low=1)
+    alpha: float | None = option(None, "the update is multiplied by alpha / rank; unset means alpha = rank", low=0)
+    dropout: float = option(0.0, "share of input features dropped on the low-rank path while training, 0 to 1", low=0, high=1)
+
+    def build(self, layer: nn.Module, path: str, generator: torch.Generator) -> Adapter:
+        return LoRAAdapter(layer, self, path, generator)
+
+
+class LoRAAdapter(Mergeable):
+    """LoRA on one linear or convolution layer; parameters `down` (r, in, ...) and `up` (out, r)."""
+
+    def __init__(self, layer: nn.Module, method: LoRA, path: str, generator: torch.Generator) -> None:
+        super().__init__(layer)
+        inner = self.innermost()
+        if not isinstance(inner, nn.Linear | nn.Conv2d):
+            raise Refused(f"LoRA adapts linear and convolution layers; {path} is a {type(inner).__name__}")
+        if isinstance(inner, nn.Conv2d) and inner.groups != 1:
+            raise Refused(f"LoRA cannot adapt {path}: a convolution with {inner.groups} groups; leave its role out")
+        shape = inner.weight.shape  # (out, in) or (out, in, kh, kw)
+        largest = min(shape[0], math.prod(shape[1:]))
+        if method.rank > largest:
+            raise Refused(f"rank {method.rank} is larger than layer {path} allows ({tuple(shape)}: at most {largest})")
+        device = inner.weight.device
+        bound = 1 / math.sqrt(math.prod(shape[1:]))  # kaiming_uniform with a = sqrt(5), as the reference implementation
+        down = (torch.rand(method.rank, *shape[1:], generator=generator) * 2 - 1) * bound
+        self.down = nn.Parameter(down.to(device))
+        self.up = nn.Parameter(torch.zeros(shape[0], method.rank, device=device))
+        self.scale = (method.rank if method.alpha is None else method.alpha) / method.rank
+        self.dropout = method.dropout
+
+    def adapted(self, x: Tensor) -> Tensor:
+        inner = self.innermost()
+        h = F.dropout(x, self.dropout, self.training).to(self.down.dtype)
+        if isinstance(inner, nn.Conv2d):
+            h = F.conv2d(h, self.down, None, inner.stride, inner.padding, inner.dilation)  # (N, r, H', W')
+            h = F.conv2d(h, (self.strength * self.scale * self.up)[:, :, None, None])
+        else:
+            h = F.linear(F.linear(h, self.down), self.strength * self.scale * self.up)  # (..., r) -> (..., out)
+        y = self.layer(x)
+        return y + h.to(y.dtype)
+
+    def weight(self, w0: Tensor) -> Tensor:
+        update = self.strength * self.scale * (self.up @ self.down.flatten(1))
+        return (w0.to(update.dtype) + update.view_as(w0)).to(w0.dtype)

@@ -1,0 +1,246 @@
+"""Settings as frozen dataclasses: read strictly from TOML and `key=value`, checked, described and written back.
+
+A config declares each field once, with its meaning, unit and range; help texts, documentation and error messages are
+made from that:
+
+    @dataclass(frozen=True, kw_only=True)
+    class LoRA:
+        rank: int = option(4, "rank of the update, 1 and more", low=1)
+
+Field types: int, float, bool, str, Path, `tuple[X, ...]`, any of these `| None`, and config dataclasses (a table). The
+standard library does it: a validation library would still leave the messages, the overrides and the listing to us.
+"""
+
+import dataclasses
+import sys
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from .config_values import Written, check_range, convert, shown, union, words
+from .errors import Refused
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+T = TypeVar("T")
+REQUIRED: Any = MISSING  # the default of an option that has none
+
+
+class Option(NamedTuple):
+    """One line of the list of options."""
+
+    name: str  # dotted: "train.learning_rate"
+    type: str  # in words: "a whole number, or none"
+    default: Any  # REQUIRED when there is none
+    doc: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[Any, ...] | None = None
+
+
+def option(
+    default: Any,
+    doc: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: Iterable[Any] | None = None,
+) -> Any:
+    """Declares a field of a config dataclass.
+
+    Args:
+        default: its value when nobody says otherwise; `REQUIRED` when somebody must.
+        doc: what it is, with unit and range, as a phrase that fits in a table.
+        low, high: the smallest and largest value allowed, both included; of a tuple, for each element.
+        choices: the only values allowed; of a tuple, for each element.
+    """
+    metadata = {"doc": doc, "low": low, "high": high, "choices": None if choices is None else tuple(choices)}
+    if default is REQUIRED:
+        return dataclasses.field(metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def check(config: Any, table: str = "") -> None:
+    """Holds every value of a config, and of the configs in it, against its type, range and choices.
+
+    Args:
+        config: a dataclass instance.
+        table: the name of its table, which comes before the field's in messages ("train").
+
+    Raises:
+        Refused: the first value that does not fit; says what was expected and what came.
+    """
+    hints = typing.get_type_hints(type(config))
+    for field in fields(config):
+        name, value = _dotted(table, field.name), getattr(config, field.name)
+        if is_dataclass(value):
+            check(value, name)
+            continue
+        convert(value, hints[field.name], name, field.metadata)
+        if value is None:
+            continue
+        for item in value if isinstance(value, tuple | list) else [value]:
+            check_range(item, name, field.metadata)
+
+
+def build(config_class: type[T], table: Mapping[str, Any], *, name: str = "", known: Sequence[str] = ()) -> T:
+    """Makes a config of a TOML table; nothing is ignored and nothing is guessed.
+
+    Args:
+        config_class: a config dataclass.
+        table: option name -> value; inner tables are mappings; a `Written` value takes the option's type.
+        name: the table's own name, for messages.
+        known: dotted names of options elsewhere, so that a key in the wrong table is recognised.
+
+    Raises:
+        Refused: an unknown key (names the nearest known one), a missing one, a wrong type or a value out of range.
+    """
+    by_name = {field.name: field for field in fields(config_class) if field.init}  # pyright: ignore[reportArgumentType]
+    hints = typing.get_type_hints(config_class)
+    here = [each.name for each in options(config_class, name)]
+    values = {}
+    for key, value in table.items():
+        dotted = _dotted(name, key)
+        if key not in by_name:
+            raise Refused(unknown(dotted, [*here, *known]))
+        inner = _table_class(hints[key])
+        if inner is None:
+            values[key] = convert(value, hints[key], dotted, by_name[key].metadata)
+        elif isinstance(value, Mapping):
+            values[key] = build(inner, value, name=dotted, known=[*here, *known])
+        else:
+            example = options(inner, dotted)[0].name
+            raise Refused(f"{dotted} is a table: expected options such as {example}, got {shown(value)}")
+    for key, field in by_name.items():
+        if key not in values and field.default is MISSING and field.default_factory is MISSING:
+            doc = field.metadata.get("doc", "")
+            raise Refused(f"{_dotted(name, key)} is missing{f' ({doc})' if doc else ''}; add {_dotted(name, key)}=...")
+    config = config_class(**values)
+    check(config, name)
+    return config
+
+
+def with_overrides(config: T, overrides: Mapping[str, Any]) -> T:
+    """A copy of a config with some fields replaced, checked.
+
+    Raises:
+        Refused: an unknown name (names the nearest known one), a wrong type or a value out of range.
+    """
+    names = [field.name for field in fields(config)]  # pyright: ignore[reportArgumentType]
+    for name in overrides:
+        if name not in names:
+            raise Refused(unknown(name, names))
+    changed = dataclasses.replace(config, **overrides)  # pyright: ignore[reportArgumentType]
+    check(changed)
+    return changed
+
+
+def options(config_class: type, name: str = "") -> list[Option]:
+    """Every option of a config and of the tables in it, in the order of declaration."""
+    hints = typing.get_type_hints(config_class)
+    found: list[Option] = []
+    for field in fields(config_class):
+        dotted, inner = _dotted(name, field.name), _table_class(hints[field.name])
+        if inner is not None:
+            found += options(inner, dotted)
+            continue
+        default = field.default
+        if default is MISSING and field.default_factory is not MISSING:
+            default = field.default_factory()
+        meta = field.metadata
+        about = (meta.get("low"), meta.get("high"), meta.get("choices"))
+        found.append(Option(dotted, words(hints[field.name]), default, meta.get("doc", ""), *about))
+    return found
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Reads a TOML file.
+
+    Raises:
+        Refused: there is none, it cannot be read, or it is not TOML (says where).
+    """
+    path = Path(path)
+    try:
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise Refused(f"cannot read the config {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise Refused(f"{path} is not UTF-8 text, which TOML files are; save it as UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        raise Refused(f"{path} is not TOML: {error}") from error
+
+
+def override(table: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """A copy of `table` with `a.b=c` assignments applied in order; the values stay `Written` until `build`.
+
+    Raises:
+        Refused: an assignment without "=", without a key, or through something that is not a table.
+    """
+    result = {key: override(value, ()) if isinstance(value, Mapping) else value for key, value in table.items()}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        parts = [part.strip() for part in key.split(".")]
+        if not equals or not all(parts):
+            raise Refused(f"expected an option as key=value, such as train.steps=200, got {assignment!r}")
+        inner = result
+        for i, part in enumerate(parts[:-1]):
+            inner = inner.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise Refused(f"{'.'.join(parts[: i + 1])} is a value and not a table, so {key.strip()} cannot be set")
+        inner[parts[-1]] = Written(value.strip())
+    return result
+
+
+def dump_toml(config: Any) -> str:
+    """A config, or a mapping of names to values and configs, as TOML text that `build` reads back to the same."""
+    import tomli_w
+
+    return tomli_w.dumps(_plain_table(config))
+
+
+def unknown(name: str, known: Iterable[str]) -> str:
+    """The sentence about an option that does not exist: names the nearest one that does."""
+
+    def likeness(candidate: str) -> float:
+        pairs = ((name, candidate), (name.rpartition(".")[2], candidate.rpartition(".")[2]))
+        return sum(SequenceMatcher(None, a.lower(), b.lower()).ratio() for a, b in pairs)
+
+    candidates = list(known)
+    if not candidates:
+        return f"unknown option {name}; there are none here"
+    return f"unknown option {name}; did you mean {max(candidates, key=likeness)}?"
+
+
+def _dotted(table: str, key: str) -> str:
+    return f"{table}.{key}" if table else key
+
+
+def _table_class(hint: Any) -> type | None:
+    return next((part for part in union(hint) if isinstance(part, type) and is_dataclass(part)), None)
+
+
+def _plain_table(config: Any) -> dict[str, Any]:
+    if isinstance(config, Mapping):
+        return {str(key): _plain(value) for key, value in config.items() if value is not None}
+    table = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if value is not None:
+            table[field.name] = _plain(value)
+        elif field.default is not None:
+            table[field.name] = "none"  # None is not the default, so leaving it out would change it
+    return table
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping) or is_dataclass(value):
+        return _plain_table(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,293 @@
+"""What holds for every method on every layer: one file of generic tests over METHODS and toy methods."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from diffadapt.adapters import (
+    METHODS,
+    Adapter,
+    Attachment,
+    LoRA,
+    Mergeable,
+    Method,
+    Selective,
+    SideInputs,
+    Token,
+    attach,
+    effective_weight,
+    load_adapter,
+)
+from diffadapt.errors import Refused
+
+CASES = {
+    "lora": (LoRA(rank=2), None),
+    "lora on all linear and conv layers": (LoRA(rank=1), ["*"]),
+    "full": (Selective(), None),
+    "bias": (Selective(train="bias"), None),
+    "token": (Token(vectors=2), None),
+}
+LAYERS = [name for name in CASES if name != "token"]
+
+
+def attached(base, name: str, *, moved: bool = False) -> Attachment:
+    method, roles = CASES[name]
+    attachment = attach(base, method, roles, tokens={"<biscuit>": "cat"} if name == "token" else None)
+    if moved:
+        move(attachment)
+    return attachment
+
+
+def move(attachment: Attachment, seed: int = 0, size: float = 0.05) -> None:
+    """Puts every parameter somewhere else, as a training would."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in attachment.parameters():
+            parameter += size * torch.randn(parameter.shape, generator=generator)
+
+
+def outputs(base, prompts=("a <biscuit> cat", "a cat on a red background")) -> Tensor:
+    """The denoiser's answer to two fixed inputs; without the token it is read as letters."""
+    side = base.denoiser.config.sample_size
+    latents = torch.randn(2, base.denoiser.config.in_channels, side, side, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return base.denoise(latents, torch.tensor([10, 700]), base.encode_prompts(list(prompts)))
+
+
+def weights(base) -> dict[str, Tensor]:
+    pipeline = base.pipeline
+    return {
+        f"{part}.{name}": value.clone()
+        for part in ("unet", "text_encoder")
+        for name, value in getattr(pipeline, part).state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_starts_as_the_identity(base, name):
+    before = outputs(base)
+    attachment = attached(base, name)
+    torch.testing.assert_close(outputs(base), before, atol=1e-6, rtol=0)
+    attachment.detach()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_training_changes_the_output_and_strength_zero_is_the_base_bit_for_bit(base, name):
+    before = outputs(base, ("a cat", "a dog"))
+    attachment = attached(base, name, moved=True)
+    if name != "token":
+        assert not torch.equal(outputs(base, ("a cat", "a dog")), before)
+    attachment.strength = 0
+    assert torch.equal(outputs(base, ("a cat", "a dog")), before)
+    attachment.strength = 1
+    attachment.enabled = False
+    assert torch.equal(outputs(base, ("a cat", "a dog")), before)
+    attachment.detach()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_detach_restores_the_same_module_objects_and_bits(base, name):
+    modules, values, before = dict(base.pipeline.unet.named_modules()), weights(base), outputs(base)
+    tokenizer = base.tokenizer
+    attachment = attached(base, name, moved=True)
+    attachment.detach()
+    assert all(module is modules[key] for key, module in base.pipeline.unet.named_modules())
+    assert weights(base).keys() == values.keys()
+    assert all(torch.equal(values[key], value) for key, value in weights(base).items())
+    assert torch.equal(outputs(base), before) and base.tokenizer is tokenizer and not base.attachments
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_only_its_own_parameters_train_and_each_gets_a_gradient(base, name):
+    attachment = attached(base, name, moved=True)
+    trainable = {id(p) for part in ("unet", "text_encoder", "vae") for p in getattr(base, part, base.denoiser).parameters()}
+    own = {id(p) for p in attachment.parameters()}
+    assert own and own <= trainable | own
+    side = base.denoiser.config.sample_size
+    latents = torch.randn(3, base.denoiser.config.in_channels, side, side)
+    text = base.encode_prompts(["a <biscuit> cat", "a dog", ""])
+    base.denoise(latents, torch.tensor([5, 300, 900]), text).square().mean().backward()
+    frozen = [n for n, p in base.denoiser.named_parameters() if p.grad is not None and id(p) not in own]
+    assert not frozen
+    # A key's bias shifts every attention score of a query alike, so its gradient is exactly zero in exact arithmetic.
+    missing = [n for n, p in attachment.named_parameters() if p.grad is None and ".position" not in n]
+    assert not missing
+    attachment.detach()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_save_and_load_give_the_same_bits(base, name, tmp_path):
+    attachment = attached(base, name, moved=True)
+    expected = outputs(base)
+    attachment.save(tmp_path / "a.safetensors")
+    attachment.detach()
+    loaded = load_adapter(base, tmp_path / "a.safetensors")
+    assert torch.equal(outputs(base), expected)
+    assert loaded.method == attachment.method and loaded.tokens == attachment.tokens
+    loaded.detach()
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.4, -0.5])
+@pytest.mark.parametrize("name", CASES)
+def test_merged_equals_attached_at_every_strength_and_unmerge_restores_the_bits(base, name, strength):
+    values = weights(base)
+    attachment = attached(base, name, moved=True)
+    attachment.strength = strength
+    expected = outputs(base)
+    attachment.merge_()
+    assert not any(isinstance(module, Adapter) for module in base.denoiser.modules())
+    torch.testing.assert_close(outputs(base), expected, atol=2e-5, rtol=1e-4)
+    attachment.unmerge_()
+    assert torch.equal(outputs(base), expected)
+    attachment.detach()
+    assert all(torch.equal(values[key], value) for key, value in weights(base).items())
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_forward_equals_the_layer_with_the_adapted_weight(base, name):
+    """The contract of a mergeable adapter: forward(x) is the base's layer with weight(w0) in the place of w0."""
+    attachment = attached(base, name, moved=True)
+    generator = torch.Generator().manual_seed(3)
+    for adapter in attachment.adapters.values():
+        inner = adapter.innermost()
+        if not isinstance(inner, nn.Linear | nn.Conv2d) or not isinstance(adapter, Mergeable):
+            continue
+        shape = (2, 3, inner.in_features) if isinstance(inner, nn.Linear) else (2, inner.in_channels, 6, 6)
+        x = torch.randn(shape, generator=generator)
+        values = {"weight": adapter.weight(inner.weight)}
+        if inner.bias is not None:
+            values["bias"] = adapter.bias(inner.bias)
+        with torch.no_grad():
+            expected = torch.func.functional_call(inner, values, (x,))
+            torch.testing.assert_close(adapter(x), expected, atol=1e-5, rtol=1e-4)
+    attachment.detach()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_forward_writes_no_state(base, name):
+    attachment = attached(base, name, moved=True)
+    before = {key: value.clone() for key, value in {**attachment.state_dict(), **weights(base)}.items()}
+    outputs(base)
+    after = {**attachment.state_dict(), **weights(base)}
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    attachment.detach()
+
+
+def test_several_attachments_stack_and_come_off_in_any_order(base):
+    before = outputs(base)
+    first = attach(base, Selective(), ["cross_attention.key"])
+    second = attach(base, LoRA(rank=2), ["cross_attention.*"], tokens={"<a>": "cat"})
+    third = attach(base, LoRA(rank=1), ["cross_attention.key"], tokens={"<b>": "dog"})
+    for seed, attachment in enumerate((first, second, third)):
+        move(attachment, seed)
+    path = base.roles["cross_attention.key"][0]
+    x = torch.randn(1, 2, base.module(path).innermost().in_features)
+    expected = torch.nn.functional.linear(x, effective_weight(base.module(path)))
+    torch.testing.assert_close(base.module(path)(x), expected, atol=1e-5, rtol=1e-4)
+    together = outputs(base, ("a <a> cat", "a <b> dog"))
+    second.detach()
+    assert base.tokenizer("<b>", add_special_tokens=False).input_ids == [third_id(base)]
+    assert not torch.equal(outputs(base, ("a <a> cat", "a <b> dog")), together)
+    first.detach()
+    third.detach()
+    assert torch.equal(outputs(base), before)
+
+
+def third_id(base) -> int:
+    return len(base.tokenizer) - 1
+
+
+def test_a_merged_attachment_must_be_the_lowest(base):
+    first, second = attach(base, LoRA(rank=1)), attach(base, LoRA(rank=1))
+    with pytest.raises(Refused, match="beneath"):
+        second.merge_()
+    second.detach()
+    first.detach()
+
+
+def test_follows_the_dtype_of_the_base(base):
+    attachment = attach(base, LoRA(rank=2))
+    move(attachment)
+    path, adapter = next(iter(attachment.adapters.items()))
+    inner = adapter.innermost()
+    half = torch.randn(2, inner.in_features).to(torch.bfloat16)
+    inner.to(torch.bfloat16)
+    assert adapter(half).dtype == torch.bfloat16 and next(attachment.parameters()).dtype == torch.float32
+    inner.to(torch.float32)
+    attachment.detach()
+
+
+def test_the_same_seed_gives_the_same_start_whatever_came_before(base):
+    torch.manual_seed(1)
+    first = attach(base, LoRA(rank=2), seed=5)
+    a = {key: value.clone() for key, value in first.state_dict().items()}
+    first.detach()
+    torch.manual_seed(2)
+    second = attach(base, LoRA(rank=2), seed=5)
+    assert all(torch.equal(a[key], value) for key, value in second.state_dict().items())
+    second.detach()
+
+
+# --- the contract fits what later methods need ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toy(Method):
+    """Depends on its input, needs a side input, has a penalty and a projection, and shares one computation."""
+
+    name: ClassVar[str] = "toy"
+    shared: ClassVar[list[int]] = []
+
+    def build(self, layer: nn.Module, path: str, generator: torch.Generator) -> Adapter:
+        return ToyAdapter(layer)
+
+    def share(self, adapters) -> None:
+        self.shared.append(len(adapters))
+
+
+class ToyAdapter(Adapter):
+    needs = frozenset({"timesteps"})
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__(layer)
+        self.gain = nn.Parameter(torch.full((1,), 3.0))
+        self.timesteps = torch.zeros(1)
+
+    def receive(self, side: SideInputs) -> None:
+        assert side.timesteps is not None
+        self.timesteps = side.timesteps
+
+    def adapted(self, x: Tensor) -> Tensor:
+        gate = torch.sigmoid(x.mean()) * self.timesteps.float().mean() / 1000
+        return self.layer(x) * (1 + self.strength * self.gain * gate)
+
+    def penalty(self) -> Tensor:
+        return self.gain.square().sum()
+
+    def project_(self) -> None:
+        self.gain.clamp_(max=1.0)
+
+
+def test_an_input_dependent_method_with_side_input_penalty_and_projection_fits(base):
+    attachment = attach(base, Toy(), ["cross_attention.value"])
+    count = len(attachment.adapters)
+    with pytest.raises(Refused, match="needs timesteps"):
+        attachment.begin(SideInputs())
+    attachment.begin(SideInputs(timesteps=torch.tensor([500])))
+    assert Toy.shared[-1] == count
+    penalty = attachment.penalty()
+    assert penalty is not None and penalty.item() == pytest.approx(9 * count)
+    attachment.project_()
+    assert all(parameter.item() == 1.0 for parameter in attachment.parameters())
+    with pytest.raises(Refused, match="depends on its input"):
+        attachment.merge_()
+    with pytest.raises(Refused, match="depends on its input"):
+        effective_weight(base.module(base.roles["cross_attention.value"][0]))
+    attachment.detach()
+
+
+def test_every_method_has_its_name_in_the_table():
+    assert {name: method.name for name, method in METHODS.items()} == {name: name for name in METHODS}
