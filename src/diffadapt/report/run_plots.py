@@ -1,0 +1,81 @@
+"""The two plots of a run: its loss over the steps, and by noise level early and late in training."""
+
+import math
+from collections import defaultdict
+
+from markupsafe import Markup
+
+from .plots import Series, binned_plot, line_plot, smoothed, spans_decades, thinned
+from .run_folder import RunFolder, finite
+
+NOISE_BINS = 10
+
+
+def _losses(run: RunFolder, key: str) -> list[tuple[float, float]]:
+    found = [(float(record["step"]), finite(record.get(key))) for record in run.log]
+    return [(step, loss) for step, loss in found if loss is not None]
+
+
+def loss_plot(run: RunFolder) -> tuple[str, str, Markup] | None:
+    """(title, caption, plot) of the loss over steps; with prior preservation its two terms apart."""
+    raw = _losses(run, "loss")
+    if len(raw) < 2:
+        return None
+    prior, concept = _losses(run, "loss_prior"), _losses(run, "loss_concept")
+    if prior and concept:
+        raw = concept
+    window = max(len(raw) // 25, 5)
+    lines = [("concept" if prior else "loss", raw), ("prior", prior)]
+    smooth = [(name, smoothed(points, window)) for name, points in lines if points]
+    series = [
+        Series(name=name, points=thinned(points, 300), look="second" if place else "first")
+        for place, (name, points) in enumerate(smooth)
+    ]
+    series.append(Series(name=f"{lines[0][0]} at each step", points=thinned(raw), look="faint"))
+    losses = sorted(loss for _, loss in raw)
+    log_y = spans_decades(losses)
+    # a few spikes must not press the curves flat
+    top = max(losses[int(0.98 * (len(losses) - 1))], 1.1 * max(loss for _, points in smooth for _, loss in points))
+    first, last = smooth[0][1][0][1], smooth[0][1][-1][1]
+    plot = line_plot(
+        series,
+        x_label="step",
+        y_label="loss",
+        log_y=log_y,
+        top=None if log_y else top,
+        description=f"Loss over {len(raw)} steps; its moving mean goes from {first:.3g} to {last:.3g}",
+    )
+    cut = " Spikes beyond the top are cut off." if not log_y and losses[-1] > top else ""
+    return "Loss", f"Lines are means over {window} steps.{cut}", plot
+
+
+def noise_plot(run: RunFolder) -> tuple[str, str, Markup] | None:
+    """(title, caption, plot) of the loss by noise level, in the first and in the last third of the steps."""
+    samples = [(record["step"], record.get("loss_by_timestep")) for record in run.log]
+    thirds: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    third = max((run.log[-1]["step"] - run.log[0]["step"] + 1) / 3, 1) if run.log else 1
+    for step, pairs in samples:
+        place = (step - run.log[0]["step"]) / third
+        name = "first third" if place < 1 else "last third" if place >= 2 else ""
+        for pair in pairs if name and isinstance(pairs, list) else ():
+            if isinstance(pair, list) and len(pair) == 2 and None not in (found := [finite(each) for each in pair]):
+                thirds[name].append((float(found[0] or 0), float(found[1] or 0)))
+    points = [point for group in thirds.values() for point in group]
+    if len(points) < 2 * NOISE_BINS:
+        return None
+    top = max(t for t, _ in points)
+    top = 1.0 if top <= 1.0 else 100.0 * math.ceil(top / 100)
+    series = [
+        Series(name="first third", points=thirds["first third"], look="second"),
+        Series(name="last third", points=thirds["last third"], look="first"),
+    ]
+    plot = binned_plot(
+        series,
+        edges=[top * edge / NOISE_BINS for edge in range(NOISE_BINS + 1)],
+        x_label="noise level (timestep)",
+        y_label="loss",
+        log_y=spans_decades([loss for _, loss in points], ratio=50),
+        description="Mean loss by noise level in the first and in the last third of training",
+    )
+    caption = "Left: little noise, right: almost only noise. Whiskers: 95 % interval of the mean."
+    return "Loss by noise level", caption, plot

@@ -1,0 +1,46 @@
+"""How to use an adapter: lines to copy, with the paths of this run."""
+
+import shlex
+from dataclasses import dataclass
+
+from .run_folder import RunFolder
+
+# methods whose change can be written into the base's weights
+MERGEABLE = ("lora", "selective", "oft")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snippet:
+    """A titled piece of code."""
+
+    title: str
+    code: str
+
+
+def usage(run: RunFolder, *, token: str, noun: str, base: str) -> list[Snippet]:
+    """Command line and Python for the run's adapter (which must exist), on the base that it was trained on."""
+    path = str((run.folder / "adapter.safetensors").resolve())
+    prompts = run.prompts.get("prompts")
+    subject = " ".join(part for part in (token, noun) if part) or "picture"
+    prompt = str(prompts[0]) if isinstance(prompts, list) and prompts else f"a {subject}"
+    base = base or "embedded"
+    shell = (
+        f"diffadapt sample {shlex.quote(prompt)} \\\n"
+        f"    --base {shlex.quote(base)} --seed 0 --out pictures \\\n"
+        f"    --adapter {shlex.quote(path + ':0.8')}"
+    )
+    python = (
+        "import diffadapt as da\n\n"
+        f"base = da.load_base({base!r})\n"
+        "pictures = da.sample(\n"
+        f"    base, {prompt!r},\n"
+        f"    adapters=[({path!r}, 0.8)], seed=0,\n"
+        ")\n"
+        'pictures[0].save("picture.png")'
+    )
+    snippets = [Snippet(title="Command line", code=shell), Snippet(title="Python", code=python)]
+    if run.metadata.get("method") in MERGEABLE:
+        merge = f"diffadapt merge --base {shlex.quote(base)} --out merged \\\n    --adapter {shlex.quote(path)}"
+        title = "Merged into the weights, for any program that opens diffusers folders"
+        snippets.append(Snippet(title=title, code=merge))
+    return snippets

@@ -1,0 +1,241 @@
+"""The report of an invented run: whole, interrupted, damaged, hostile."""
+
+import json
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffadapt.errors import Refused
+from diffadapt.report import write_report
+
+VOID = {"meta", "link", "img", "br", "wbr", "hr", "input"}
+Invent = Callable[..., Path]
+
+
+class Reader(HTMLParser):
+    """Collects tags and text, and holds every end tag against the start tag that it must close."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.text: list[str] = []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {key: value or "" for key, value in attrs}))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {key: value or "" for key, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] != "style":
+            self.text.append(data)
+
+    @property
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+    def of(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def read(folder: Path) -> Reader:
+    return Reader(write_report(folder).read_text(encoding="utf-8"))
+
+
+def test_the_page_lies_in_the_run_folder_and_is_well_formed(run: Path) -> None:
+    path = write_report(run)
+    assert path == run / "report.html"
+    page = Reader(path.read_text(encoding="utf-8"))
+    assert len(page.of("h1")) == 1 and len(page.of("title")) == 1
+
+
+def test_the_page_needs_nothing_from_anywhere(run: Path) -> None:
+    page = read(run)
+    text = (run / "report.html").read_text(encoding="utf-8")
+    assert not page.of("script") and not page.of("iframe") and not page.of("object")
+    for _, attributes in page.tags:
+        for key in ("src", "href", "srcset", "xlink:href", "data", "action"):
+            assert attributes.get(key, "data:,").startswith(("data:", "#"))
+        assert not any(key.startswith("on") for key in attributes)
+    assert "@import" not in text and "url(" not in text and "http://" not in text and "https://" not in text
+
+
+def test_every_part_is_there_in_its_order(run: Path) -> None:
+    words = read(run).words
+    parts = [
+        "<biscuit> cat",
+        "The concept",
+        "While it learned",
+        "By strength",
+        "What else changed",
+        "How training went",
+        "Loss by noise level",
+        "Fidelity:",
+        "Drift:",
+        "Where the weights moved",
+        "Cost and circumstances",
+        "Configuration",
+        "Use it",
+    ]
+    places = [words.index(part) for part in parts]
+    assert places == sorted(places)
+
+
+def test_the_verdict_says_what_was_learned_and_forgotten_with_intervals(run: Path) -> None:
+    words = read(run).words
+    assert "It learned the <biscuit> cat : subject fidelity 0.812 (95 % interval 0.784 to 0.837)" in words
+    assert "a plain cat is no more like it than before, as far as could be measured : class leakage 0.437" in words
+    assert "pictures of unrelated prompts moved away from the base's : drift features 0.031" in words
+    assert "on its own prompts, text alignment and diversity fell" in words
+
+
+def test_text_is_escaped_everywhere(run: Path) -> None:
+    hostile = "<script>alert('x')</script> \"&amp; <b>"
+    prompts = json.loads((run / "samples" / "prompts.json").read_text())
+    prompts |= {"prompts": [hostile] * 4, "token": hostile, "noun": hostile}
+    (run / "samples" / "prompts.json").write_text(json.dumps(prompts))
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["values"] = {hostile: {"value": 1, "unit": hostile, "meaning": hostile, "better": hostile}}
+    metrics["weight_drift"] = [{"layer": hostile, "role": hostile, "relative_frobenius": 0.1}]
+    metrics["drift_pictures"] = [[hostile, "drift/base/00.png", "drift/adapted/00.png"]]
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    (run / "run.toml").write_text("made_by = {hardware = '''" + hostile + "'''}\n")
+    page = read(run)
+    assert not page.of("script") and page.words.count("alert('x')") > 8
+
+
+def test_every_picture_has_its_own_alt_text_and_size(run: Path) -> None:
+    pictures = read(run).of("img")
+    # concept, opening pair, four prompts by 6 steps and by 5 strengths, 8 pairs
+    assert len(pictures) == 5 + 2 + 4 * 6 + 4 * 5 + 8 * 2
+    assert all(picture["alt"] and int(picture["width"]) and int(picture["height"]) for picture in pictures)
+    assert any("<biscuit> cat at night (final, step 600)" in picture["alt"] for picture in pictures)
+
+
+def test_plots_describe_themselves_and_tables_have_headers(run: Path) -> None:
+    page = read(run)
+    plots = [plot for plot in page.of("svg") if plot.get("role") == "img"]
+    assert len(plots) == 2 and all(plot["aria-label"] for plot in plots)
+    assert all(header.get("scope") for header in page.of("th"))
+    assert len(page.of("caption")) == len(page.of("table"))
+
+
+def test_small_pictures_are_kept_exactly_and_drawn_as_squares(run: Path) -> None:
+    import base64
+    import io
+
+    first = read(run).of("img")[2]
+    assert first["class"] == "pixels" and first["alt"].startswith("Training picture 1")
+    embedded = Image.open(io.BytesIO(base64.b64decode(first["src"].partition(",")[2]))).convert("RGB")
+    assert np.array_equal(np.asarray(embedded), np.asarray(Image.open(run / "concept" / "00.png")))
+
+
+def test_large_pictures_are_shrunk_and_the_page_stays_below_three_megabytes(tmp_path: Path, invent: Invent) -> None:
+    folder = invent(tmp_path / "large", side=512)
+    grain = np.random.default_rng(0).normal(0, 12, (512, 512, 3))  # photographs have grain, drawings have not
+    for file in folder.rglob("*.png"):
+        pixels = np.asarray(Image.open(file)).astype(float) + grain
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, compress_level=0)
+    page = read(folder)
+    assert (folder / "report.html").stat().st_size < 3_000_000
+    assert {int(picture["width"]) for picture in page.of("img")} == {320}
+    assert not any(picture.get("class") for picture in page.of("img"))
+
+
+def test_an_interrupted_run_says_so_and_shows_what_there_is(tmp_path: Path, invent: Invent) -> None:
+    words = read(invent(tmp_path / "stopped", stopped_at=240)).words
+    assert "has not finished: it is at step 240 of 600" in words
+    assert "checkpoints/step-000200" in words and "While it learned" in words
+    assert "It learned" not in words and "By strength" not in words and "Use it" not in words
+
+
+@pytest.mark.parametrize(
+    "kept", ["run.toml", "log.jsonl", "metrics.json", "samples/prompts.json", "concept/00.png", "adapter.safetensors"]
+)
+def test_any_one_part_alone_makes_a_report(run: Path, tmp_path: Path, kept: str) -> None:
+    alone = tmp_path / "alone"
+    (alone / kept).parent.mkdir(parents=True)
+    (alone / kept).write_bytes((run / kept).read_bytes())
+    assert len(read(alone).of("h1")) == 1
+
+
+@pytest.mark.parametrize(
+    "broken",
+    ["run.toml", "metrics.json", "samples/prompts.json", "concept/crops.json", "concept/00.png", "adapter.safetensors"],
+)
+def test_a_file_cut_short_is_left_out(run: Path, broken: str) -> None:
+    content = (run / broken).read_bytes()
+    (run / broken).write_bytes(content[: len(content) // 2 + 1])
+    words = read(run).words
+    assert "While it learned" in words
+    assert Path(broken).suffix == ".png" or f"{Path(broken).name} is not whole" in words
+
+
+@pytest.mark.parametrize("value", [None, [], 3, "x", {"values": [1]}, {"values": {"a": None, "b": {"value": "high"}}}])
+def test_odd_metrics_are_no_reason_to_fail(run: Path, value: object) -> None:
+    (run / "metrics.json").write_text(json.dumps(value))
+    assert "nothing was measured" in read(run).words
+
+
+def test_a_torn_last_log_line_and_a_repeated_step_are_tolerated(run: Path) -> None:
+    with open(run / "log.jsonl", "a") as log:
+        log.write('{"step": 600, "loss": 0.5}\n{"step": 601, "lo')
+    assert "1 line of log.jsonl could not be read" in read(run).words
+
+
+def test_a_loss_that_is_no_number_is_said(run: Path) -> None:
+    with open(run / "log.jsonl", "a") as log:
+        log.write('{"step": 601, "loss": NaN, "loss_by_timestep": [[3, NaN]]}\n')
+    assert "no longer a number at step 601" in read(run).words
+
+
+def test_the_final_pictures_are_the_ones_at_strength_one_when_the_last_samples_are_older(run: Path) -> None:
+    for file in (run / "samples" / "step-000600").iterdir():
+        file.unlink()
+    alts = [picture["alt"] for picture in read(run).of("img")]
+    assert "a <biscuit> cat at night (final)" in alts and "a <biscuit> cat at night (step 500)" in alts
+
+
+def test_a_missing_picture_leaves_a_gap_and_shifts_nothing(run: Path) -> None:
+    (run / "samples" / "step-000100" / "00.png").unlink()
+    page = read(run)
+    alts = [picture["alt"] for picture in page.of("img")]
+    assert "a <biscuit> cat next to an apple on grass (step 100)" in alts
+    assert "a <biscuit> cat on a red background (step 100)" not in alts
+    assert len([span for span in page.of("span") if span.get("class") == "gap"]) == 1
+
+
+def test_pictures_outside_the_run_folder_are_not_shown(run: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["drift_pictures"] = [["p", "../secret.png", "drift/adapted/00.png"], ["p", 3, None], "odd"]
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    assert "What else changed" not in read(run).words
+
+
+def test_the_snippets_hold_the_real_path_quoted_for_their_language(run: Path) -> None:
+    words = read(run).words
+    path = str((run / "adapter.safetensors").resolve())
+    assert f"--adapter '{path}:0.8'" in words  # the folder's name has a space
+    assert f"adapters=[('{path}', 0.8)]" in words
+    assert f"diffadapt merge --base embedded --out merged \\ --adapter '{path}'" in words
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="no run folder"):
+        write_report(tmp_path)
+    with pytest.raises(Refused, match="no folder"):
+        write_report(tmp_path / "nowhere")

@@ -1,0 +1,107 @@
+"""The verdict never says more than the interval allows."""
+
+import pytest
+
+from diffadapt.report.page import duration, file_size, number, signed, spread
+from diffadapt.report.verdict import read_figures, read_verdict
+
+
+def verdict(**values: object) -> str:
+    claims = read_verdict(read_figures({"values": values}), "the subject")
+    return "; ".join(f"{claim.text}: {claim.evidence}" if claim.evidence else claim.text for claim in claims)
+
+
+def entry(value: float, low: float | None, high: float | None, base: float | None, better: str = "higher") -> object:
+    return {"value": value, "low": low, "high": high, "base": base, "better": better}
+
+
+@pytest.mark.parametrize(
+    "low, high, claim",
+    [
+        (0.6, 0.8, "It learned the subject"),
+        (0.3, 0.8, "Whether it learned the subject is not decided"),
+        (0.1, 0.3, "It did not learn the subject"),
+        (None, None, "with nothing to judge it by"),
+    ],
+)
+def test_learning_is_claimed_only_when_the_interval_is_clear_of_the_base(
+    low: float | None, high: float | None, claim: str
+) -> None:
+    assert claim in verdict(subject_fidelity=entry(0.5, low, high, 0.4))
+
+
+@pytest.mark.parametrize(
+    "low, high, better, claim",
+    [
+        (0.1, 0.2, "higher", "it forgot something"),
+        (0.1, 0.5, "higher", "no forgetting could be measured"),
+        (0.5, 0.6, "higher", "it lost nothing"),
+        (0.5, 0.6, "near base", "it forgot something"),
+    ],
+)
+def test_forgetting_is_judged_by_the_interval(low: float, high: float, better: str, claim: str) -> None:
+    assert claim in verdict(drift_alignment=entry(0.3, low, high, 0.4, better))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "claim"),
+    [
+        (0.5, 0.6, "its plain class now takes after it"),
+        (0.3, 0.5, "its plain class is no more like it than before"),
+        (0.1, 0.2, "its plain class has changed, away from it"),
+    ],
+)
+def test_a_class_that_takes_on_the_subject_is_told(low: float, high: float, claim: str) -> None:
+    assert claim in verdict(class_leakage=entry(0.4, low, high, 0.4, "near base"))
+
+
+def test_a_distance_to_the_base_is_told_and_not_judged() -> None:
+    text = verdict(drift_picture_distance=entry(0.1, 0.08, 0.12, 0.0, "lower"))
+    assert text.startswith(
+        "pictures of unrelated prompts moved away from the base's: drift picture distance 0.100 (95 %"
+    )
+    assert read_figures({"values": {"drift_distance": entry(0.1, 0.08, 0.12, 0.0, "lower")}})[0].verdict == "unknown"
+
+
+def test_unmeasured_drift_is_admitted() -> None:
+    assert "what it forgot was not measured" in verdict(subject_fidelity=entry(0.5, 0.45, 0.6, 0.4))
+
+
+def test_nothing_measured_is_no_verdict() -> None:
+    assert verdict() == ""
+
+
+def test_a_given_kind_wins_over_the_name() -> None:
+    figures = read_figures({"values": {"dino_score": entry(1, 1, 1, 1), "shift": {"value": 1, "kind": "drift"}}})
+    assert [figure.kind for figure in figures] == ["fidelity", "drift"]
+
+
+def test_numbers_read_well() -> None:
+    assert [number(value) for value in (0.8123, 12.3, 2400, 0, 0.00312, None, float("nan"), 64)] == [
+        "0.812",
+        "12.3",
+        "2,400",
+        "0",
+        "0.00312",
+        "\u2013",
+        "\u2013",
+        "64",
+    ]
+    assert [signed(0.381, 0.812), signed(-0.0031, 0.309), signed(0.0, 0.3), signed(None, 1.0)] == [
+        "+0.381",
+        "\u22120.003",
+        "0.000",
+        "\u2013",
+    ]
+    assert [duration(value) for value in (8.21, 59.4, 151.4, 11_100, None)] == [
+        "8.2 s",
+        "59 s",
+        "2 min 31 s",
+        "3 h 05 min",
+        "\u2013",
+    ]
+    assert [file_size(value) for value in (812, 96_400, 3_210_000, 5.2e9)] == ["812 B", "96.4 kB", "3.21 MB", "5.2 GB"]
+
+
+def test_a_spread_keeps_both_ends() -> None:
+    assert spread(20, 5) == [0, 5, 10, 14, 19] and spread(3, 5) == [0, 1, 2]
