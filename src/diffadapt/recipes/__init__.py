@@ -1,0 +1,1 @@
+"""Visible loops: what is done with a base, from data to files."""

@@ -1,0 +1,204 @@
+"""Measures what an adapted base learned and what it forgot.
+
+Protocol, after the DreamBooth benchmark (Ruiz et al. 2022, section 4): 25 prompts that put the subject into other
+contexts, 4 pictures each, seeds fixed. Beside it, always, drift: the base's own pictures against the adapted ones on
+prompts that have nothing to do with the concept, same seeds.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..adapters import Adapter, Attachment, Mergeable, effective_weight
+from ..bases import Base
+from ..data.concept import Concept
+from ..data.prompts import benchmark_prompts, drift_prompts
+from ..errors import Refused
+from ..metrics.alignment import text_alignment
+from ..metrics.bootstrap import interval_of_mean
+from ..metrics.diversity import diversity
+from ..metrics.drift import drift_features, drift_pixels
+from ..metrics.features import Features, load_features
+from ..metrics.fidelity import subject_fidelity
+from ..metrics.weight_drift import WeightDrift, weight_drift
+from ..training.log import say
+from .pictures import write_png
+from .sample import PromptLine, adapted, generate, to_picture
+from .world import world_of
+
+PHOTO_ENCODERS = ("clip:openai/clip-vit-base-patch32", "dino:facebook/dino-vits16")
+
+
+def evaluate(
+    base: Base,
+    concept: Concept,
+    *,
+    adapters: Sequence[tuple[str | Path | Attachment, float]],
+    out: str | Path | None = None,
+    prompts: int = 25,
+    per_prompt: int = 4,
+    drift_count: int = 25,
+    seed: int = 0,
+    features: Sequence[str] = (),
+    steps: int | None = None,
+    quiet: bool = True,
+) -> dict[str, Any]:
+    """Subject fidelity, text alignment, diversity and drift, each with its interval and the untouched base's figure.
+
+    Args:
+        base: a loaded base.
+        concept: the subject; its pictures are the reference.
+        adapters: (file or attachment, strength) pairs.
+        out: folder for the drift pictures and `metrics.json`'s content; None keeps nothing.
+        prompts, per_prompt: how many of the benchmark's 25 prompts, and pictures of each (2 or more for diversity).
+        drift_count: how many unrelated prompts, one picture each.
+        seed: picture i of a prompt starts from seed + i, for the base and the adapted base alike.
+        features: encoders by name ("probe", "clip:...", "dino:..."); empty means the probe on the embedded base, else
+            CLIP ViT-B/32 and DINO ViT-S/16 from the hub as the paper's protocol has them.
+        steps: denoising steps; None means the base's default.
+        quiet: show no progress.
+
+    Returns:
+        what `metrics.json` holds: "values" {name: {value, low, high, n, base, better, unit, meaning}}, "weight_drift",
+        "drift_pictures", "features"
+
+    Raises:
+        Refused: an encoder cannot be loaded, or the adapter does not fit.
+    """
+    if prompts < 1 or per_prompt < 1 or drift_count < 1:
+        raise Refused(f"evaluation needs 1 or more prompts, pictures and drift prompts; got {prompts, per_prompt, drift_count}")
+    encoders = [load_features(name) for name in features or (("probe",) if base.world else PHOTO_ENCODERS)]
+    every = benchmark_prompts(concept.noun, concept.token, world_of(base))
+    asked = [every[i * len(every) // min(prompts, len(every))] for i in range(min(prompts, len(every)))]
+    plain = [prompt.replace(f"{concept.token} ", "") for prompt in asked]
+    unrelated = drift_prompts(world_of(base), drift_count, seed, without=concept.noun)
+    lines = {
+        "subject": [_line(base, p, seed + i, steps) for p in asked for i in range(per_prompt)],
+        "plain": [_line(base, p, seed + i, steps) for p in plain for i in range(per_prompt)],
+        "class": [_line(base, concept.class_prompt, seed + i, steps) for i in range(max(4, per_prompt))],
+        "unrelated": [_line(base, p, seed, steps) for p in unrelated],
+    }
+    total = len(lines["subject"]) + len(lines["plain"]) + 2 * (len(lines["class"]) + len(lines["unrelated"]))
+    say(f"evaluating on {total} pictures", quiet=quiet)
+    with adapted(base, [(a, 0.0) for a, _ in adapters if isinstance(a, Attachment)]):
+        before = {key: torch.stack(generate(base, lines[key])) for key in ("plain", "class", "unrelated")}
+    with adapted(base, adapters) as attachments:
+        after = {key: torch.stack(generate(base, lines[key])) for key in ("subject", "class", "unrelated")}
+        moved = weight_drifts(attachments)
+
+    groups = torch.arange(len(asked)).repeat_interleave(per_prompt)
+    reference = (concept.pixels(base.resolution) + 1) / 2
+    values: dict[str, dict[str, Any]] = {}
+    for encoder in encoders:
+        suffix = f" ({encoder.name.split(':')[0]})" if len(encoders) > 1 else ""
+        for name, row in _feature_values(encoder, before, after, reference, plain, per_prompt, groups, seed).items():
+            values[name + suffix] = row
+    values["drift_pixels"] = _value(
+        drift_pixels(after["unrelated"], before["unrelated"]), None, "lower", "root mean square change of unrelated "
+        "pictures, same prompt and seed; one grey level of 255 is 0.0039", seed=seed,
+    )  # fmt: skip
+    roles = base.select(["*"])
+    pictures = _keep_drift_pictures(Path(out), unrelated, before["unrelated"], after["unrelated"]) if out else []
+    return {
+        "values": values,
+        "features": ", ".join(encoder.name for encoder in encoders),
+        "protocol": {"prompts": len(asked), "per_prompt": per_prompt, "drift_prompts": drift_count, "seed": seed},
+        "drift_pictures": pictures,
+        "weight_drift": [drift.as_row() | {"role": roles[drift.layer]} for drift in moved],
+    }
+
+
+def _feature_values(
+    encoder: Features,
+    before: Mapping[str, Tensor],
+    after: Mapping[str, Tensor],
+    reference: Tensor,
+    plain: Sequence[str],
+    per_prompt: int,
+    groups: Tensor,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """The figures that one encoder gives; those that need texts or several pictures of a prompt only where there are."""
+    mine = encoder.subjects(reference)
+    result = {
+        "subject_fidelity": _value(
+            subject_fidelity(encoder.subjects(after["subject"]), mine),
+            subject_fidelity(encoder.subjects(before["plain"]), mine),
+            "higher", "likeness to the concept's pictures (mean cosine)", groups, seed=seed,
+        )
+    }  # fmt: skip
+    if not encoder.name.startswith("dino"):  # the one kind of encoder without a text tower
+        texts = encoder.texts([prompt for prompt in plain for _ in range(per_prompt)])
+        result["text_alignment"] = _value(
+            text_alignment(encoder.pictures(after["subject"]), texts),
+            text_alignment(encoder.pictures(before["plain"]), texts),
+            "higher", "does the picture show what the rest of the prompt says (cosine)", groups, seed=seed,
+        )  # fmt: skip
+    if per_prompt > 1:
+        result["diversity"] = _value(
+            diversity(encoder.subjects(after["subject"]), groups),
+            diversity(encoder.subjects(before["plain"]), groups),
+            "near base", "how much pictures of one prompt differ (mean pairwise cosine distance)", seed=seed,
+        )  # fmt: skip
+    result["drift_features"] = _value(
+        drift_features(encoder.pictures(after["unrelated"]), encoder.pictures(before["unrelated"])),
+        None, "lower", "change of unrelated pictures, same prompt and seed (cosine distance)", seed=seed,
+    )  # fmt: skip
+    result["class_leakage"] = _value(
+        subject_fidelity(encoder.subjects(after["class"]), mine),
+        subject_fidelity(encoder.subjects(before["class"]), mine),
+        "near base", "likeness to the subject of pictures of its plain class; above the base, the class was lost to it",
+        seed=seed,
+    )  # fmt: skip
+    return result
+
+
+def _value(
+    values: Tensor, base: Tensor | None, better: str, meaning: str, groups: Tensor | None = None, *, seed: int
+) -> dict[str, Any]:
+    row: dict[str, Any] = interval_of_mean(values, groups=groups, seed=seed).as_row()
+    return row | {"base": None if base is None else float(base.mean()), "better": better, "unit": "", "meaning": meaning}
+
+
+def _line(base: Base, prompt: str, seed: int, steps: int | None) -> PromptLine:
+    return PromptLine(
+        prompt=prompt, seed=seed, width=base.resolution, height=base.resolution, guidance=base.default_guidance,
+        steps=steps or base.default_steps,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def weight_drifts(attachments: Sequence[Attachment]) -> list[WeightDrift]:
+    """How far each layer's weight moved at the present strengths, farthest first; input-dependent layers left out."""
+    result = []
+    for attachment in attachments:
+        for path, adapter in attachment.adapters.items():
+            outer = attachment.base.module(path)
+            if outer is not adapter or not _mergeable(outer):
+                continue
+            before = adapter.innermost().get_parameter("weight")
+            result.append(weight_drift(before, effective_weight(outer), layer=path))
+    return sorted(result, key=lambda drift: -(drift.relative_frobenius or 0.0))
+
+
+def _mergeable(layer: torch.nn.Module) -> bool:
+    while isinstance(layer, Adapter):
+        if not isinstance(layer, Mergeable):
+            return False
+        layer = layer.layer
+    return isinstance(getattr(layer, "weight", None), Tensor)
+
+
+def _keep_drift_pictures(
+    folder: Path, prompts: Sequence[str], before: Tensor, after: Tensor, most: int = 12
+) -> list[list[str]]:
+    rows = []
+    for i, prompt in enumerate(prompts[:most]):
+        pair = [f"drift/{i:02d}-base.png", f"drift/{i:02d}-adapted.png"]
+        for name, pixels in zip(pair, (before[i], after[i]), strict=True):
+            write_png(folder / name, to_picture(pixels))
+        rows.append([prompt, *pair])
+    return rows

@@ -1,0 +1,72 @@
+"""Pictures of fixed prompts and seeds on the way, so that steps, strengths and the base can be compared."""
+
+from pathlib import Path
+
+from ..adapters import Attachment
+from ..bases import Base
+from ..data.concept import Concept
+from ..data.prompts import benchmark_prompts
+from ..files import write_json
+from .pictures import write_png
+from .sample import PromptLine, generate, to_picture
+from .world import world_of
+
+COUNT = 6
+
+
+class ProgressSamples:
+    """Writes `samples/<name>/NN.png` of a run, and `samples/prompts.json` about them.
+
+    Args:
+        base: with the attachment that is being trained on it.
+        concept: its token and noun go into the prompts.
+        folder: the run's folder.
+        seed: picture i of every set starts from seed + i.
+        learned: whether the token is learned; else it is a word of the tokenizer already.
+    """
+
+    def __init__(self, base: Base, concept: Concept, folder: Path, seed: int) -> None:
+        self.base, self.folder, self.seed = base, folder / "samples", seed
+        self.prompts = progress_prompts(base, concept)
+        self.class_prompts = [prompt.replace(f"{concept.token} ", "") for prompt in self.prompts]
+        write_json(
+            self.folder / "prompts.json",
+            {
+                "prompts": self.prompts,
+                "seeds": [seed + i for i in range(len(self.prompts))],
+                "steps": base.default_steps,
+                "guidance": base.default_guidance,
+                "noun": concept.noun,
+                "token": concept.token,
+            },
+        )
+
+    def save_base(self, attachment: Attachment) -> None:
+        """The untouched base's pictures of the same prompts without the token."""
+        if (self.folder / "base").exists():
+            return
+        attachment.enabled = False
+        self._write("base", self.class_prompts)
+        attachment.enabled = True
+
+    def save(self, name: str) -> None:
+        """The pictures of what is attached now."""
+        self._write(name, self.prompts)
+
+    def _write(self, name: str, prompts: list[str]) -> None:
+        lines = [
+            PromptLine(
+                prompt=prompt, seed=self.seed + i, width=self.base.resolution, height=self.base.resolution,
+                guidance=self.base.default_guidance, steps=self.base.default_steps,
+            )
+            for i, prompt in enumerate(prompts)
+        ]  # fmt: skip
+        for i, pixels in enumerate(generate(self.base, lines)):
+            write_png(self.folder / name / f"{i:02d}.png", to_picture(pixels))
+
+
+def progress_prompts(base: Base, concept: Concept) -> list[str]:
+    """The plain prompt first, then a spread of the benchmark's."""
+    others = benchmark_prompts(concept.noun, concept.token, world_of(base))
+    spread = [others[i * len(others) // (COUNT - 1)] for i in range(COUNT - 1)]
+    return [concept.prompt, *spread]

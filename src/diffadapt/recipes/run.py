@@ -1,0 +1,114 @@
+"""A run's folder: what was asked for, what made it, and where its parts are."""
+
+import os
+import platform
+import shlex
+import sys
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..bases import Base
+from ..config import dump_toml
+from ..data.concept import Concept
+from ..errors import Refused
+from ..files import write_atomic, write_json
+from .pictures import write_png
+from .sample import to_picture
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished (or stopped) run.
+
+    Attributes:
+        folder: the run's folder.
+        adapter: its `adapter.safetensors`.
+        metrics: what `metrics.json` holds; empty when nothing was evaluated.
+        report: its `report.html`.
+    """
+
+    folder: Path
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / "adapter.safetensors"
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.html"
+
+
+def made_by() -> dict[str, Any]:
+    """Versions and hardware, for the header of whatever a run writes."""
+    facts: dict[str, Any] = {}
+    for package in ("diffadapt", "torch", "diffusers", "transformers"):
+        try:
+            facts[package] = version(package)
+        except PackageNotFoundError:
+            facts[package] = "unknown"
+    facts["python"] = platform.python_version()
+    facts["hardware"] = hardware()
+    facts["command"] = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    facts["started"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return facts
+
+
+def hardware() -> str:
+    """One line about the machine: GPU name or CPU cores, threads in use."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()}x {torch.cuda.get_device_name()}"
+    return f"{platform.machine()} CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+def peak_memory_mb() -> float:
+    """The most memory this process has held, in MB: of the GPU if there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e3 if sys.platform != "darwin" else peak / 1e6
+
+
+def claim_folder(folder: Path, settings: str) -> bool:
+    """Makes a run's folder, or finds the run in it that these settings started.
+
+    Args:
+        folder: where the run goes.
+        settings: the resolved config as TOML without what may differ between start and resume.
+
+    Returns:
+        True when the folder holds a run of the same settings, which may be resumed.
+
+    Raises:
+        Refused: the folder holds something else, or a run of other settings.
+    """
+    mark = folder / "settings.toml"
+    if mark.exists():
+        if mark.read_text() == settings:
+            return True
+        was, now = mark.read_text().splitlines(), settings.splitlines()
+        difference = next(((a, b) for a, b in zip(was, now, strict=False) if a != b), ("fewer settings", "more settings"))
+        raise Refused(
+            f"{folder} holds a run with other settings (it has {difference[0]!r}, you asked for {difference[1]!r}); "
+            "choose another out folder, or repeat the settings to resume it"
+        )
+    if folder.exists() and any(folder.iterdir()):
+        raise Refused(f"{folder} exists and holds no run of diffadapt; choose a new or empty out folder")
+    write_atomic(mark, settings)
+    return False
+
+
+def write_header(folder: Path, base: Base, concept: Concept, settings: str) -> None:
+    """Writes what a reader of the folder needs first: run.toml and the pictures as training sees them."""
+    if not (folder / "run.toml").exists():
+        write_atomic(folder / "run.toml", settings + "\n" + dump_toml({"made_by": {"base": base.name, **made_by()}}))
+    for i, pixels in enumerate(concept.pixels(base.resolution)):
+        write_png(folder / "concept" / f"{i:02d}.png", to_picture((pixels + 1) / 2))
+    write_json(folder / "concept" / "crops.json", concept.crop_table())

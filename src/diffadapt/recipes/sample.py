@@ -1,0 +1,207 @@
+"""Prompts to pictures, with any number of adapters, each at its own strength.
+
+    pictures = sample(base, "a <biscuit> cat on a red background", adapters=[("biscuit.safetensors", 0.8)], seed=0)
+"""
+
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..adapters import Attachment, SideInputs, load_adapter
+from ..bases import Base
+from ..errors import Refused
+from ..training.log import Steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptLine:
+    """One prompt with its options; None means the base's default or what the command line said."""
+
+    prompt: str
+    negative: str | None = None
+    width: int | None = None
+    height: int | None = None
+    seed: int | None = None
+    guidance: float | None = None
+    steps: int | None = None
+
+
+KOHYA_OPTIONS = {"n": "negative", "w": "width", "h": "height", "d": "seed", "l": "guidance", "s": "steps"}
+
+
+def parse_prompt_line(line: str) -> PromptLine:
+    """Reads a line of a prompt file as kohya's sd-scripts write them: "a cat --n blurry --w 64 --d 3 --l 7 --s 20".
+
+    Raises:
+        Refused: an unknown option, an option without a value, or a value that is not a number where one is needed.
+    """
+    head, *parts = (" " + line.strip()).split(" --")
+    result = PromptLine(prompt=head.strip())
+    for part in parts:
+        key, _, value = part.strip().partition(" ")
+        name = KOHYA_OPTIONS.get(key)
+        if name is None:
+            known = ", ".join(f"--{k} {v}" for k, v in KOHYA_OPTIONS.items())
+            raise Refused(f"prompt option --{key} in {line.strip()!r}; known options: {known}")
+        kind = {"negative": str, "guidance": float}.get(name, int)
+        try:
+            if not value.strip():
+                raise ValueError
+            result = replace(result, **{name: kind(value.strip())})
+        except ValueError as error:
+            raise Refused(f"prompt option --{key} in {line.strip()!r} needs {kind.__name__}, got {value!r}") from error
+    if not result.prompt:
+        raise Refused(f"no prompt before the options in {shlex.quote(line)}")
+    return result
+
+
+@contextmanager
+def adapted(base: Base, adapters: Sequence[tuple[str | Path | Attachment, float]]) -> Iterator[list[Attachment]]:
+    """Within the block the base carries the adapters at their strengths; afterwards it is as before.
+
+    A path is loaded and detached again; an attachment that is on the base already only has its strength set for the
+    block.
+    """
+    loaded: list[Attachment] = []
+    before: list[tuple[Attachment, float]] = []
+    try:
+        active = []
+        for adapter, strength in adapters:
+            if isinstance(adapter, Attachment):
+                if adapter not in base.attachments:
+                    raise Refused("the attachment given is not on this base; load its file instead")
+                before.append((adapter, adapter.strength))
+                attachment = adapter
+            else:
+                attachment = load_adapter(base, adapter)
+                loaded.append(attachment)
+            attachment.strength = strength
+            active.append(attachment)
+        yield active
+    finally:
+        for attachment, strength in before:
+            attachment.strength = strength
+        for attachment in reversed(loaded):
+            attachment.detach()
+
+
+def sample(
+    base: Base,
+    prompts: str | PromptLine | Sequence[str | PromptLine],
+    *,
+    adapters: Sequence[tuple[str | Path | Attachment, float]] = (),
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    negative: str = "",
+    batch: int = 8,
+    width: int | None = None,
+    height: int | None = None,
+    progress: bool = False,
+) -> list[Image.Image]:
+    """Samples one picture per prompt.
+
+    Args:
+        base: a loaded base.
+        prompts: one prompt or several; a `PromptLine`'s own options win over the arguments here.
+        adapters: (file or attachment, strength) pairs; strength 0 is the base, 1 as trained.
+        seed: picture i starts from seed + i, whatever the batch size.
+        steps: denoising steps, None for the base's default; guidance: classifier-free guidance scale, 1 for none.
+        negative: negative prompt.
+        batch: pictures made at once.
+        width, height: pixels, None for the base's resolution.
+        progress: show progress on stderr.
+
+    Returns:
+        PIL pictures in the order of the prompts.
+
+    Raises:
+        Refused: an adapter does not fit the base, no prompt, a size that the base cannot make.
+    """
+    lines = [prompts] if isinstance(prompts, str | PromptLine) else list(prompts)
+    lines = [PromptLine(prompt=line) if isinstance(line, str) else line for line in lines]
+    if not lines:
+        raise Refused("no prompt to sample; give at least one")
+    whole = [
+        PromptLine(
+            prompt=line.prompt,
+            negative=negative if line.negative is None else line.negative,
+            width=line.width or width or base.resolution,
+            height=line.height or height or base.resolution,
+            seed=seed + i if line.seed is None else line.seed,
+            guidance=_first(line.guidance, guidance, base.default_guidance),
+            steps=int(_first(line.steps, steps, base.default_steps)),
+        )
+        for i, line in enumerate(lines)
+    ]
+    with adapted(base, adapters):
+        pixels = generate(base, whole, batch=batch, progress=progress)
+    return [to_picture(row) for row in pixels]
+
+
+def generate(base: Base, lines: Sequence[PromptLine], *, batch: int = 8, progress: bool = False) -> list[Tensor]:
+    """`sample` on complete prompt lines and with whatever is attached now -> pixels (3, H, W) in [0, 1] each."""
+    check_lines(base, lines)
+    results: list[Tensor | None] = [None] * len(lines)
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for i, line in enumerate(lines):
+        groups.setdefault((line.width, line.height, line.guidance, line.steps), []).append(i)
+    with Steps("sample", len(lines), quiet=not progress) as bar:
+        for members in groups.values():
+            for start in range(0, len(members), batch):
+                rows = members[start : start + batch]
+                for i, pixels in zip(rows, _generate_batch(base, [lines[i] for i in rows]), strict=True):
+                    results[i] = pixels
+                bar.advance(by=len(rows))
+    return [pixels for pixels in results if pixels is not None]
+
+
+@torch.no_grad()
+def _generate_batch(base: Base, lines: list[PromptLine]) -> Tensor:
+    first = lines[0]
+    assert first.guidance is not None
+    negatives = [line.negative or "" for line in lines]
+    prompts = [line.prompt for line in lines]
+    guided = first.guidance > 1
+    rows = [*negatives, *prompts] if guided else prompts
+    text = base.encode_prompts(rows)
+    for attachment in base.attachments:
+        attachment.begin(SideInputs(token_ids=base.tokenize(rows), text=text))
+    return base.pipeline(
+        prompt_embeds=text[len(lines) :] if guided else text,
+        negative_prompt_embeds=text[: len(lines)] if guided else None,
+        width=first.width,
+        height=first.height,
+        guidance_scale=first.guidance,
+        num_inference_steps=first.steps,
+        generator=[torch.Generator().manual_seed(line.seed or 0) for line in lines],
+        output_type="pt",
+    ).images.float()  # fmt: skip
+
+
+def check_lines(base: Base, lines: Sequence[PromptLine]) -> None:
+    """Raises Refused for a size the base cannot make or options out of range."""
+    for line in lines:
+        for side in (line.width, line.height):
+            if side is not None and (side < 8 or side % 8):
+                raise Refused(f"width and height must be multiples of 8 pixels from 8 up, got {side} for {line.prompt!r}")
+        if line.steps is not None and line.steps < 1:
+            raise Refused(f"steps must be at least 1, got {line.steps}")
+        if line.guidance is not None and line.guidance < 0:
+            raise Refused(f"guidance must not be negative, got {line.guidance}")
+
+
+def to_picture(pixels: Tensor) -> Image.Image:
+    """(3, H, W) in [0, 1] -> an 8-bit RGB picture."""
+    array = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(array)
+
+
+def _first(*values: float | None) -> float:
+    return next(value for value in values if value is not None)

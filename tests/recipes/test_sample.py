@@ -1,0 +1,91 @@
+import pytest
+import torch
+from PIL import Image, ImageChops
+
+from diffadapt.adapters import LoRA, Token, attach
+from diffadapt.errors import Refused
+from diffadapt.recipes.sample import PromptLine, parse_prompt_line, sample
+
+
+
+
+def same(a: Image.Image, b: Image.Image) -> bool:
+    return a.size == b.size and ImageChops.difference(a, b).getbbox() is None
+
+
+def moved(attachment):
+    with torch.no_grad():
+        for parameter in attachment.parameters():
+            parameter += 0.1
+    return attachment
+
+
+def test_a_prompt_gives_one_picture_of_the_bases_size(base):
+    pictures = sample(base, "a cat")
+    assert [picture.size for picture in pictures] == [(32, 32)]
+
+
+def test_the_same_seed_gives_the_same_picture_whatever_the_batch(base):
+    prompts = ["a cat", "a dog", "a red apple"]
+    together, alone = sample(base, prompts, seed=3, batch=3), sample(base, prompts, seed=3, batch=1)
+    for one, other in zip(together, alone, strict=True):
+        assert max(high for _, high in ImageChops.difference(one, other).getextrema()) <= 1  # rounding of a grey level
+    assert same(sample(base, "a dog", seed=4)[0], alone[1])
+    assert not same(sample(base, "a dog", seed=5)[0], alone[1])
+
+
+def test_strength_zero_is_the_base_bit_for_bit_and_the_adapter_comes_off_again(base, tmp_path):
+    plain = sample(base, "a cat", seed=1)[0]
+    attachment = moved(attach(base, LoRA(rank=2)))
+    path = attachment.save(tmp_path / "a.safetensors")
+    attachment.detach()
+    assert same(sample(base, "a cat", seed=1, adapters=[(path, 0.0)])[0], plain)
+    assert not same(sample(base, "a cat", seed=1, adapters=[(path, 1.0)])[0], plain)
+    assert not base.attachments and same(sample(base, "a cat", seed=1)[0], plain)
+
+
+def test_an_attachment_keeps_its_own_strength_after_sampling(base):
+    attachment = moved(attach(base, LoRA(rank=2)))
+    attachment.strength = 0.3
+    sample(base, "a cat", adapters=[(attachment, 0.9)])
+    assert attachment.strength == 0.3 and base.attachments == [attachment]
+
+
+def test_the_plain_pipeline_of_diffusers_sees_what_is_attached(base):
+    moved(attach(base, Token(), tokens={"<biscuit>": "cat"}))
+    ours = sample(base, "a <biscuit>", seed=2, steps=4, guidance=3.0)[0]
+    theirs = base.pipeline(
+        "a <biscuit>", num_inference_steps=4, guidance_scale=3.0, generator=[torch.Generator().manual_seed(2)]
+    ).images[0]
+    assert max(high for _, high in ImageChops.difference(ours, theirs).getextrema()) <= 1
+
+
+def test_kohyas_prompt_options_are_understood():
+    line = parse_prompt_line("a cat on red --n blurry, dark --w 64 --h 32 --d 7 --l 3.5 --s 12")
+    assert line == PromptLine(
+        prompt="a cat on red", negative="blurry, dark", width=64, height=32, seed=7, guidance=3.5, steps=12
+    )
+    assert parse_prompt_line("a cat") == PromptLine(prompt="a cat")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [("a cat --x 3", "--x"), ("a cat --s many", "needs int"), ("a cat --w", "needs int"), ("--d 3", "no prompt")],
+)
+def test_prompt_lines_that_make_no_sense_are_refused(line, says):
+    with pytest.raises(Refused, match=says):
+        parse_prompt_line(line)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"width": 30}, "multiples of 8"), ({"steps": 0}, "at least 1"), ({"guidance": -1.0}, "not be negative")],
+)
+def test_impossible_options_are_refused(base, options, says):
+    with pytest.raises(Refused, match=says):
+        sample(base, "a cat", **options)
+
+
+def test_no_prompt_is_refused(base):
+    with pytest.raises(Refused, match="no prompt"):
+        sample(base, [])
