@@ -2,7 +2,7 @@
 
 
 class Refused(ValueError):
-    """What was asked for is impossible as given (exit code 2). The message says what was expected, what came, what to do."""
+    """What was asked for is impossible as given (exit code 2): what was expected, what came, what to do."""
 
 
 class Failed(RuntimeError):

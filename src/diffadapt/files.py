@@ -1,5 +1,6 @@
 """Files that are either whole or not there: atomic writes, safetensors and JSON, never pickle."""
 
+import contextlib
 import json
 import os
 import struct
@@ -30,10 +31,8 @@ def write_atomic(path: str | Path, data: bytes | str) -> Path:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        try:
+        with contextlib.suppress(OSError):  # the folder itself may be what is wrong
             temporary.unlink(missing_ok=True)
-        except OSError:  # the folder itself may be what is wrong
-            pass
         raise Failed(f"cannot write {path}: {error.strerror}; free some space or choose another folder") from error
     return path
 

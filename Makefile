@@ -1,0 +1,67 @@
+# Everything sets itself up in .venv; `make test` from a fresh clone needs Python 3.10 or newer with pip, and make.
+#
+#   make test                    set up if need be, run the tests
+#   make demo                    teach the embedded base a character; prints the path of the report
+#   make lint                    ruff and pyright
+#   make bench                   speed and memory beside PEFT (minutes)
+#   make clean                   remove .venv and caches; runs/ stays
+#
+#   PYTHON=python3.12            which Python makes .venv (only when it is made)
+#   PIP_ARGS="--index-url ..."   more arguments for pip, such as an index with torch for your GPU
+#   ARGS="-k lora"               more arguments for pytest, diffadapt demo or the benchmark
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+ARGS ?=
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.set-up
+PIP_FLAGS = -q --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+SAY := @printf '\n== %s\n'
+
+.PHONY: test demo lint bench setup clean help
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^#  \{0,1\}//p' Makefile
+
+setup: $(STAMP)
+
+# The target is pip and not python: a virtual environment whose making stopped half-way has no pip yet.
+$(BIN)/pip:
+	$(SAY) "making $(VENV) with $(PYTHON)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "$(PYTHON) is missing or older than 3.10; name another: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { \
+		echo "$(PYTHON) -m venv brings no pip (on Debian: apt install python3-venv); trying $(PYTHON) -m pip"; \
+		$(PYTHON) -m venv --without-pip $(VENV) && \
+		$(PYTHON) -m pip --python $(BIN)/python install -q pip && test -x $@; } || \
+		{ echo "$(PYTHON) can make no virtual environment; install its venv module" >&2; exit 1; }
+
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/pip
+	$(SAY) "installing torch into $(VENV) (a few minutes the first time)"
+	$(BIN)/python -m pip install $(PIP_FLAGS) torch setuptools
+	$(SAY) "installing diffadapt and its tools"
+	$(BIN)/python -m pip install $(PIP_FLAGS) --no-build-isolation -e '.[dev]'
+	@touch $@
+
+test: $(STAMP)
+	$(SAY) "tests"
+	$(BIN)/python -m pytest $(ARGS)
+
+demo: $(STAMP)
+	$(SAY) "demo: teaching the embedded base a character (about three minutes on two cores)"
+	$(BIN)/diffadapt demo $(ARGS)
+
+lint: $(STAMP)
+	$(SAY) "ruff"
+	$(BIN)/ruff check .
+	$(SAY) "pyright"
+	$(BIN)/pyright --venvpath . src
+
+bench: $(STAMP)
+	$(SAY) "benchmarks"
+	$(BIN)/python benchmarks/step_time.py $(ARGS)
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache build dist src/*.egg-info

@@ -1,0 +1,72 @@
+"""Adapts diffusion models: what may change, what is asked of it, what comes in, and in what order.
+
+The public names are loaded when first used, so that `import diffadapt` and `diffadapt --help` are instant.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .adapters import Attachment, LoRA, Selective, Token, attach, load_adapter
+    from .bases import Base, load_base
+    from .data.captioned import load_captioned
+    from .data.concept import Concept, load_concept
+    from .errors import Failed, Refused
+    from .recipes.evaluate import evaluate
+    from .recipes.run import Run
+    from .recipes.sample import sample
+    from .recipes.subject import SubjectConfig, train_subject
+
+_HOME = {
+    "Attachment": "adapters",
+    "Base": "bases",
+    "Concept": "data.concept",
+    "Failed": "errors",
+    "LoRA": "adapters",
+    "Refused": "errors",
+    "Run": "recipes.run",
+    "Selective": "adapters",
+    "SubjectConfig": "recipes.subject",
+    "Token": "adapters",
+    "attach": "adapters",
+    "evaluate": "recipes.evaluate",
+    "load_adapter": "adapters",
+    "load_base": "bases",
+    "load_captioned": "data.captioned",
+    "load_concept": "data.concept",
+    "sample": "recipes.sample",
+    "train_subject": "recipes.subject",
+}
+
+__all__ = [
+    "Attachment",
+    "Base",
+    "Concept",
+    "Failed",
+    "LoRA",
+    "Refused",
+    "Run",
+    "Selective",
+    "SubjectConfig",
+    "Token",
+    "attach",
+    "evaluate",
+    "load_adapter",
+    "load_base",
+    "load_captioned",
+    "load_concept",
+    "sample",
+    "train_subject",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'diffadapt' has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
