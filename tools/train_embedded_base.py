@@ -26,7 +26,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -51,7 +50,7 @@ def build_autoencoder() -> nn.Module:
         num_encoder_blocks=(0, 1, 1),
         num_decoder_blocks=(1, 1, 0),
     )
-    # torch's default shrinks the signal in each of the twenty layers; keep its variance, and start blocks near identity.
+    # torch's default shrinks the signal in each of the twenty layers: keep its variance, start blocks near identity.
     for layer in autoencoder.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
@@ -149,7 +148,9 @@ def train_tokenizer(work: Path) -> None:
     for word in grammar_words():
         ids = tokenizer(word).input_ids
         # CLIP splits before and after a digit, so "3d" is two entries.
-        assert len(ids) == (4 if word == "3d" else 3), f"{word!r} is not one token: {tokenizer.convert_ids_to_tokens(ids)}"
+        assert len(ids) == (4 if word == "3d" else 3), (
+            f"{word!r} is not one token: {tokenizer.convert_ids_to_tokens(ids)}"
+        )
     tokenizer.save_pretrained(folder)
     print(f"tokenizer: {len(tokenizer)} entries -> {folder}")
 
@@ -269,7 +270,9 @@ def train(stage: str, models: dict[str, nn.Module], loss_of, crew: Crew, args, *
     folder = args.work / stage
     first = load_state(folder, models, optimizers, ema)
     if crew.rank == 0:
-        print(f"{stage}: {sum(p.numel() for p in parameters) / 1e6:.2f} M parameters, from step {first} to {args.steps}")
+        print(
+            f"{stage}: {sum(p.numel() for p in parameters) / 1e6:.2f} M parameters, from step {first} to {args.steps}"
+        )
     start, sums, count = time.time(), {}, 0
     for step in range(first, args.steps):
         for optimizer, peak in zip(optimizers, peaks, strict=True):
@@ -302,7 +305,7 @@ def train(stage: str, models: dict[str, nn.Module], loss_of, crew: Crew, args, *
         if crew.rank == 0 and ((step + 1) % args.save_every == 0 or step + 1 == args.steps):
             save_state(folder, models, optimizers, ema, step + 1)
             for name, model in models.items():
-                weights = {k: ema[f"{name}.{k}"] if f"{name}.{k}" in ema else v for k, v in model.state_dict().items()}
+                weights = {k: ema.get(f"{name}.{k}", v) for k, v in model.state_dict().items()}
                 save_file({k: v.contiguous().cpu() for k, v in weights.items()}, folder / f"{name}.safetensors")
 
 
@@ -380,7 +383,9 @@ def export(args) -> None:
     tokenizer = build_tokenizer(args.work)
     autoencoder, text_encoder, unet = build_autoencoder(), build_text_encoder(tokenizer), build_unet()
     decoder = args.work / "decoder" / "vae.safetensors"
-    autoencoder.load_state_dict(load_file(decoder if decoder.exists() else args.work / "autoencoder" / "vae.safetensors"))
+    autoencoder.load_state_dict(
+        load_file(decoder if decoder.exists() else args.work / "autoencoder" / "vae.safetensors")
+    )
     text_encoder.load_state_dict(load_file(args.work / "denoiser" / "text_encoder.safetensors"))
     unet.load_state_dict(load_file(args.work / "denoiser" / "unet.safetensors"))
     StableDiffusionPipeline(

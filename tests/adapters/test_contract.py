@@ -103,7 +103,9 @@ def test_detach_restores_the_same_module_objects_and_bits(base, name):
 @pytest.mark.parametrize("name", CASES)
 def test_only_its_own_parameters_train_and_each_gets_a_gradient(base, name):
     attachment = attached(base, name, moved=True)
-    trainable = {id(p) for part in ("unet", "text_encoder", "vae") for p in getattr(base, part, base.denoiser).parameters()}
+    trainable = {
+        id(p) for part in ("unet", "text_encoder", "vae") for p in getattr(base, part, base.denoiser).parameters()
+    }
     own = {id(p) for p in attachment.parameters()}
     assert own and own <= trainable | own
     side = base.denoiser.config.sample_size

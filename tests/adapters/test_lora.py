@@ -25,7 +25,10 @@ def test_alpha_over_rank_scales_the_update_linearly():
     layer, plain = linear(rank=4)
     _, double = linear(rank=4, alpha=8)
     torch.testing.assert_close(
-        double.weight(layer.weight) - layer.weight, 2 * (plain.weight(layer.weight) - layer.weight), atol=1e-6, rtol=1e-5
+        double.weight(layer.weight) - layer.weight,
+        2 * (plain.weight(layer.weight) - layer.weight),
+        atol=1e-6,
+        rtol=1e-5,
     )
 
 

@@ -86,9 +86,7 @@ def test_places_outside_the_mask_do_not_count():
     mask[..., :2, :] = 1
     right_inside = noise.clone()
     right_inside[..., 2:, :] += 10
-    loss = denoising_loss(
-        lambda *_: right_inside, schedule, latents, torch.zeros(6, 1, 1), noise, timesteps, mask=mask
-    )
+    loss = denoising_loss(lambda *_: right_inside, schedule, latents, torch.zeros(6, 1, 1), noise, timesteps, mask=mask)
     assert torch.equal(loss, torch.zeros(6))
 
 

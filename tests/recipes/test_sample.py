@@ -7,8 +7,6 @@ from diffadapt.errors import Refused
 from diffadapt.recipes.sample import PromptLine, parse_prompt_line, sample
 
 
-
-
 def same(a: Image.Image, b: Image.Image) -> bool:
     return a.size == b.size and ImageChops.difference(a, b).getbbox() is None
 

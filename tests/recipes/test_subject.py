@@ -51,7 +51,9 @@ def test_a_run_writes_what_it_promises_and_leaves_the_base_alone(base, photos, t
     rows = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert {"loss", "loss_concept", "loss_prior", "loss_by_timestep", "lr", "grad_norm", "seconds"} <= rows[0].keys()
-    assert {"subject_fidelity", "text_alignment", "diversity", "drift_features", "drift_pixels"} <= run.metrics["values"].keys()
+    assert {"subject_fidelity", "text_alignment", "diversity", "drift_features", "drift_pixels"} <= run.metrics[
+        "values"
+    ].keys()
     assert run.metrics["trainable_parameters"] > 0 and run.metrics["weight_drift"]
     assert not base.attachments
     assert all(torch.equal(before[key], value) for key, value in base.denoiser.state_dict().items())
@@ -59,7 +61,9 @@ def test_a_run_writes_what_it_promises_and_leaves_the_base_alone(base, photos, t
     assert method == LoRA(rank=2) and tokens == {"<biscuit>": "cat"} and "steps = 6" in header["settings"]
 
 
-@pytest.mark.parametrize("method", [LoRA(rank=2, dropout=0.0), Token(vectors=2), Selective(train="bias")], ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    "method", [LoRA(rank=2, dropout=0.0), Token(vectors=2), Selective(train="bias")], ids=lambda m: m.name
+)
 def test_a_run_stopped_anywhere_resumes_to_the_same_bits(base, photos, tmp_path, method):
     concept = load_concept(photos, "cat")
     settings = {"method": method, "config": FAST, "quiet": True, "ema_decay": 0.9}
@@ -119,7 +123,13 @@ def test_textual_inversion_trains_nothing_but_its_vectors(base, photos, tmp_path
 
 def test_without_prior_no_class_picture_is_made(base, photos, tmp_path):
     run = train_subject(
-        base, load_concept(photos, "cat"), method=LoRA(), out=tmp_path / "runs" / "a", config=FAST, quiet=True, prior_weight=0
+        base,
+        load_concept(photos, "cat"),
+        method=LoRA(),
+        out=tmp_path / "runs" / "a",
+        config=FAST,
+        quiet=True,
+        prior_weight=0,
     )
     assert not (tmp_path / "runs" / "memory_banks").exists()
     assert "loss_prior" not in json.loads((run.folder / "log.jsonl").read_text().splitlines()[0])
@@ -148,7 +158,9 @@ def test_gradient_checkpointing_changes_nothing_but_memory(base, photos, tmp_pat
 )
 def test_settings_that_cannot_be_met_are_refused(base, photos, tmp_path, change, says):
     with pytest.raises(Refused, match=says):
-        train_subject(base, load_concept(photos, "cat"), method=LoRA(), out=tmp_path / "a", config=FAST, quiet=True, **change)
+        train_subject(
+            base, load_concept(photos, "cat"), method=LoRA(), out=tmp_path / "a", config=FAST, quiet=True, **change
+        )
     assert not base.attachments
 
 
@@ -160,12 +172,20 @@ def test_a_noun_that_the_base_does_not_know_is_refused(base, photos, tmp_path):
 
 def test_a_token_that_exists_already_is_refused(base, photos, tmp_path):
     with pytest.raises(Refused, match="already"):
-        train_subject(base, load_concept(photos, "cat", token="dog"), method=LoRA(), out=tmp_path / "a", config=FAST, quiet=True)
+        train_subject(
+            base, load_concept(photos, "cat", token="dog"), method=LoRA(), out=tmp_path / "a", config=FAST, quiet=True
+        )
 
 
 def test_a_rare_word_can_stand_for_the_subject_instead(base, photos, tmp_path):
     run = train_subject(
-        base, load_concept(photos, "cat", token="sks"), method=LoRA(), out=tmp_path / "a", config=FAST, quiet=True, train_token=False
+        base,
+        load_concept(photos, "cat", token="sks"),
+        method=LoRA(),
+        out=tmp_path / "a",
+        config=FAST,
+        quiet=True,
+        train_token=False,
     )
     assert read_adapter(run.adapter)[2] == {}
 
@@ -191,6 +211,12 @@ def test_interrupt_is_passed_on(base, photos, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         train_subject(
-            base, load_concept(photos, "cat"), method=LoRA(), out=tmp_path / "a", config=FAST, quiet=True, watch=press_ctrl_c
+            base,
+            load_concept(photos, "cat"),
+            method=LoRA(),
+            out=tmp_path / "a",
+            config=FAST,
+            quiet=True,
+            watch=press_ctrl_c,
         )
     assert not base.attachments

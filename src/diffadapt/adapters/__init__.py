@@ -1,7 +1,8 @@
 """The methods: what may change in a base, and how."""
 
 from .adapter import Adapter, Mergeable, Method, SideInputs, effective_bias, effective_weight
-from .attach import Attachment, attach, load_adapter, read_adapter
+from .adapter_file import load_adapter, read_adapter
+from .attach import Attachment, attach
 from .lora import LoRA
 from .methods import METHODS
 from .selective import Selective

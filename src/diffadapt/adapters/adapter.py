@@ -42,7 +42,7 @@ SIDE_INPUTS = frozenset(field.name for field in fields(SideInputs))
 
 
 class Adapter(nn.Module, ABC):
-    """One adapted layer. `layer` is the base's (or another adapter on it) and frozen; all else here trains and is saved.
+    """One adapted layer. `layer` is the base's, or another adapter on it, and frozen; all else trains and is saved.
 
     `strength` is 1 as trained and 0 for the base, bit for bit; each method defines the values between so that its own
     invariant holds at every strength.

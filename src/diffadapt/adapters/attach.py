@@ -1,30 +1,29 @@
 """Putting a method on a base, and the handle that owns what was put there.
 
-    attachment = attach(base, LoRA(rank=4), roles=["cross_attention.*"])
-    ...                                   # train attachment.parameters()
-    attachment.strength = 0.5
-    attachment.save("a.safetensors")
-    attachment.detach()                   # the base is again what it was, bit for bit
+attachment = attach(base, LoRA(rank=4), roles=["cross_attention.*"])
+...                                   # train attachment.parameters()
+attachment.strength = 0.5
+attachment.save("a.safetensors")
+attachment.detach()                   # the base is again what it was, bit for bit
 """
 
-import copy
 import dataclasses
 import datetime
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..config import check
 from ..errors import Refused
-from ..files import load_tensors, save_tensors
+from ..files import save_tensors
 from .adapter import SIDE_INPUTS, Adapter, Mergeable, Method, SideInputs, effective_bias, effective_weight
-from .methods import METHODS
 from .token import Token, TokenAdapter
+from .tokenizer import expand_vectors, initial_vectors, innermost, renew_tokenizer, table_with_rows
 
 FORMAT_VERSION = 1
 TOKEN_ROLE = "text.token_embedding"
@@ -36,9 +35,8 @@ class AdaptableBase(Protocol):
     name: str
     roles: dict[str, tuple[str, ...]]
     attachments: list["Attachment"]
-    tokenizer: object
-
     fingerprint: str
+    tokenizer: Any
 
     def module(self, path: str) -> nn.Module: ...
     def replace_(self, path: str, module: nn.Module) -> None: ...
@@ -65,7 +63,8 @@ class Attachment:
         tokens: Mapping[str, str],
         adapters: dict[str, Adapter],
     ) -> None:
-        self.base, self.method, self.roles, self.tokens, self.adapters = base, method, list(roles), dict(tokens), adapters
+        self.base, self.method, self.adapters = base, method, adapters
+        self.roles, self.tokens = list(roles), dict(tokens)
         self._strength, self._enabled, self._attached = 1.0, True, False
         self._unmerged: dict[str, nn.Module | dict[str, Tensor]] | None = None
 
@@ -192,7 +191,7 @@ class Attachment:
         for path, adapter in self.adapters.items():
             layer = adapter.layer
             if isinstance(adapter, TokenAdapter):
-                table = _table_with_rows(layer, adapter.rows())
+                table = table_with_rows(layer, adapter.rows())
                 self._put_below(path, adapter, table)
                 kept[path] = layer
                 continue
@@ -231,7 +230,7 @@ class Attachment:
                 layer = adapter.layer
                 for name, value in kept.items():
                     layer.get_parameter(name).copy_(value)
-            below = adapter.layer if isinstance(kept, dict) else _innermost(self.base.module(path))
+            below = adapter.layer if isinstance(kept, dict) else innermost(self.base.module(path))
             outer = self.base.module(path)
             if outer is below:
                 self.base.replace_(path, adapter)
@@ -259,7 +258,9 @@ class Attachment:
                 raise Refused(f"the adapter file {problem} {len(names)} tensor(s), the first {min(names)}")
         for name, tensor in own.items():
             if tensor.shape != tensors[name].shape:
-                raise Refused(f"{name}: expected shape {tuple(tensor.shape)}, the file has {tuple(tensors[name].shape)}")
+                raise Refused(
+                    f"{name}: expected shape {tuple(tensor.shape)}, the file has {tuple(tensors[name].shape)}"
+                )
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(tensors[name])
@@ -318,7 +319,7 @@ def attach(
     adapters: dict[str, Adapter] = {}
     for path in selected:
         layer = base.module(path)
-        bottom = _innermost(layer)
+        bottom = innermost(layer)
         if not method.adapts(bottom):
             continue
         adapter = method.build(layer, path, generator)
@@ -332,135 +333,15 @@ def attach(
         tokens = expand_vectors(base, tokens, method.vectors if isinstance(method, Token) else 1)
         for path in base.roles.get(TOKEN_ROLE, ()):
             if path in adapters:
-                raise Refused(f"{path} cannot be adapted and learn new tokens at once; leave {TOKEN_ROLE} out of the roles")
+                raise Refused(
+                    f"{path} cannot be adapted and learn new tokens at once; leave {TOKEN_ROLE} out of the roles"
+                )
             adapters[path] = TokenAdapter(base.module(path), initial_vectors(base, path, tokens))
     for adapter in adapters.values():
         adapter.eval()
     attachment = Attachment(base, method, patterns, tokens, adapters)
     attachment.attach_()
     return attachment
-
-
-# --- tokens -----------------------------------------------------------------------------------------------------------
-
-
-def expand_vectors(base: AdaptableBase, tokens: Mapping[str, str], vectors: int) -> dict[str, str]:
-    """{token: init} -> one entry per vector, named as diffusers does: "<t>", "<t>_1", "<t>_2", ...
-
-    Raises:
-        Refused: a token is in the tokenizer already, is empty or holds a space.
-    """
-    known = base.tokenizer.get_vocab()
-    result = {}
-    for token, text in tokens.items():
-        if not token or token.split() != [token]:
-            raise Refused(f"a token is one word without spaces, such as '<biscuit>'; got {token!r}")
-        if token in known or token.lower() + "</w>" in known:
-            raise Refused(f"token {token!r} is in the base's tokenizer already; choose a new one, such as '<{token}>'")
-        result |= {token if i == 0 else f"{token}_{i}": text for i in range(vectors)}
-    return result
-
-
-def initial_vectors(base: AdaptableBase, path: str, tokens: Mapping[str, str]) -> Tensor:
-    """The rows (n, D) where new tokens start: the mean embedding of each one's initial text."""
-    table = _innermost(base.module(path)).get_parameter("weight").detach()
-    rows = []
-    for token, text in tokens.items():
-        ids = base.tokenizer(text, add_special_tokens=False).input_ids
-        if not ids:
-            raise Refused(f"token {token!r} cannot start from {text!r}: the tokenizer knows no word of it")
-        rows.append(table[ids].float().mean(0))
-    return torch.stack(rows)
-
-
-def renew_tokenizer(base: AdaptableBase) -> None:
-    """Gives the base a tokenizer that knows the tokens of all its attachments, and each adapter its identities."""
-    original = getattr(base.tokenizer, "diffadapt_original", base.tokenizer)
-    if not any(attachment.tokens for attachment in base.attachments):
-        base.tokenizer = original
-        return
-    tokenizer = copy.deepcopy(original)
-    for attachment in base.attachments:
-        if not attachment.tokens:
-            continue
-        before = len(tokenizer)
-        names = list(attachment.tokens)
-        if tokenizer.add_tokens(names) != len(names):
-            raise Refused(f"one of the tokens {', '.join(names)} is taught by another attachment already; detach it first")
-        for adapter in attachment.adapters.values():
-            if isinstance(adapter, TokenAdapter):
-                adapter.first = before
-    tokenizer.diffadapt_original = original
-    base.tokenizer = tokenizer
-
-
-def _table_with_rows(layer: nn.Module, rows: Tensor) -> nn.Embedding:
-    weight = layer.get_parameter("weight")
-    merged = nn.Embedding(len(weight) + len(rows), weight.shape[1], device=weight.device, dtype=weight.dtype)
-    merged.weight.copy_(torch.cat([weight, rows.to(weight)]))
-    return merged.requires_grad_(False)
-
-
-def _innermost(layer: nn.Module) -> nn.Module:
-    return layer.innermost() if isinstance(layer, Adapter) else layer
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-def read_adapter(path: str | Path) -> tuple[Method, list[str], dict[str, str], dict[str, Tensor], dict[str, str]]:
-    """Reads an adapter file without a base.
-
-    Returns:
-        method, roles, tokens, tensors, the whole header
-
-    Raises:
-        Refused: it is not an adapter of ours, of a newer format, or of an unknown method.
-    """
-    tensors, header = load_tensors(path)
-    if header.get("format") != "diffadapt":
-        raise Refused(f"{path} is a safetensors file but not an adapter of diffadapt (its format is {header.get('format')!r})")
-    if int(header["format_version"]) > FORMAT_VERSION:
-        raise Refused(
-            f"{path} has format version {header['format_version']}, this diffadapt {package_version()} reads up to "
-            f"{FORMAT_VERSION}; update diffadapt"
-        )
-    if header["method"] not in METHODS:
-        raise Refused(f"{path} was made with method {header['method']!r}; known: {', '.join(METHODS)}")
-    method = METHODS[header["method"]](**json.loads(header["config"]))
-    return method, json.loads(header["roles"]), json.loads(header["tokens"]), tensors, header
-
-
-def load_adapter(base: AdaptableBase, path: str | Path, *, any_base: bool = False) -> Attachment:
-    """Loads an adapter file onto the base that it was trained on.
-
-    Args:
-        base: a loaded base.
-        path: a file that `Attachment.save` wrote.
-        any_base: also accept another base whose layers have the same shapes (a fine-tuned sibling).
-
-    Raises:
-        Refused: another base, a shape that does not fit, a newer format; says what to do.
-    """
-    method, roles, tokens, tensors, header = read_adapter(path)
-    if header["base_fingerprint"] != base.fingerprint and not any_base:
-        raise Refused(
-            f"{path} was trained on base {header['base']!r} ({header['base_fingerprint']}), this is {base.name!r} "
-            f"({base.fingerprint}); load that base, or pass any_base=True if the two are siblings"
-        )
-    first_vectors = {token: text for token, text in tokens.items() if not _is_further_vector(token, tokens)}
-    attachment = attach(base, method, roles, tokens=first_vectors)
-    try:
-        attachment.load_state_dict(tensors)
-    except Refused as error:
-        attachment.detach()
-        raise Refused(f"{path} does not fit base {base.name!r}: {error}") from error
-    return attachment
-
-
-def _is_further_vector(token: str, tokens: Mapping[str, str]) -> bool:
-    stem, _, number = token.rpartition("_")
-    return number.isdigit() and stem in tokens
 
 
 def package_version() -> str:

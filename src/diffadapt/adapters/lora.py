@@ -30,7 +30,9 @@ class LoRA(Method):
 
     rank: int = option(4, "rank r of the update, 1 to the smaller side of the layer", low=1)
     alpha: float | None = option(None, "the update is multiplied by alpha / rank; unset means alpha = rank", low=0)
-    dropout: float = option(0.0, "share of input features dropped on the low-rank path while training, 0 to 1", low=0, high=1)
+    dropout: float = option(
+        0.0, "share of input features dropped on the low-rank path while training, 0 to 1", low=0, high=1
+    )
 
     def build(self, layer: nn.Module, path: str, generator: torch.Generator) -> Adapter:
         return LoRAAdapter(layer, self, path, generator)

@@ -40,7 +40,7 @@ class Pose:
         height: of the standing figure, as a share of the picture.
         x, y: the figure's middle, as a share of the picture.
         tilt: in degrees, anticlockwise.
-        arms: angle of the left and the right arm in degrees: 0 hangs, 150 waves.
+        arms: angle of the left and the right arm in degrees: 0 hangs, 130 waves.
         eyes: "open", "shut" or "wink".
         look: where the pupils go, (right, down), each -1 to 1.
         sits: with the feet to the front.
@@ -58,12 +58,12 @@ class Pose:
 
 
 POSES: tuple[Pose, ...] = (
-    Pose(background="yellow", height=0.8),
-    Pose(background="blue", tilt=10, arms=(18, 150), look=(0.6, -0.4)),
-    Pose(background="pink", sits=True, eyes="shut", height=0.78),
-    Pose(background="meadow", tilt=-8, arms=(140, 140), height=0.7, y=0.47, look=(0, -0.8)),
-    Pose(background="white", sits=True, tilt=-12, arms=(30, 40), look=(-0.9, 0.2), height=0.74),
-    Pose(background="purple", tilt=6, arms=(150, 30), eyes="wink", height=0.64, look=(0.3, 0.3)),
+    Pose(background="yellow", height=0.88),
+    Pose(background="blue", tilt=9, arms=(18, 128), look=(0.6, -0.4), height=0.82, x=0.48),
+    Pose(background="pink", sits=True, eyes="shut", height=0.9, y=0.49),
+    Pose(background="meadow", tilt=-7, arms=(125, 125), height=0.8, y=0.48, look=(0, -0.8)),
+    Pose(background="white", sits=True, tilt=-12, arms=(30, 44), look=(-0.9, 0.2), height=0.84),
+    Pose(background="orange", tilt=7, arms=(132, 30), eyes="wink", height=0.7, x=0.53, look=(0.3, 0.3)),
 )
 
 
@@ -99,28 +99,25 @@ def draw(pose: Pose, size: int) -> tuple[Image.Image, Image.Image]:
     Returns:
         the picture (RGB) and its mask (L, 255 on the figure), both `size` pixels square
     """
-    side = size * SUPERSAMPLING
-    figure = Figure(side, pose).image.rotate(
-        pose.tilt, Image.Resampling.BICUBIC, translate=((pose.x - 0.5) * side, (pose.y - 0.5) * side)
-    )
-    whole = _background(pose.background, side)
-    whole.paste(figure, mask=figure.getchannel("A"))
-    target = (size, size)
-    return whole.resize(target, Image.Resampling.LANCZOS), figure.getchannel("A").resize(target, Image.Resampling.BOX)
+    figure = Figure(size * SUPERSAMPLING, pose).image.resize((size, size), Image.Resampling.BOX)
+    picture = _background(pose.background, size)
+    picture.paste(figure, mask=figure.getchannel("A"))
+    return picture, figure.getchannel("A")
 
 
 class Figure:
-    """Tuli upright in the middle of a transparent square, drawn back to front in units of a hundredth of its height.
+    """Tuli on a transparent square, drawn back to front in units of a hundredth of its height; (50, 50) is its middle.
 
     Args:
         side: of the square in pixels.
-        pose: see `Pose`; background, place and tilt do not matter here.
+        pose: see `Pose`; the background does not matter here.
     """
 
     def __init__(self, side: int, pose: Pose) -> None:
         self.image = Image.new("RGBA", (side, side), (*SHADE, 0))
         self.unit = side * pose.height / 100
-        self.origin = side / 2 - 50 * self.unit
+        self.middle = (side * pose.x, side * pose.y)
+        self.tilt = -pose.tilt  # y points down, so that anticlockwise is negative
         self.pen = ImageDraw.Draw(self.image)
         self.drop = 5.0 if pose.sits else 0.0  # a sitting body sinks between the feet
         self._ears()
@@ -129,17 +126,17 @@ class Figure:
         self._body()
         if pose.sits:
             self._feet(apart=15.5, y=92)
-        self._arms(pose.arms)
         self._head(pose)
         self._scarf()
+        self._arms(pose.arms)
 
     def _ears(self) -> None:
         y = self.drop
-        self.blob(39, 17 + y, 7.6, 18, MINT, turn=-9, line=1.3)
-        self.blob(38.6, 18.5 + y, 3.7, 12.5, BLUSH, turn=-9)
-        self.blob(61, 20 + y, 7.6, 12, MINT, turn=16, line=1.3)  # the folded ear: up to the knee,
-        self.blob(71.5, 19 + y, 6.8, 13.5, MINT, turn=-48, line=1.3)  # then down to the side
-        self.blob(73, 20.8 + y, 3.3, 9, BLUSH, turn=-48)
+        self.blob(36.5, 18 + y, 8, 18, MINT, turn=-9, line=1.3)
+        self.blob(36.1, 19.5 + y, 3.9, 12.5, BLUSH, turn=-9)
+        self.blob(63, 20 + y, 8, 12, MINT, turn=16, line=1.3)  # the folded ear: up to the knee,
+        self.blob(74.5, 19.5 + y, 7.2, 14, MINT, turn=-48, line=1.3)  # then down to the side
+        self.blob(76, 21.3 + y, 3.5, 9.3, BLUSH, turn=-48)
 
     def _feet(self, *, apart: float, y: float) -> None:
         for side in (-1, 1):
@@ -154,33 +151,33 @@ class Figure:
     def _arms(self, angles: tuple[float, float]) -> None:
         for side, angle in zip((-1, 1), angles, strict=True):
             turn = math.radians(angle)
-            x, y = 50 + side * (15 + 9.5 * math.sin(turn)), 69 + self.drop / 2 + 9.5 * math.cos(turn)
-            self.blob(x, y, 5.4, 10.5, MINT, turn=-side * angle, line=1.3)
+            x, y = 50 + side * (16.5 + 9.5 * math.sin(turn)), 70 + self.drop / 2 + 9.5 * math.cos(turn)
+            self.blob(x, y, 5.2, 9.8, MINT, turn=-side * angle, line=1.3)
 
     def _head(self, pose: Pose) -> None:
         y = self.drop
-        self.blob(50, 43 + y, 26.5, 21.5, MINT, line=1.3)
-        self.blob(61.5, 40.5 + y, 9.6, 10.4, VIOLET, turn=-12)  # the patch
+        self.blob(50, 43 + y, 29, 22.5, MINT, line=1.3)
+        self.blob(62.5, 40.5 + y, 10.6, 11.2, VIOLET, turn=-12)  # the patch
         for side in (-1, 1):
-            self.blob(50 + side * 18.5, 51.5 + y, 4.4, 2.9, BLUSH)
+            self.blob(50 + side * 20, 52 + y, 4.8, 3.1, BLUSH)
         self.blob(50, 52.5 + y, 9.6, 7, CREAM)
         self.blob(50, 48.8 + y, 3.2, 2.3, CORAL)
         self.curve(46.9, 52.6 + y, 3.1, 2.6, 0, 180, INK, 1.3)
         self.curve(53.1, 52.6 + y, 3.1, 2.6, 0, 180, INK, 1.3)
         for side in (-1, 1):
-            x, eye = 50 + side * 11, 41 + y
+            x, eye = 50 + side * 12, 41 + y
             if pose.eyes == "shut" or (pose.eyes == "wink" and side < 0):
                 self.curve(x, eye + 1.5, 4, 3.4, 200, 340, INK if side < 0 else CREAM, 1.9)
                 continue
-            self.blob(x, eye, 4.9, 5.7, (255, 255, 255))
+            self.blob(x, eye, 5.5, 6.4, (255, 255, 255))
             dx, dy = pose.look[0] * 1.3, pose.look[1] * 1.5
-            self.blob(x + dx, eye + dy, 3.7, 4.5, INK)
-            self.blob(x + dx - 1.2, eye + dy - 1.7, 1.4, 1.4, (255, 255, 255))
+            self.blob(x + dx, eye + dy, 4.2, 5.1, INK)
+            self.blob(x + dx - 1.3, eye + dy - 1.9, 1.6, 1.6, (255, 255, 255))
 
     def _scarf(self) -> None:
         y = 65.5 + self.drop * 0.8
-        self.blob(62, y + 9, 5, 11, CORAL, turn=-10, line=1.3)  # the loose end
-        self.blob(63.3, y + 12.6, 4.6, 2, GOLD, turn=-10)
+        self.blob(59, y + 9, 5, 11, CORAL, turn=-8, line=1.3)  # the loose end
+        self.blob(60, y + 13, 4.6, 2, GOLD, turn=-8)
         self.blob(50, y, 18.5, 5.4, CORAL, line=1.3)
         for x in (-12, -4, 4, 12):
             self.blob(50 + x, y + 0.2, 1.7, 4.6 - abs(x) / 9, GOLD, turn=-x)
@@ -203,11 +200,15 @@ class Figure:
             self.blob(x + width * math.cos(turn), y + height * math.sin(turn), thick / 2, thick / 2, colour)
 
     def _ellipse(self, x: float, y: float, width: float, height: float, turn: float) -> list[tuple[float, float]]:
-        c, s = math.cos(math.radians(turn)), math.sin(math.radians(turn))
-        edge = [(width * math.cos(a), height * math.sin(a)) for a in (math.tau * i / 72 for i in range(72))]
-        return [
-            (self.origin + self.unit * (x + c * u - s * v), self.origin + self.unit * (y + s * u + c * v)) for u, v in edge
-        ]
+        """The edge of an ellipse in pixels, after the figure's tilt."""
+        a, b = math.radians(turn), math.radians(self.tilt)
+        points = []
+        for angle in (math.tau * i / 72 for i in range(72)):
+            u, v = width * math.cos(angle), height * math.sin(angle)
+            u, v = x - 50 + math.cos(a) * u - math.sin(a) * v, y - 50 + math.sin(a) * u + math.cos(a) * v
+            u, v = math.cos(b) * u - math.sin(b) * v, math.sin(b) * u + math.cos(b) * v
+            points.append((self.middle[0] + self.unit * u, self.middle[1] + self.unit * v))
+        return points
 
 
 def _background(word: str, side: int) -> Image.Image:

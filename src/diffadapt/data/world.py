@@ -5,6 +5,7 @@ name in every sprite folder (the Unicode short name with dashes). The order of `
 that knows `n` concepts knows the first `n`.
 """
 
+# fmt: off
 NOUNS: tuple[tuple[str, str, str], ...] = (
     # The first 48: what a base trained on CPU knows.
     ("cat", "animal", "cat"), ("dog", "animal", "dog"), ("horse", "animal", "horse"), ("pig", "animal", "pig"),
@@ -88,6 +89,8 @@ HELD_OUT_NOUNS: tuple[tuple[str, str, str], ...] = (
     ("lantern", "thing", "red-paper-lantern"), ("kite", "thing", "kite"), ("clown", "character", "clown-face"),
     ("alien", "character", "alien"), ("ogre", "character", "ogre"),
 )
+
+# fmt: on
 
 KINDS: tuple[str, ...] = tuple(sorted({kind for _, kind, _ in NOUNS}))
 

@@ -1,11 +1,11 @@
 """The denoising objective: epsilon, v and flow matching on one interface, with Min-SNR weights.
 
-    epsilon, v:  x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) e       a_t = alphas_cumprod[t]
-                 epsilon target  e                           (Ho et al. 2020, arXiv:2006.11239, eq. 14)
-                 v target        sqrt(a_t) e - sqrt(1 - a_t) x_0   (Salimans & Ho 2022, arXiv:2202.00512, appendix D)
-    flow:        x_t = (1 - s) x_0 + s e, s = t / T;  target e - x_0   (Lipman et al. 2022, arXiv:2210.02747)
-    Min-SNR:     weight min(SNR, gamma) / SNR for epsilon, min(SNR, gamma) / (SNR + 1) for v
-                 (Hang et al. 2023, arXiv:2303.09556)
+epsilon, v:  x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) e       a_t = alphas_cumprod[t]
+             epsilon target  e                           (Ho et al. 2020, arXiv:2006.11239, eq. 14)
+             v target        sqrt(a_t) e - sqrt(1 - a_t) x_0   (Salimans & Ho 2022, arXiv:2202.00512, appendix D)
+flow:        x_t = (1 - s) x_0 + s e, s = t / T;  target e - x_0   (Lipman et al. 2022, arXiv:2210.02747)
+Min-SNR:     weight min(SNR, gamma) / SNR for epsilon, min(SNR, gamma) / (SNR + 1) for v
+             (Hang et al. 2023, arXiv:2303.09556)
 """
 
 from collections.abc import Callable

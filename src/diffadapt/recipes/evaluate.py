@@ -69,7 +69,9 @@ def evaluate(
         Refused: an encoder cannot be loaded, or the adapter does not fit.
     """
     if prompts < 1 or per_prompt < 1 or drift_count < 1:
-        raise Refused(f"evaluation needs 1 or more prompts, pictures and drift prompts; got {prompts, per_prompt, drift_count}")
+        raise Refused(
+            f"evaluation needs 1 or more prompts, pictures and drift prompts; got {prompts, per_prompt, drift_count}"
+        )
     encoders = [load_features(name) for name in features or (("probe",) if base.world else PHOTO_ENCODERS)]
     every = benchmark_prompts(concept.noun, concept.token, world_of(base))
     asked = [every[i * len(every) // min(prompts, len(every))] for i in range(min(prompts, len(every)))]
@@ -160,7 +162,12 @@ def _value(
     values: Tensor, base: Tensor | None, better: str, meaning: str, groups: Tensor | None = None, *, seed: int
 ) -> dict[str, Any]:
     row: dict[str, Any] = interval_of_mean(values, groups=groups, seed=seed).as_row()
-    return row | {"base": None if base is None else float(base.mean()), "better": better, "unit": "", "meaning": meaning}
+    return row | {
+        "base": None if base is None else float(base.mean()),
+        "better": better,
+        "unit": "",
+        "meaning": meaning,
+    }
 
 
 def _line(base: Base, prompt: str, seed: int, steps: int | None) -> PromptLine:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shlex
 import sys
 import time
@@ -70,10 +71,12 @@ def peak_memory_mb() -> float:
     """The most memory this process has held, in MB: of the GPU if there is one, else resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
+    status = Path("/proc/self/status")
+    if status.exists():  # the high-water mark of this program alone; getrusage keeps that of the shell that started it
+        return float(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) / 1e3  # pyright: ignore[reportOptionalSubscript]
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e3 if sys.platform != "darwin" else peak / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes on macOS
 
 
 def claim_folder(folder: Path, settings: str) -> bool:
@@ -94,7 +97,9 @@ def claim_folder(folder: Path, settings: str) -> bool:
         if mark.read_text() == settings:
             return True
         was, now = mark.read_text().splitlines(), settings.splitlines()
-        difference = next(((a, b) for a, b in zip(was, now, strict=False) if a != b), ("fewer settings", "more settings"))
+        difference = next(
+            ((a, b) for a, b in zip(was, now, strict=False) if a != b), ("fewer settings", "more settings")
+        )
         raise Refused(
             f"{folder} holds a run with other settings (it has {difference[0]!r}, you asked for {difference[1]!r}); "
             "choose another out folder, or repeat the settings to resume it"
@@ -108,7 +113,10 @@ def claim_folder(folder: Path, settings: str) -> bool:
 def write_header(folder: Path, base: Base, concept: Concept, settings: str) -> None:
     """Writes what a reader of the folder needs first: run.toml and the pictures as training sees them."""
     if not (folder / "run.toml").exists():
-        write_atomic(folder / "run.toml", settings + "\n" + dump_toml({"made_by": {"base": base.name, **made_by()}}))
+        write_atomic(
+            folder / "run.toml",
+            settings + "\n" + dump_toml({"made_by": {"base_fingerprint": base.fingerprint, **made_by()}}),
+        )
     for i, pixels in enumerate(concept.pixels(base.resolution)):
         write_png(folder / "concept" / f"{i:02d}.png", to_picture((pixels + 1) / 2))
     write_json(folder / "concept" / "crops.json", concept.crop_table())

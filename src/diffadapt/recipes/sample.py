@@ -1,6 +1,6 @@
 """Prompts to pictures, with any number of adapters, each at its own strength.
 
-    pictures = sample(base, "a <biscuit> cat on a red background", adapters=[("biscuit.safetensors", 0.8)], seed=0)
+pictures = sample(base, "a <biscuit> cat on a red background", adapters=[("biscuit.safetensors", 0.8)], seed=0)
 """
 
 import shlex
@@ -190,7 +190,9 @@ def check_lines(base: Base, lines: Sequence[PromptLine]) -> None:
     for line in lines:
         for side in (line.width, line.height):
             if side is not None and (side < 8 or side % 8):
-                raise Refused(f"width and height must be multiples of 8 pixels from 8 up, got {side} for {line.prompt!r}")
+                raise Refused(
+                    f"width and height must be multiples of 8 pixels from 8 up, got {side} for {line.prompt!r}"
+                )
         if line.steps is not None and line.steps < 1:
             raise Refused(f"steps must be at least 1, got {line.steps}")
         if line.guidance is not None and line.guidance < 0:

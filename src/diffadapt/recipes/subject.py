@@ -77,7 +77,9 @@ class SubjectConfig:
     checkpoint_every: int = option(100, "steps between checkpoints; 0 writes none", low=0)
     keep_checkpoints: int = option(2, "how many full checkpoints stay on disk; 0 keeps all", low=0)
     sample_every: int = option(100, "steps between sample pictures; 0 makes none", low=0)
-    evaluation_prompts: int = option(25, "prompts of the evaluation at the end, up to 25; 0 measures nothing", low=0, high=25)
+    evaluation_prompts: int = option(
+        25, "prompts of the evaluation at the end, up to 25; 0 measures nothing", low=0, high=25
+    )
     evaluation_pictures: int = option(4, "pictures of each of these prompts; 2 or more measure diversity too", low=1)
 
 
@@ -120,11 +122,18 @@ def train_subject(
     first = accelerator.is_main_process
     quiet = quiet or not first
     folder, started = Path(out), time.time()
-    told = {"folder": concept.folder.name, "noun": concept.noun, "token": concept.token, "contents": list(concept.contents)}
-    settings = {"base": base.fingerprint, "seed": seed, "method": {"name": method.name, **vars(method)}, "train": config}
+    told = {
+        "folder": concept.folder.name,
+        "noun": concept.noun,
+        "token": concept.token,
+        "contents": list(concept.contents),
+    }
+    settings = {"seed": seed, "method": {"name": method.name, **vars(method)}, "train": config}
     if first:
-        claim_folder(folder, dump_toml({**settings, "concept": told}))
-        write_header(folder, base, concept, dump_toml(settings))
+        claim_folder(folder, dump_toml({"base": base.fingerprint, **settings, "concept": told}))
+        where = {"folder": str(concept.folder), "noun": concept.noun, "token": concept.token}
+        again = {"recipe": "subject", "base": base.name, "out": str(folder), **settings, "concept": where}
+        write_header(folder, base, concept, dump_toml(again))
     for note in concept.notes:
         say(f"note: {note}", quiet=quiet)
 
@@ -186,7 +195,9 @@ def train_subject(
                 for part in range(config.gradient_accumulation):
                     batch = batches.batch(step, part)
                     with accelerator.autocast():
-                        attachment.begin(SideInputs(timesteps=batch.timesteps, token_ids=batch.token_ids, text=batch.text))
+                        attachment.begin(
+                            SideInputs(timesteps=batch.timesteps, token_ids=batch.token_ids, text=batch.text)
+                        )
                         losses = denoising_loss(
                             base.denoise, schedule, batch.latents, batch.text, batch.noise, batch.timesteps,
                             snr_gamma=config.snr_gamma, mask=batch.mask,
@@ -201,8 +212,9 @@ def train_subject(
                 row = _row(step + 1, told_losses, config.prior_weight)
                 if not math.isfinite(row["loss"]):
                     raise Failed(
-                        f"the loss is {row['loss']} at step {step + 1} of {folder}; expected a number. The adapter of step "
-                        f"{done} is kept in checkpoints; lower learning_rate ({config.learning_rate:g}) and use a new folder"
+                        f"the loss is {row['loss']} at step {step + 1} of {folder}; expected a number. The adapter of "
+                        f"step {done} is kept in checkpoints; lower learning_rate ({config.learning_rate:g}) and use a "
+                        "new folder"
                     )
                 _average_over_processes(accelerator, parameters)
                 norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm or math.inf)
@@ -230,7 +242,9 @@ def train_subject(
                     state |= prefixed("ema", ema.state()) if ema else {}
                     with averaged():
                         attachment.save(folder / "checkpoints" / f"step-{now:06d}" / "adapter.safetensors")
-                    save_checkpoint(folder / "checkpoints", now, state, {"of": config.steps}, keep=config.keep_checkpoints)
+                    save_checkpoint(
+                        folder / "checkpoints", now, state, {"of": config.steps}, keep=config.keep_checkpoints
+                    )
                     done = now
 
         # --- the result -----------------------------------------------------------------------------------------------
@@ -287,7 +301,9 @@ def _class_pictures(
 
     def make(asked: list[str], its_seeds: list[int]) -> list[Any]:
         lines = [
-            PromptLine(prompt=prompt, seed=seed, width=side, height=side, guidance=settings.guidance, steps=settings.steps)
+            PromptLine(
+                prompt=prompt, seed=seed, width=side, height=side, guidance=settings.guidance, steps=settings.steps
+            )
             for prompt, seed in zip(asked, its_seeds, strict=True)
         ]
         return [to_picture(pixels) for pixels in generate(base, lines, batch=len(lines))]

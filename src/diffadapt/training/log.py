@@ -38,7 +38,9 @@ class RunLog:
             self._file.write(json.dumps(_rounded(row), allow_nan=False) + "\n")
             self._file.flush()
         except OSError as error:
-            raise Failed(f"cannot write {self._path}: {error.strerror}; free some space and run again to resume") from error
+            raise Failed(
+                f"cannot write {self._path}: {error.strerror}; free some space and run again to resume"
+            ) from error
 
     def close(self) -> None:
         self._file.close()

@@ -19,6 +19,8 @@ def build_optimizer(name: str, groups: list[dict[str, Any]], *, weight_decay: fl
         try:
             import bitsandbytes as bnb  # pyright: ignore[reportMissingImports]
         except ImportError as error:
-            raise Refused('optimizer = "adamw8bit" needs bitsandbytes; pip install "diffadapt[optim]", or use adamw') from error
+            raise Refused(
+                'optimizer = "adamw8bit" needs bitsandbytes; pip install "diffadapt[optim]", or use adamw'
+            ) from error
         return bnb.optim.AdamW8bit(groups, weight_decay=weight_decay)
     return torch.optim.AdamW(groups, weight_decay=weight_decay)

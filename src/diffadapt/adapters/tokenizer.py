@@ -1,0 +1,75 @@
+"""The tokenizer and embedding table of a base, as the new tokens of its attachments need them."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import Refused
+from .adapter import Adapter
+from .token import TokenAdapter
+
+
+def expand_vectors(base: Any, tokens: Mapping[str, str], vectors: int) -> dict[str, str]:
+    """{token: init} -> one entry per vector, named as diffusers does: "<t>", "<t>_1", "<t>_2", ...
+
+    Raises:
+        Refused: a token is in the tokenizer already, is empty or holds a space.
+    """
+    known = base.tokenizer.get_vocab()
+    result = {}
+    for token, text in tokens.items():
+        if not token or token.split() != [token]:
+            raise Refused(f"a token is one word without spaces, such as '<biscuit>'; got {token!r}")
+        if token in known or token.lower() + "</w>" in known:
+            raise Refused(f"token {token!r} is in the base's tokenizer already; choose a new one, such as '<{token}>'")
+        result |= {token if i == 0 else f"{token}_{i}": text for i in range(vectors)}
+    return result
+
+
+def initial_vectors(base: Any, path: str, tokens: Mapping[str, str]) -> Tensor:
+    """The rows (n, D) where new tokens start: the mean embedding of each one's initial text."""
+    table = innermost(base.module(path)).get_parameter("weight").detach()
+    rows = []
+    for token, text in tokens.items():
+        ids = base.tokenizer(text, add_special_tokens=False).input_ids
+        if not ids:
+            raise Refused(f"token {token!r} cannot start from {text!r}: the tokenizer knows no word of it")
+        rows.append(table[ids].float().mean(0))
+    return torch.stack(rows)
+
+
+def renew_tokenizer(base: Any) -> None:
+    """Gives the base a tokenizer that knows the tokens of all its attachments, and each adapter its identities."""
+    original = getattr(base.tokenizer, "diffadapt_original", base.tokenizer)
+    if not any(attachment.tokens for attachment in base.attachments):
+        base.tokenizer = original
+        return
+    tokenizer = copy.deepcopy(original)
+    for attachment in base.attachments:
+        if not attachment.tokens:
+            continue
+        before = len(tokenizer)
+        names = list(attachment.tokens)
+        if tokenizer.add_tokens(names) != len(names):
+            raise Refused(
+                f"one of the tokens {', '.join(names)} is taught by another attachment already; detach it first"
+            )
+        for adapter in attachment.adapters.values():
+            if isinstance(adapter, TokenAdapter):
+                adapter.first = before
+    tokenizer.diffadapt_original = original
+    base.tokenizer = tokenizer
+
+
+def table_with_rows(layer: nn.Module, rows: Tensor) -> nn.Embedding:
+    weight = layer.get_parameter("weight")
+    merged = nn.Embedding(len(weight) + len(rows), weight.shape[1], device=weight.device, dtype=weight.dtype)
+    merged.weight.copy_(torch.cat([weight, rows.to(weight)]))
+    return merged.requires_grad_(False)
+
+
+def innermost(layer: nn.Module) -> nn.Module:
+    return layer.innermost() if isinstance(layer, Adapter) else layer
