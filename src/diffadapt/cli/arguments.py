@@ -1,0 +1,82 @@
+"""Arguments that several commands share, and how their values are read."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import Refused
+
+if TYPE_CHECKING:
+    from ..bases import Base
+
+
+def add_base(parser: argparse.ArgumentParser) -> None:
+    """--base, --device and --dtype."""
+    parser.add_argument(
+        "--base", default="embedded", metavar="NAME",
+        help="embedded (default), a hub id, a diffusers folder or a .safetensors file",
+    )  # fmt: skip
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one")
+    parser.add_argument("--dtype", metavar="NAME", help="float32 (default), float16 or bfloat16; on a GPU")
+
+
+def add_adapters(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
+    """--adapter, repeatable, and --strength."""
+    parser.add_argument(
+        "--adapter", action="append", default=[], required=required, metavar="FILE[:STRENGTH]",
+        help="an adapter file or a run's folder; STRENGTH 0 is the base, 1 as trained; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--strength", type=float, default=1.0, metavar="S", help="of the adapters given without one (default 1)"
+    )
+
+
+def load(arguments: argparse.Namespace) -> "Base":
+    """The base that --base, --device and --dtype name."""
+    from ..bases import load_base
+
+    return load_base(arguments.base, device=arguments.device, dtype=arguments.dtype)
+
+
+def adapters(arguments: argparse.Namespace) -> list[tuple[Path, float]]:
+    """(adapter file, strength) of every --adapter.
+
+    Raises:
+        Refused: there is no such file; says what was looked for.
+    """
+    return [split_adapter(text, arguments.strength) for text in arguments.adapter]
+
+
+def split_adapter(text: str, strength: float = 1.0) -> tuple[Path, float]:
+    """"runs/biscuit:0.8" -> (runs/biscuit/adapter.safetensors, 0.8).
+
+    Args:
+        text: a file or a run's folder, with or without ":STRENGTH". A name that exists as it stands is taken whole.
+        strength: when the text has none.
+    """
+    path, colon, tail = text.rpartition(":")
+    if Path(text).exists() or not colon:
+        path = text
+    else:
+        try:
+            strength = float(tail)
+        except ValueError:
+            path = text
+    found = Path(path).expanduser()
+    if found.is_dir():
+        found = found / "adapter.safetensors"
+    if not found.is_file():
+        raise Refused(f"no adapter at {found}; expected a .safetensors file or the folder of a finished run")
+    return found, strength
+
+
+def new_folder(text: str) -> Path:
+    """A folder that does not exist yet or is empty.
+
+    Raises:
+        Refused: it holds something, which would be mixed with what comes.
+    """
+    folder = Path(text).expanduser()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise Refused(f"{folder} exists already; choose a new or empty folder, nothing is overwritten")
+    return folder

@@ -1,0 +1,88 @@
+"""Makes pictures from prompts, with any number of adapters.
+
+A prompt may end in kohya's options, which win over the command line's: --n negative prompt, --w width, --h height,
+--d seed, --l guidance, --s steps. In a prompt file, empty lines and lines that begin with # are passed over. Files are
+numbered on from what is in the folder; nothing is overwritten. The paths are printed, one a line.
+"""
+
+import argparse
+from pathlib import Path
+
+from ..errors import Refused
+from .arguments import adapters, add_adapters, add_base, load
+
+SUMMARY = "make pictures from prompts"
+EXAMPLES = """\
+  diffadapt sample "a cat on a red background" --seed 3
+  diffadapt sample "a <biscuit> cat at night" --adapter runs/biscuit:0.8 --out pictures
+  diffadapt sample --prompts prompts.txt --adapter runs/biscuit --adapter runs/style:0.5
+  diffadapt sample "a cat --n dog --w 64 --h 64 --d 3 --l 4 --s 20"
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", nargs="*", metavar="PROMPT", help="what the picture shows; one picture each")
+    parser.add_argument("--prompts", metavar="FILE", help="a text file with one prompt a line")
+    add_base(parser)
+    add_adapters(parser)
+    parser.add_argument("--out", default="samples", metavar="DIR", help="where the pictures go (default: samples)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first picture; the next has N + 1")
+    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps; default: the base's")
+    parser.add_argument(
+        "--guidance", type=float, metavar="G", help="classifier-free guidance, 1 for none; default: the base's"
+    )
+    parser.add_argument("--negative", default="", metavar="TEXT", help="what the picture should not show")
+    parser.add_argument("--width", type=int, metavar="PIXELS", help="default: the base's")
+    parser.add_argument("--height", type=int, metavar="PIXELS", help="default: the base's")
+    parser.add_argument("--batch", type=int, default=8, metavar="N", help="pictures made at once (default 8)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    texts = [*arguments.prompt, *(read_prompts(arguments.prompts) if arguments.prompts else ())]
+    if not texts:
+        raise Refused("no prompt; give one in quotes, or --prompts FILE")
+    if arguments.batch < 1:
+        raise Refused(f"--batch: expected at least 1, got {arguments.batch}")
+    chosen = adapters(arguments)
+    folder = Path(arguments.out).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise Refused(f"--out {folder} is a file; give a folder")
+    from ..recipes.pictures import write_png
+    from ..recipes.sample import parse_prompt_line, sample
+
+    lines = [parse_prompt_line(text) for text in texts]
+    pictures = sample(
+        load(arguments), lines, adapters=chosen, seed=arguments.seed, steps=arguments.steps,
+        guidance=arguments.guidance, negative=arguments.negative, batch=arguments.batch, width=arguments.width,
+        height=arguments.height, progress=True,
+    )  # fmt: skip
+    first = next_number(folder)
+    for i, picture in enumerate(pictures):
+        path = folder / f"{first + i:04d}.png"
+        write_png(path, picture)
+        print(path)
+    return 0
+
+
+def read_prompts(file: str) -> list[str]:
+    """The prompts of a text file, one a line.
+
+    Raises:
+        Refused: it cannot be read, or holds no prompt.
+    """
+    path = Path(file).expanduser()
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except OSError as error:
+        raise Refused(f"cannot read the prompts in {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise Refused(f"{path} is not UTF-8 text; save it as UTF-8") from error
+    prompts = [line for line in lines if line and not line.startswith("#")]
+    if not prompts:
+        raise Refused(f"{path} holds no prompt; expected one a line")
+    return prompts
+
+
+def next_number(folder: Path) -> int:
+    """One more than the largest number that names a picture in the folder; 0 when there is none."""
+    return max((int(path.stem) + 1 for path in folder.glob("*.png") if path.stem.isdigit()), default=0)
