@@ -1,0 +1,42 @@
+"""What was learned and what was forgotten, in numbers: pure functions of features, and the encoders that give them."""
+
+from .alignment import text_alignment
+from .attributes import attribute_accuracy
+from .bootstrap import Interval, interval_of_difference, interval_of_mean, interval_of_ratio
+from .diversity import diversity
+from .drift import drift_features, drift_pixels
+from .features import Features, ProbeFeatures, load_features
+from .fidelity import subject_fidelity
+from .frechet import fid, frechet_distance, gaussian_of
+from .harmonic import harmonic_mean
+from .kernel_distance import kid, mmd_squared
+from .probe import Probe, load_probe
+from .weight_drift import WeightDrift, neuron_angles, weight_drift, weight_drift_by_layer
+
+__all__ = [
+    "Features",
+    "Interval",
+    "Probe",
+    "ProbeFeatures",
+    "WeightDrift",
+    "attribute_accuracy",
+    "diversity",
+    "drift_features",
+    "drift_pixels",
+    "fid",
+    "frechet_distance",
+    "gaussian_of",
+    "harmonic_mean",
+    "interval_of_difference",
+    "interval_of_mean",
+    "interval_of_ratio",
+    "kid",
+    "load_features",
+    "load_probe",
+    "mmd_squared",
+    "neuron_angles",
+    "subject_fidelity",
+    "text_alignment",
+    "weight_drift",
+    "weight_drift_by_layer",
+]

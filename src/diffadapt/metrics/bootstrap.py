@@ -1,0 +1,139 @@
+"""Bootstrap intervals: how far could a mean, or a difference of means, be off?
+
+The percentile interval of Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3. Every function
+is a pure function of its values and its seed.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import Refused
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """An estimate with its interval; `n` independent units (values, or groups of values) stand behind it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def clear_of(self, number: float) -> bool:
+        """Whether the interval leaves the number outside."""
+        return self.low > number or self.high < number
+
+    def as_row(self) -> dict[str, float | int]:
+        """{"value", "low", "high", "n"}, as a run's `metrics.json` holds it."""
+        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
+
+
+def interval_of_mean(
+    values: Tensor, *, groups: Tensor | None = None, seed: int = 0, resamples: int = 2000, level: float = 0.95
+) -> Interval:
+    """The mean of values with its bootstrap interval.
+
+    Args:
+        values: (N,) one value a picture, N >= 1.
+        groups: (N,) whole numbers. Values that share a prompt are not independent: given, whole groups are drawn
+            (the cluster bootstrap), and the mean is over all values. None: each value is its own group.
+        seed: of the drawing.
+        resamples: how many times, >= 1.
+        level: share of resampled means inside, in (0, 1).
+
+    Raises:
+        Refused: no values, not finite, counts that differ, or a setting out of range.
+    """
+    sums, counts = _by_group(values, groups)
+    draws = _draws(len(sums), resamples, seed)
+    means = sums[draws].sum(1) / counts[draws].sum(1)
+    return _interval(float(sums.sum() / counts.sum()), means, len(sums), level)
+
+
+def interval_of_difference(
+    a: Tensor,
+    b: Tensor,
+    *,
+    paired: bool,
+    groups: Tensor | None = None,
+    seed: int = 0,
+    resamples: int = 2000,
+    level: float = 0.95,
+) -> Interval:
+    """mean(a) - mean(b) with its bootstrap interval.
+
+    Args:
+        a: (N,) values of one model.
+        b: (M,) values of the other; N = M when paired.
+        paired: whether a[i] and b[i] were made from the same prompt and seed. Then the differences are drawn, which
+            is narrower; otherwise each side is drawn by itself.
+        groups: (N,) as in `interval_of_mean`; only when paired.
+        seed, resamples, level: as in `interval_of_mean`.
+
+    Raises:
+        Refused: as `interval_of_mean`, counts that differ though paired, or groups though not paired.
+    """
+    if paired:
+        if a.shape != b.shape:
+            raise Refused(f"paired values expected, but there are {len(a)} and {len(b)}; pass paired=False")
+        return interval_of_mean(a.double() - b.double(), groups=groups, seed=seed, resamples=resamples, level=level)
+    if groups is not None:
+        raise Refused("groups go with paired values only; average each group first, or pass paired=True")
+    means = []
+    for side, values in enumerate((a, b)):
+        rows, _ = _by_group(values, None)
+        means.append(rows[_draws(len(rows), resamples, seed * 2 + side)].mean(1))
+    value = float(a.double().mean() - b.double().mean())
+    return _interval(value, means[0] - means[1], min(len(a), len(b)), level)
+
+
+def interval_of_ratio(a: Tensor, b: Tensor, *, seed: int = 0, resamples: int = 2000, level: float = 0.95) -> Interval:
+    """mean(a) / mean(b) of paired values with its bootstrap interval, pairs drawn together.
+
+    Args:
+        a, b: (N,) values; mean(b) > 0.
+        seed, resamples, level: as in `interval_of_mean`.
+
+    Raises:
+        Refused: as `interval_of_mean`, counts that differ, or mean(b) not positive.
+    """
+    top, _ = _by_group(a, None)
+    bottom, _ = _by_group(b, None)
+    if len(top) != len(bottom):
+        raise Refused(f"paired values expected, but there are {len(top)} and {len(bottom)}")
+    if bottom.mean() <= 0:
+        raise Refused(f"ratio to a mean of {float(bottom.mean()):.4g}; expected a positive mean below the line")
+    draws = _draws(len(top), resamples, seed)
+    ratios = top[draws].sum(1) / bottom[draws].sum(1).clamp(min=torch.finfo(torch.float64).tiny)
+    return _interval(float(top.sum() / bottom.sum()), ratios, len(top), level)
+
+
+def _by_group(values: Tensor, groups: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Sum and count of each group, float64 on the CPU."""
+    if values.ndim != 1 or len(values) == 0 or not values.isfinite().all():
+        raise Refused(f"bootstrap: expected (N,) finite values, N >= 1, came shape {tuple(values.shape)}")
+    values = values.detach().double().cpu()
+    if groups is None:
+        return values, torch.ones_like(values)
+    if groups.shape != values.shape:
+        raise Refused(f"bootstrap: {len(values)} values in groups of shape {tuple(groups.shape)}")
+    _, where = groups.cpu().unique(return_inverse=True)
+    count = int(where.max()) + 1
+    sums = torch.zeros(count, dtype=torch.float64).index_add_(0, where, values)
+    return sums, torch.bincount(where, minlength=count).double()
+
+
+def _draws(n: int, resamples: int, seed: int) -> Tensor:
+    if resamples < 1:
+        raise Refused(f"bootstrap: expected resamples >= 1, came {resamples}")
+    return torch.randint(n, (resamples, n), generator=torch.Generator().manual_seed(seed))
+
+
+def _interval(value: float, resampled: Tensor, n: int, level: float) -> Interval:
+    if not 0 < level < 1:
+        raise Refused(f"bootstrap: expected level in (0, 1), for example 0.95, came {level}")
+    tail = (1 - level) / 2
+    low, high = torch.quantile(resampled, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return Interval(value=value, low=low, high=high, n=n)

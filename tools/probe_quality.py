@@ -1,0 +1,73 @@
+"""How good the probe is on scenes that no training batch drew: its heads, its captions, its sense of identity."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from probe_batches import HELD_OUT_NOUNS, SKIP, Sprites, change, labels_of
+from torch import Tensor
+
+from diffadapt.data.scenes import World, caption, render, sample_scene
+from diffadapt.metrics.probe import HEADS, Probe
+
+HELD_BACK = 10**9  # training draws from (seed, step), so a "step" that no run reaches
+
+
+@torch.no_grad()
+def picture_embeddings(probe: Probe, pictures: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    parts = [probe.image(part) for part in pictures.split(128)]
+    logits = {head: torch.cat([part[0][head] for part in parts]) for head in HEADS}
+    return logits, torch.cat([part[1] for part in parts]), torch.cat([part[2] for part in parts])
+
+
+def measure(probe: Probe, sprites: Sprites, *, count: int, data: Path | None = None) -> dict[str, float]:
+    """Shares in [0, 1]: single-object accuracy per head, both names right in two-object scenes, captions, identity.
+
+    Args:
+        count: single-object scenes; a quarter as many two-object scenes are drawn besides.
+        data: the sprite folders; given, identity is measured on the held-out sprites, which training never showed.
+    """
+    rng = np.random.default_rng([HELD_BACK, 0])
+    world = World()
+    scenes = [sample_scene(rng, world, two_objects=0.0) for _ in range(count)]
+    scenes += [sample_scene(rng, world, two_objects=1.0) for _ in range(count // 4)]
+    pictures = torch.cat([render(scenes[i : i + 128], sprites.world)[0] for i in range(0, len(scenes), 128)])
+    logits, joint, _ = picture_embeddings(probe, pictures)
+    labels = torch.tensor([labels_of(scene, scene.objects[0].noun) for scene in scenes])
+    right = torch.stack([logits[head].argmax(1) == labels[:, i] for i, head in enumerate(HEADS)], 1).float()
+    result = {head: float(right[:count, i].mean()) for i, head in enumerate(HEADS)}
+    result["both_objects"] = float(right[count:, :2].prod(1).mean())
+    for what in ("noun", "style", "background", "position", "size", "order"):
+        pairs = [(i, no) for i, scene in enumerate(scenes) if (no := change(scene, rng, what)) is not None]
+        texts = [(caption(scenes[i]), caption(no)) for i, no in pairs]
+        keep = [k for k, (yes, no) in enumerate(texts) if yes != no]
+        with torch.no_grad():
+            yes = probe.text(probe.tokenize([texts[k][0] for k in keep]))
+            no = probe.text(probe.tokenize([texts[k][1] for k in keep]))
+        mine = joint[[pairs[k][0] for k in keep]]
+        result[f"caption_against_wrong_{what}"] = float(((mine * (yes - no)).sum(1) > 0).float().mean())
+    if data is not None:
+        result |= measure_identity(probe, data)
+    return {key: round(value, 4) for key, value in result.items()}
+
+
+def measure_identity(probe: Probe, data: Path) -> dict[str, float]:
+    """Held-out sprites of all base-marked sets: is another scene of the same sprite the nearest among all scenes?"""
+    stems = {stem for _, _, stem in HELD_OUT_NOUNS}
+    held_out = Sprites(data, stems=stems)
+    rng = np.random.default_rng([HELD_BACK, 1])
+    chosen = [key for key in held_out.number for _ in range(4)]
+    scenes, drawn = held_out.views(rng, chosen)
+    pictures = torch.cat([render(scenes[i : i + 128], drawn)[0] for i in range(0, len(scenes), 128)])
+    _, joint, subject = picture_embeddings(probe, pictures)
+    owner = torch.arange(len(held_out.number)).repeat_interleave(4)
+    result = {}
+    for name, rows in (("subject", subject), ("joint", joint)):
+        near = (rows @ rows.T).fill_diagonal_(-2)
+        same = (owner[:, None] == owner[None, :]).fill_diagonal_(False)
+        different = owner[:, None] != owner[None, :]
+        result[f"held_out_identity_top1_{name}"] = float((owner[near.argmax(1)] == owner).float().mean())
+        result[f"held_out_same_sprite_cosine_{name}"] = float(near[same].mean())
+        result[f"held_out_other_sprite_cosine_{name}"] = float(near[different].mean())
+    assert SKIP not in owner
+    return result
