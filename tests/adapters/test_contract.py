@@ -27,6 +27,7 @@ CASES = {
     "lora": (LoRA(rank=2), None),
     "lora on all linear and conv layers": (LoRA(rank=1), ["*"]),
     "full": (Selective(), None),
+    "full on every layer": (Selective(), ["*"]),
     "bias": (Selective(train="bias"), None),
     "token": (Token(vectors=2), None),
 }

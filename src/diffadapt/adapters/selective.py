@@ -31,7 +31,8 @@ class Selective(Method):
         return [role for role in known if not role.startswith("text.")]
 
     def adapts(self, layer: nn.Module) -> bool:
-        return any(True for _ in trained_names(layer, self.train))
+        # Embedding tables stay: new words are the business of tokens, and transformers reads their weight directly.
+        return not isinstance(layer, nn.Embedding) and any(True for _ in trained_names(layer, self.train))
 
     def build(self, layer: nn.Module, path: str, generator: torch.Generator) -> Adapter:
         return SelectiveAdapter(layer, self, path)

@@ -123,7 +123,7 @@ def _feature_values(
     groups: Tensor,
     seed: int,
 ) -> dict[str, dict[str, Any]]:
-    """The figures that one encoder gives; those that need texts or several pictures of a prompt only where there are."""
+    """The figures of one encoder; those that need texts, or several pictures of a prompt, only where there are any."""
     mine = encoder.subjects(reference)
     result = {
         "subject_fidelity": _value(

@@ -224,7 +224,7 @@ def train_subject(
                     ema.update()
                 attachment.train(False)
 
-                # --- what is written on the way -------------------------------------------------------------------------
+                # --- what is written on the way -----------------------------------------------------------------------
                 now, last = step + 1, step + 1 == config.steps
                 pictures = batches.rows * config.gradient_accumulation * accelerator.num_processes
                 row |= {"lr": optimizer.param_groups[0]["lr"], "grad_norm": float(norm) if norm is not None else 0.0}

@@ -1,0 +1,70 @@
+"""What a base recommends for its own use: the optional `base.json` beside its weights."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import Refused
+from ..files import read_json, write_json
+
+FORMAT_VERSION = 1
+FILE = "base.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """How a base is sampled when nothing else is said.
+
+    Args:
+        guidance: classifier-free guidance scale, 0 or more; 1 is none.
+        steps: denoising steps, 1 or more.
+        world: for a base that knows a small vocabulary only: {"nouns": (...), "styles": (...), ...}; None for others.
+    """
+
+    guidance: float = 7.5
+    steps: int = 30
+    world: Mapping[str, tuple[str, ...]] | None = None
+
+
+def read_defaults(folder: Path) -> Defaults:
+    """Reads `base.json` of a folder; without one, Stable Diffusion's customary 30 steps at guidance 7.5.
+
+    Raises:
+        Refused: the file is not JSON, of a newer format, or a value has the wrong type or range.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return Defaults()
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise Refused(f"{path}: expected a JSON object, came {type(found).__name__}")
+    version = found.get("format_version", FORMAT_VERSION)
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise Refused(f"{path} is of format {version!r}, here up to {FORMAT_VERSION} is read; upgrade diffadapt")
+    guidance, steps = found.get("default_guidance", 7.5), found.get("default_steps", 30)
+    if isinstance(guidance, bool) or not isinstance(guidance, int | float) or not 0 <= guidance < float("inf"):
+        raise Refused(f"{path}: expected default_guidance to be a number from 0 up, came {guidance!r}")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise Refused(f"{path}: expected default_steps to be a whole number from 1 up, came {steps!r}")
+    return Defaults(guidance=float(guidance), steps=steps, world=_world(path, found.get("world")))
+
+
+def write_defaults(folder: Path, name: str, defaults: Defaults) -> None:
+    """Writes `base.json`, so that a saved base keeps its recommendations."""
+    found: dict[str, Any] = {"format_version": FORMAT_VERSION, "name": name}
+    found |= {"default_guidance": defaults.guidance, "default_steps": defaults.steps}
+    if defaults.world is not None:
+        found["world"] = {key: list(words) for key, words in defaults.world.items()}
+    write_json(folder / FILE, found)
+
+
+def _world(path: Path, found: object) -> Mapping[str, tuple[str, ...]] | None:
+    if not found:
+        return None
+    if not isinstance(found, dict):
+        raise Refused(f"{path}: expected world to be an object of word lists, came {type(found).__name__}")
+    for key, words in found.items():
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise Refused(f"{path}: expected world.{key} to be a list of words, came {words!r:.60}")
+    return {key: tuple(words) for key, words in found.items()}

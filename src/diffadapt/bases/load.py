@@ -1,0 +1,115 @@
+"""Loading a base by name, folder, file or hub id."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from ..errors import Refused
+from .base import Base
+from .defaults import Defaults, read_defaults
+from .hub import fetch_pipeline, looks_like_hub_id
+from .local_folder import INDEX, PICKLES, check_class, check_components, open_stable_diffusion
+from .quiet import quiet
+from .single_file import check_file, configuration_of, open_single_file
+from .stable_diffusion import StableDiffusion
+
+EMBEDDED = Path(__file__).parent / "embedded"
+FAMILIES: dict[str, type[StableDiffusion]] = {"StableDiffusionPipeline": StableDiffusion}
+DTYPES = {
+    "float32": torch.float32, "fp32": torch.float32, "float16": torch.float16, "fp16": torch.float16,
+    "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
+}  # fmt: skip
+
+
+def load_base(
+    name: str | os.PathLike[str],
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    config: str | os.PathLike[str] | None = None,
+    prediction_type: str | None = None,
+) -> Base:
+    """Loads a pretrained model, frozen, without a word on the terminal (downloads show their progress).
+
+    Args:
+        name: "embedded", a folder in diffusers format, a .safetensors checkpoint, or a hub id "owner/name".
+        device: where to put it; None means the GPU if there is one, else the CPU.
+        dtype: "float32", "float16" or "bfloat16"; None means float32. On the CPU always float32, whatever is on disk.
+        config: for a .safetensors file: a diffusers folder of the same version whose configuration and tokenizer it
+            takes; None looks in the local cache, then on the hub.
+        prediction_type: "epsilon" or "v_prediction"; None believes the scheduler's configuration. Files of Stable
+            Diffusion 2.x do not say which they are.
+
+    Raises:
+        Refused: there is no such base, it is of a kind not supported, a file of it is missing or broken, or device and
+            dtype do not go together.
+    """
+    name = os.fspath(name)
+    place, precision = _place(device, dtype)
+    # float16 and float32 give one fingerprint; bfloat16 is too coarse for that, so it is cast afterwards.
+    loaded = torch.float32 if precision == torch.bfloat16 else precision
+    with quiet():
+        base = _open(name, loaded, config, prediction_type)
+        if loaded != precision:
+            _ = base.fingerprint
+        base.pipeline.to(place, precision)
+        base.pipeline.set_progress_bar_config(disable=True)
+    return base
+
+
+def _open(name: str, dtype: torch.dtype, config: str | os.PathLike[str] | None, prediction_type: str | None) -> Base:
+    path = Path(name).expanduser()
+    if config is not None and (name == "embedded" or path.is_dir() or not path.exists()):
+        raise Refused(f"config goes with a single .safetensors file; base {name!r} brings its own")
+    if name == "embedded":
+        if not (EMBEDDED / INDEX).is_file():
+            raise Refused(f"the embedded base is missing in this installation ({EMBEDDED}); install diffadapt again")
+        path = EMBEDDED
+    elif path.is_file():
+        check_file(path)
+        folder = configuration_of(path) if config is None else Path(config).expanduser()
+        family = _family(folder)
+        check_components(folder, family.components, weights=False)
+        pipeline = open_single_file(path, folder, dtype)
+        return family(pipeline, name=name, defaults=Defaults(), prediction_type=prediction_type)
+    elif not path.is_dir():
+        path = _download(name)
+    family = _family(path)
+    check_components(path, family.components)
+    pipeline = open_stable_diffusion(path, dtype)
+    return family(pipeline, name=name, defaults=read_defaults(path), prediction_type=prediction_type)
+
+
+def _download(name: str) -> Path:
+    if Path(name).suffix.lower() in PICKLES:
+        raise Refused(f"{name} is not there, and a pickle would be refused: expected a .safetensors file")
+    if not looks_like_hub_id(name) or name.endswith(".safetensors"):
+        raise Refused(
+            f'no base {name!r}: expected "embedded", a folder in diffusers format, a .safetensors file, or a hub id '
+            '"owner/name"'
+        )
+    return fetch_pipeline(name, FAMILIES)
+
+
+def _family(folder: Path) -> type[StableDiffusion]:
+    if not (folder / INDEX).is_file():
+        raise Refused(f"{folder} holds no {INDEX}; expected a folder as diffusers' save_pretrained writes it")
+    return FAMILIES[check_class(folder / INDEX, FAMILIES)]
+
+
+def _place(device: str | torch.device | None, dtype: str | torch.dtype | None) -> tuple[torch.device, torch.dtype]:
+    cuda = torch.cuda.is_available()
+    try:
+        place = torch.device(device if device is not None else "cuda" if cuda else "cpu")
+    except RuntimeError as error:
+        raise Refused(f"unknown device {device!r}; expected cpu, cuda or cuda:N") from error
+    if place.type == "cuda" and not (cuda and (place.index or 0) < torch.cuda.device_count()):
+        raise Refused(f"device {str(place)!r} asked for, but torch sees {torch.cuda.device_count()} GPUs; use cpu")
+    precision = DTYPES.get(dtype) if isinstance(dtype, str) else dtype or torch.float32
+    if precision not in DTYPES.values():
+        raise Refused(f"unknown dtype {dtype!r}; expected float32, float16 or bfloat16")
+    if place.type == "cpu" and precision != torch.float32:
+        raise Refused(f"dtype {dtype} asked for on the CPU, which computes in float32 only; leave it out or use a GPU")
+    assert precision is not None
+    return place, precision

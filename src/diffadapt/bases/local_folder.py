@@ -1,0 +1,148 @@
+"""A pipeline folder as diffusers writes it: what is in it, what is missing, and is each weight file whole."""
+
+import re
+import struct
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from ..errors import Refused
+from ..files import read_json
+
+INDEX = "model_index.json"
+PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"})
+# What diffusers and transformers raise when a file in a folder is not what it should be.
+LOAD_ERRORS = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError)
+_WEIGHTS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+}
+_SHARD = r"(?:-\d+-of-\d+)?"
+_OLD_NAMES = ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0."))
+
+
+def check_class(index: Path, supported: Collection[str]) -> str:
+    """The pipeline class that a `model_index.json` names.
+
+    Raises:
+        Refused: the file is not JSON or the class is not among the supported.
+    """
+    found = read_json(index)
+    name = found.get("_class_name") if isinstance(found, dict) else None
+    if not isinstance(name, str) or name not in supported:
+        raise Refused(
+            f"{index} names the pipeline {name!r}; supported so far: {', '.join(supported)} "
+            "(Stable Diffusion 1.x and 2.x), so choose a base of that kind"
+        )
+    return name
+
+
+def check_components(folder: Path, components: Sequence[str], *, weights: bool = True) -> None:
+    """Raises Refused for a component that is missing, has pickled weights only, or a weight file cut short.
+
+    Args:
+        folder: a folder with `model_index.json`.
+        components: names that must be there.
+        weights: False when only the configuration files are needed.
+    """
+    index = read_json(folder / INDEX)
+    for name in components:
+        place = folder / name
+        if index.get(name, [None])[0] is None or not place.is_dir():
+            raise Refused(f"{folder} has no {name}; expected folders {', '.join(components)}; copy it again")
+        if not any(place.glob("*.json")):
+            raise Refused(f"{place} holds no configuration (*.json); copy or download it again")
+    if weights:
+        kind = variant(folder)
+        for name in _WEIGHTS:
+            for path in weight_files(folder / name)[kind]:
+                tensor_names(path)
+
+
+def weight_files(place: Path) -> dict[str | None, list[Path]]:
+    """The safetensors files of one component by variant: None for plain names, "fp16" for `model.fp16.safetensors`.
+
+    Raises:
+        Refused: there are none, with a word about pickles where these are.
+    """
+    found: dict[str | None, list[Path]] = {}
+    for path in sorted(place.glob("*.safetensors")):
+        if name := re.fullmatch(_WEIGHTS[place.name] + _SHARD + r"(?:\.(\w+))?" + _SHARD, path.stem):
+            found.setdefault(name[1], []).append(path)
+    if found:
+        return found
+    if any(path.suffix in PICKLES for path in place.iterdir()):
+        raise Refused(f"{place} holds pickled weights only, which can run code when read; convert them to .safetensors")
+    raise Refused(f"{place} holds no weights; expected {_WEIGHTS[place.name]}.safetensors; copy or download it again")
+
+
+def variant(folder: Path) -> str | None:
+    """The variant that all components have: None, the plain names, where they do; else "fp16" or the like.
+
+    Raises:
+        Refused: the components share none.
+    """
+    shared = set.intersection(*(set(weight_files(folder / name)) for name in _WEIGHTS))
+    if not shared:
+        raise Refused(f"{folder}: its weight files share no variant; expected all plain or all fp16")
+    return None if None in shared else min(kind for kind in shared if kind)
+
+
+def tensor_names(path: Path) -> set[str]:
+    """Names of the tensors in a safetensors file, from its header.
+
+    Raises:
+        Refused: it is cut short or something else.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return set(file.keys())
+    except (SafetensorError, OSError, struct.error) as error:
+        raise Refused(f"{path} is not a whole safetensors file ({error}); copy or download it again") from error
+
+
+def open_stable_diffusion(folder: Path, dtype: Any) -> Any:
+    """The StableDiffusionPipeline of a checked folder, without its safety checker.
+
+    Raises:
+        Refused: a file is not what it should be, or weights are missing in it.
+    """
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+    kind = variant(folder)
+    try:
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            str(folder), torch_dtype=dtype, variant=kind, use_safetensors=True, local_files_only=True,
+            safety_checker=None, feature_extractor=None, image_encoder=None, requires_safety_checker=False,
+        )  # fmt: skip
+    except LOAD_ERRORS as error:
+        raise Refused(f"{folder} cannot be opened as a StableDiffusionPipeline: {first_line(error)}") from error
+    for name in _WEIGHTS:
+        _check_complete(getattr(pipeline, name), folder / name, weight_files(folder / name)[kind])
+    return pipeline
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 300 characters."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def _check_complete(module: nn.Module, place: Path, files: Iterable[Path]) -> None:
+    """Loaders fill a missing weight with random numbers and a warning; here it is an error."""
+    on_disk = {_plain(name) for path in files for name in tensor_names(path)}
+    missing = [name for name, _ in module.named_parameters() if _plain(name) not in on_disk]
+    if missing:
+        raise Refused(f"{place} lacks {len(missing)} weights, the first: {missing[0]}; copy or download it again")
+
+
+def _plain(name: str) -> str:
+    """A parameter's name in the one form that all versions share."""
+    name = name.removeprefix("text_model.")
+    for old, new in _OLD_NAMES:
+        name = name.replace(old, new)
+    return name

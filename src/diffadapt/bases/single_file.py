@@ -1,0 +1,84 @@
+"""Stable Diffusion as one .safetensors file, in the layout of the original checkpoints."""
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from ..errors import Refused
+from .hub import fetch_configuration
+from .local_folder import LOAD_ERRORS, PICKLES, first_line, tensor_names
+
+_PARTS = {"model.diffusion_model.": "UNet", "first_stage_model.": "autoencoder", "cond_stage_model.": "text encoder"}
+_OTHERS = (
+    ("lora", "an adapter (LoRA); load a base and attach it there"),
+    ("conditioner.embedders.", "an SDXL checkpoint"),
+    ("double_blocks.", "a FLUX checkpoint"),
+    ("joint_blocks.", "a Stable Diffusion 3 checkpoint"),
+    ("control_model.", "a ControlNet"),
+    ("down_blocks.", "one part of a diffusers pipeline; pass the folder with model_index.json instead"),
+)
+# As diffusers tells them apart: 2.x has text of width 1024. Its files do not say whether they predict epsilon or v.
+_TEXT_WIDTH = "model.diffusion_model.input_blocks.{}.1.transformer_blocks.0.attn2.to_k.weight"
+_REPOSITORIES = {
+    1: "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    2: "stabilityai/stable-diffusion-2-1",
+}
+
+
+def check_file(path: Path) -> None:
+    """Raises Refused for a file that is a pickle, cut short, or no whole Stable Diffusion 1.x / 2.x checkpoint."""
+    if path.suffix.lower() in PICKLES:
+        raise Refused(f"{path} is a pickle, which can run code when read; convert it to .safetensors")
+    if path.suffix.lower() != ".safetensors":
+        raise Refused(f"{path} is no base: expected a .safetensors file or a folder with model_index.json")
+    names = tensor_names(path)
+    missing = [part for prefix, part in _PARTS.items() if not any(name.startswith(prefix) for name in names)]
+    kind = next((kind for mark, kind in _OTHERS if any(mark in name for name in names)), None)
+    if missing and kind:
+        raise Refused(f"{path} is {kind}; expected a Stable Diffusion 1.x or 2.x checkpoint in one file")
+    if missing:
+        raise Refused(f"{path} holds no {' and no '.join(missing)}; expected all of a Stable Diffusion 1.x / 2.x model")
+
+
+def configuration_of(path: Path) -> Path:
+    """The folder of configuration files that a checkpoint needs, out of the local cache or from the hub (2 MB).
+
+    Raises:
+        Refused: they cannot be had.
+    """
+    with safe_open(path, "pt") as file:
+        names = set(file.keys())
+        width = next(
+            (file.get_slice(key).get_shape()[-1] for i in (1, 2, 4) if (key := _TEXT_WIDTH.format(i)) in names), None
+        )
+    repository = _REPOSITORIES[2 if width == 1024 else 1]
+    try:
+        return fetch_configuration(repository)
+    except Refused as error:
+        raise Refused(
+            f"{path} holds weights only, and the configuration of its kind cannot be had ({error}); "
+            "pass config=FOLDER, any Stable Diffusion folder of the same version in diffusers format"
+        ) from error
+
+
+def open_single_file(path: Path, configuration: Path, dtype: Any) -> Any:
+    """The StableDiffusionPipeline of a checked file, without its safety checker.
+
+    Raises:
+        Refused: file and configuration do not fit, or weights are missing.
+    """
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+    try:
+        pipeline = StableDiffusionPipeline.from_single_file(
+            str(path), config=str(configuration), torch_dtype=dtype, local_files_only=True,
+            safety_checker=None, feature_extractor=None, image_encoder=None, requires_safety_checker=False,
+        )  # fmt: skip
+    except LOAD_ERRORS as error:
+        raise Refused(f"{path} does not fit the configuration {configuration}: {first_line(error)}") from error
+    for part in ("unet", "vae", "text_encoder"):
+        empty = [name for name, weight in getattr(pipeline, part).named_parameters() if weight.is_meta]
+        if empty:
+            raise Refused(f"{path} lacks {len(empty)} weights of the {part}, the first: {empty[0]}")
+    return pipeline

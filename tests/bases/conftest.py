@@ -1,0 +1,75 @@
+"""A tiny base as one file in the layout of the original Stable Diffusion checkpoints."""
+
+import re
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+_RESIDUAL = (
+    ("norm1", "in_layers.0"), ("conv1", "in_layers.2"), ("norm2", "out_layers.0"), ("conv2", "out_layers.3"),
+    ("time_emb_proj", "emb_layers.1"), ("conv_shortcut", "skip_connection"),
+)  # fmt: skip
+_UNET = {
+    "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0", "conv_out": "out.2",
+}  # fmt: skip
+_ATTENTION = (("group_norm", "norm"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out"))
+
+
+def unet_name(name: str, layers: int = 1) -> str:
+    """A parameter's name in diffusers' UNet -> in the original one."""
+    head, _, kind = name.rpartition(".")
+    if head in _UNET:
+        return f"{_UNET[head]}.{kind}"
+    rows = layers + 1
+    if found := re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d)\.(.*)", name):
+        part, index, rest = found.groups()
+        place = f"middle_block.{1 if part == 'attentions' else 2 * int(index)}"
+    elif found := re.fullmatch(r"down_blocks\.(\d)\.downsamplers\.0\.conv\.(.*)", name):
+        return f"input_blocks.{(int(found[1]) + 1) * rows}.0.op.{found[2]}"
+    elif found := re.fullmatch(r"up_blocks\.(\d)\.upsamplers\.0\.conv\.(.*)", name):
+        return f"output_blocks.{int(found[1]) * rows + layers}.2.conv.{found[2]}"
+    else:
+        found = re.fullmatch(r"(down|up)_blocks\.(\d)\.(resnets|attentions)\.(\d)\.(.*)", name)
+        assert found, name
+        way, block, part, index, rest = found.groups()
+        number = int(block) * rows + int(index) + (1 if way == "down" else 0)
+        place = f"{'input' if way == 'down' else 'output'}_blocks.{number}.{1 if part == 'attentions' else 0}"
+    if part == "resnets":
+        for new, old in _RESIDUAL:
+            rest = rest.replace(new, old)
+    return f"{place}.{rest}"
+
+
+def vae_name(name: str, levels: int = 2) -> str:
+    """A parameter's name in AutoencoderKL -> in the original one."""
+    for new, old in (("mid_block.resnets.0", "mid.block_1"), ("mid_block.resnets.1", "mid.block_2")):
+        name = name.replace(new, old)
+    if "mid_block.attentions.0" in name:
+        name = name.replace("mid_block.attentions.0", "mid.attn_1")
+        for new, old in _ATTENTION:
+            name = name.replace(f".{new}.", f".{old}.")
+    name = re.sub(r"down_blocks\.(\d)\.resnets", r"down.\1.block", name)
+    name = re.sub(r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample", name)
+    name = re.sub(r"up_blocks\.(\d)\.resnets", lambda m: f"up.{levels - 1 - int(m[1])}.block", name)
+    name = re.sub(r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"up.{levels - 1 - int(m[1])}.upsample", name)
+    return name.replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out")
+
+
+@pytest.fixture(scope="session")
+def tiny_file(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_folder`'s weights in one file; `tiny_folder` is a configuration for it."""
+    tensors = {
+        f"model.diffusion_model.{unet_name(name)}": value
+        for name, value in load_file(tiny_folder / "unet" / "diffusion_pytorch_model.safetensors").items()
+    }
+    for name, value in load_file(tiny_folder / "vae" / "diffusion_pytorch_model.safetensors").items():
+        old = vae_name(name)
+        convolution = "attn_1" in old and value.ndim == 2
+        tensors[f"first_stage_model.{old}"] = value[:, :, None, None] if convolution else value
+    for name, value in load_file(tiny_folder / "text_encoder" / "model.safetensors").items():
+        tensors[f"cond_stage_model.transformer.text_model.{name.removeprefix('text_model.')}"] = value
+    path = tmp_path_factory.mktemp("single") / "tiny.safetensors"
+    save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+    return path

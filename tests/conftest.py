@@ -1,0 +1,126 @@
+"""Tiny bases with random weights, in the format and layout of real ones, for every test that needs a model."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+WORDS = ("a", "photo", "of", "cat", "dog", "apple", "on", "red", "blue", "background", "flat", "small", "the")
+
+
+def make_tokenizer(folder: Path, length: int = 16):
+    """A CLIP tokenizer whose vocabulary is every byte letter and `WORDS`, each of those one token."""
+    from transformers import CLIPTokenizer
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters = list(bytes_to_unicode().values())
+    merges: list[tuple[str, str]] = []
+    for word in WORDS:
+        pieces = [*word[:-1], word[-1] + "</w>"]
+        while len(pieces) > 1:  # from the right, so that each merge ends a word and none gets in another's way
+            pair = (pieces[-2], pieces[-1])
+            merges.append(pair)
+            pieces[-2:] = ["".join(pair)]
+    merges = list(dict.fromkeys(merges))
+    entries = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
+    entries = [*dict.fromkeys(entries), "<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps({entry: i for i, entry in enumerate(entries)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges) + "\n")
+    tokenizer = CLIPTokenizer(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=length, pad_token="<|endoftext|>"
+    )
+    for word in WORDS:
+        assert len(tokenizer.tokenize(word)) == 1, tokenizer.tokenize(word)
+    return tokenizer
+
+
+def make_pipeline(folder: Path, *, prediction_type: str, tiny_autoencoder: bool):
+    """A StableDiffusionPipeline for 32x32 pictures: two cross-attention levels, two text layers, seeded weights."""
+    from diffusers import (
+        AutoencoderKL,
+        AutoencoderTiny,
+        DDIMScheduler,
+        DPMSolverMultistepScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer(folder / "words")
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, projection_dim=32, num_hidden_layers=2,
+            num_attention_heads=4, max_position_embeddings=16, bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        )
+    )  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=32, attention_head_dim=4, norm_num_groups=8,
+    )  # fmt: skip
+    if tiny_autoencoder:
+        vae = AutoencoderTiny(
+            encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), latent_channels=4,
+            num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1),
+        )  # fmt: skip
+        scheduler = DPMSolverMultistepScheduler(
+            beta_schedule="squaredcos_cap_v2", prediction_type=prediction_type, timestep_spacing="trailing"
+        )
+    else:
+        vae = AutoencoderKL(
+            block_out_channels=(8, 16), latent_channels=4, layers_per_block=1, norm_num_groups=4, sample_size=32,
+            down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        )  # fmt: skip
+        scheduler = DDIMScheduler(
+            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type=prediction_type,
+            clip_sample=False, set_alpha_to_one=False, steps_offset=1,
+        )  # fmt: skip
+    return StableDiffusionPipeline(
+        vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved base that predicts epsilon, with AutoencoderKL and a DDIM scheduler, like Stable Diffusion 1.x."""
+    return _saved(tmp_path_factory.mktemp("tiny"), prediction_type="epsilon", tiny_autoencoder=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_v_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved base that predicts v, with AutoencoderTiny, a multistep solver and a base.json, like the embedded one."""
+    folder = _saved(tmp_path_factory.mktemp("tiny-v"), prediction_type="v_prediction", tiny_autoencoder=True)
+    world = {"nouns": ["cat", "dog", "apple"], "styles": ["flat"]}
+    defaults = {"format_version": 1, "name": "tiny", "default_guidance": 4.0, "default_steps": 5, "world": world}
+    (folder / "base.json").write_text(json.dumps(defaults))
+    return folder
+
+
+def _saved(folder: Path, **kind) -> Path:
+    from diffadapt.bases.quiet import quiet
+
+    with quiet():
+        make_pipeline(folder, **kind).save_pretrained(folder / "base")
+    return folder / "base"
+
+
+@pytest.fixture
+def tiny_base(tiny_folder: Path):
+    """`tiny_folder`, freshly loaded."""
+    from diffadapt.bases import load_base
+
+    return load_base(tiny_folder, device="cpu")
+
+
+@pytest.fixture
+def tiny_v_base(tiny_v_folder: Path):
+    """`tiny_v_folder`, freshly loaded."""
+    from diffadapt.bases import load_base
+
+    return load_base(tiny_v_folder, device="cpu")
