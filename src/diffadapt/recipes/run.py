@@ -104,7 +104,8 @@ def claim_folder(folder: Path, settings: str) -> bool:
             f"{folder} holds a run with other settings (it has {difference[0]!r}, you asked for {difference[1]!r}); "
             "choose another out folder, or repeat the settings to resume it"
         )
-    if folder.exists() and any(folder.iterdir()):
+    # A write that was killed leaves its temporary file, which is hidden; that alone makes no foreign folder.
+    if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise Refused(f"{folder} exists and holds no run of diffadapt; choose a new or empty out folder")
     write_atomic(mark, settings)
     return False
