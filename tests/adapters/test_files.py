@@ -38,6 +38,8 @@ def test_the_header_says_what_made_it(base, file):
         ({"method": "lore"}, "method 'lore'; known: lora"),
         ({"format": "pt"}, "not an adapter of diffadapt"),
         ({"config": json.dumps({"rank": 1})}, "does not fit base"),
+        ({"config": json.dumps({"rang": 1})}, "header that cannot be read"),
+        ({"tokens": "{"}, "header that cannot be read"),
     ],
 )
 def test_files_that_cannot_be_honoured_are_refused(base, file, header, says):

@@ -1,8 +1,11 @@
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 import torch
 from PIL import Image, ImageChops
 
-from diffadapt.adapters import LoRA, Token, attach
+from diffadapt.adapters import Adapter, LoRA, Method, Token, attach
 from diffadapt.errors import Refused
 from diffadapt.recipes.sample import PromptLine, parse_prompt_line, sample
 
@@ -87,3 +90,28 @@ def test_impossible_options_are_refused(base, options, says):
 def test_no_prompt_is_refused(base):
     with pytest.raises(Refused, match="no prompt"):
         sample(base, [])
+
+
+def test_what_depends_on_the_timestep_is_told_it_at_every_denoising_step(base):
+    told: list[int] = []
+
+    class Listening(Adapter):
+        needs = frozenset({"timesteps"})
+
+        def adapted(self, x):
+            return self.layer(x)
+
+        def receive(self, side):
+            assert side.timesteps is not None and len(side.timesteps) == 2  # unconditional and conditional row
+            told.append(int(side.timesteps[0]))
+
+    @dataclass(frozen=True, kw_only=True)
+    class Listener(Method):
+        name: ClassVar[str] = "listener"
+
+        def build(self, layer, path, generator):
+            return Listening(layer)
+
+    attach(base, Listener(), ["input.conv"])
+    sample(base, "a cat", steps=4, guidance=3.0)
+    assert len(told) == 4 and told == sorted(told, reverse=True) and told[0] == 999

@@ -44,10 +44,10 @@ def test_killed_at_any_write_a_run_ends_with_the_same_bits(base, photos, tmp_pat
     expected, _ = load_tensors(whole.adapter)
     names = [Path(target).relative_to(tmp_path / "whole").as_posix() for target in replaced]
     # Every kind of write once: pictures of one folder are written alike.
-    kinds = {str(Path(name).parent) + Path(name).suffix + Path(name).stem * (not name.endswith(".png")): i for i, name in
-             reversed(list(enumerate(names)))}  # fmt: skip
-    assert len(kinds) >= 12
-    for number, position in enumerate(sorted(kinds.values())):
+    kinds = [str(Path(name).parent) if name.endswith(".png") else name for name in names]
+    positions = sorted({kinds.index(kind) for kind in kinds})
+    assert len(positions) >= 12
+    for number, position in enumerate(positions):
         writes = iter(range(len(names)))
         folder = tmp_path / f"killed-{number}" / "run"
 

@@ -62,7 +62,7 @@ def test_a_run_writes_what_it_promises_and_leaves_the_base_alone(base, photos, t
 
 
 @pytest.mark.parametrize(
-    "method", [LoRA(rank=2, dropout=0.0), Token(vectors=2), Selective(train="bias")], ids=lambda m: m.name
+    "method", [LoRA(rank=2, dropout=0.3), Token(vectors=2), Selective(train="bias")], ids=lambda m: m.name
 )
 def test_a_run_stopped_anywhere_resumes_to_the_same_bits(base, photos, tmp_path, method):
     concept = load_concept(photos, "cat")
@@ -95,6 +95,8 @@ def test_gradient_accumulation_sees_as_many_pictures_as_a_larger_batch(base, pho
     )
     last = json.loads((run.folder / "log.jsonl").read_text().splitlines()[-1])
     assert last["images"] == 6 * 3 * 4 and len(last["loss_by_timestep"]) == 3 * 2
+    rows = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    assert len({json.dumps(row["loss_by_timestep"]) for row in rows}) == 6
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(base, photos, tmp_path, monkeypatch):
@@ -153,6 +155,8 @@ def test_gradient_checkpointing_changes_nothing_but_memory(base, photos, tmp_pat
         ({"schedule": "cosin"}, "cosine"),
         ({"masked": True}, "has a mask"),
         ({"resolution": 30}, "multiple of 8"),
+        ({"train_token": False}, "name a rare word"),
+        ({"mixed_precision": "fp16"}, "needs a GPU"),
         ({"roles": ("cross_atention.*",)}, "did you mean"),
     ],
 )
@@ -175,6 +179,29 @@ def test_a_token_that_exists_already_is_refused(base, photos, tmp_path):
         train_subject(
             base, load_concept(photos, "cat", token="dog"), method=LoRA(), out=tmp_path / "a", config=FAST, quiet=True
         )
+
+
+def test_what_is_refused_leaves_no_folder_behind(base, photos, tmp_path):
+    concept = load_concept(photos, "cat")
+    with pytest.raises(Refused, match="rank 500"):
+        train_subject(base, concept, method=LoRA(rank=500), out=tmp_path / "a", config=FAST, quiet=True)
+    assert not (tmp_path / "a").exists()
+    train_subject(base, concept, method=LoRA(rank=1), out=tmp_path / "a", config=FAST, quiet=True)
+
+
+def test_a_second_run_in_the_process_may_have_another_precision(base, photos, tmp_path):
+    concept = load_concept(photos, "cat")
+    train_subject(base, concept, method=LoRA(rank=1), out=tmp_path / "a", config=FAST, quiet=True)
+    run = train_subject(
+        base, concept, method=LoRA(rank=1), out=tmp_path / "b", config=FAST, quiet=True, mixed_precision="bf16"
+    )
+    assert all(value.isfinite().all() for value in adapter_bits(run).values())
+
+
+def test_a_penalty_that_is_no_number_stops_the_run_too(base, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("diffadapt.adapters.lora.LoRAAdapter.penalty", lambda self: torch.tensor(float("nan")))
+    with pytest.raises(Failed, match=r"the loss is nan at step 1 .*Nothing is kept"):
+        train_subject(base, load_concept(photos, "cat"), method=LoRA(), out=tmp_path / "a", config=FAST, quiet=True)
 
 
 def test_a_rare_word_can_stand_for_the_subject_instead(base, photos, tmp_path):

@@ -1,16 +1,17 @@
 """Adapter files: reading one, and putting it on the base that it was trained on."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
+from ..config import check
 from ..errors import Refused
 from ..files import load_tensors
 from .adapter import Method
 from .attach import FORMAT_VERSION, AdaptableBase, Attachment, attach, package_version
 from .methods import METHODS
+from .token import Token
 
 
 def read_adapter(path: str | Path) -> tuple[Method, list[str], dict[str, str], dict[str, Tensor], dict[str, str]]:
@@ -27,15 +28,19 @@ def read_adapter(path: str | Path) -> tuple[Method, list[str], dict[str, str], d
         raise Refused(
             f"{path} is a safetensors file but not an adapter of diffadapt (its format is {header.get('format')!r})"
         )
-    if int(header["format_version"]) > FORMAT_VERSION:
+    if int(header.get("format_version", 0)) > FORMAT_VERSION:
         raise Refused(
             f"{path} has format version {header['format_version']}, this diffadapt {package_version()} reads up to "
             f"{FORMAT_VERSION}; update diffadapt"
         )
-    if header["method"] not in METHODS:
-        raise Refused(f"{path} was made with method {header['method']!r}; known: {', '.join(METHODS)}")
-    method = METHODS[header["method"]](**json.loads(header["config"]))
-    return method, json.loads(header["roles"]), json.loads(header["tokens"]), tensors, header
+    if header.get("method") not in METHODS:
+        raise Refused(f"{path} was made with method {header.get('method')!r}; known: {', '.join(METHODS)}")
+    try:
+        method = METHODS[header["method"]](**json.loads(header["config"]))
+        check(method)
+        return method, json.loads(header["roles"]), json.loads(header["tokens"]), tensors, header
+    except (KeyError, TypeError, ValueError) as error:
+        raise Refused(f"{path} has a header that cannot be read ({error}); save or train the adapter again") from error
 
 
 def load_adapter(base: AdaptableBase, path: str | Path, *, any_base: bool = False) -> Attachment:
@@ -55,7 +60,8 @@ def load_adapter(base: AdaptableBase, path: str | Path, *, any_base: bool = Fals
             f"{path} was trained on base {header['base']!r} ({header['base_fingerprint']}), this is {base.name!r} "
             f"({base.fingerprint}); load that base, or pass any_base=True if the two are siblings"
         )
-    first_vectors = {token: text for token, text in tokens.items() if not _is_further_vector(token, tokens)}
+    vectors = method.vectors if isinstance(method, Token) else 1
+    first_vectors = dict(list(tokens.items())[::vectors])  # "<t>", "<t>_1", ... stand one behind the other
     attachment = attach(base, method, roles, tokens=first_vectors)
     try:
         attachment.load_state_dict(tensors)
@@ -63,8 +69,3 @@ def load_adapter(base: AdaptableBase, path: str | Path, *, any_base: bool = Fals
         attachment.detach()
         raise Refused(f"{path} does not fit base {base.name!r}: {error}") from error
     return attachment
-
-
-def _is_further_vector(token: str, tokens: Mapping[str, str]) -> bool:
-    stem, _, number = token.rpartition("_")
-    return number.isdigit() and stem in tokens

@@ -197,6 +197,10 @@ class Attachment:
                 continue
             before = {name: p.detach().clone() for name, p in layer.named_parameters(recurse=False)}
             weight, bias = effective_weight(adapter), effective_bias(adapter)
+            if bias is not None and getattr(layer, "bias", None) is None:
+                raise Refused(
+                    f"{type(adapter).__name__} on {path} adds a bias to a layer without one; it cannot be merged"
+                )
             if (held := getattr(layer, "weight", None)) is not None:
                 held.copy_(weight)
             if (held := getattr(layer, "bias", None)) is not None and bias is not None:

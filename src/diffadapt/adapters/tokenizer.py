@@ -25,6 +25,9 @@ def expand_vectors(base: Any, tokens: Mapping[str, str], vectors: int) -> dict[s
             raise Refused(f"a token is one word without spaces, such as '<biscuit>'; got {token!r}")
         if token in known or token.lower() + "</w>" in known:
             raise Refused(f"token {token!r} is in the base's tokenizer already; choose a new one, such as '<{token}>'")
+        taken = [f"{token}_{i}" for i in range(1, vectors) if f"{token}_{i}" in known]
+        if taken:
+            raise Refused(f"token {taken[0]!r} is in the base's tokenizer already; choose another name than {token!r}")
         result |= {token if i == 0 else f"{token}_{i}": text for i in range(vectors)}
     return result
 

@@ -64,9 +64,7 @@ class Base:
         self._own = [parameter for part in whole for parameter in part.parameters()]
         self.freeze_()
         self.fingerprint: str = fingerprint(
-            (f"{part}.{key}", value)
-            for part in self.parts
-            for key, value in getattr(pipeline, part).named_parameters()
+            (f"{part}.{key}", value) for part in self.parts for key, value in getattr(pipeline, part).named_parameters()
         )
 
     def find_roles(self) -> dict[str, tuple[str, ...]]:
@@ -113,7 +111,7 @@ class Base:
 
     @property
     def prediction_type(self) -> str:
-        """"epsilon" or "v_prediction"."""
+        """ "epsilon" or "v_prediction"."""
         return str(self.pipeline.scheduler.config.prediction_type)
 
     @property

@@ -101,7 +101,9 @@ def _family(folder: Path) -> type[StableDiffusion]:
 def _place(device: str | torch.device | None, dtype: str | torch.dtype | None) -> tuple[torch.device, torch.dtype]:
     cuda = torch.cuda.is_available()
     try:
-        place = torch.device(device if device is not None else "cuda" if cuda else "cpu")
+        # accelerate launch tells each process which GPU is its own
+        own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if cuda else "cpu"
+        place = torch.device(own if device is None else device)
     except RuntimeError as error:
         raise Refused(f"unknown device {device!r}; expected cpu, cuda or cuda:N") from error
     if place.type == "cuda" and not (cuda and (place.index or 0) < torch.cuda.device_count()):

@@ -11,11 +11,16 @@ if TYPE_CHECKING:
 
 
 def add_base(parser: argparse.ArgumentParser) -> None:
-    """--base, --device and --dtype."""
+    """--base and what goes with it."""
     parser.add_argument(
         "--base", default="embedded", metavar="NAME",
         help="embedded (default), a hub id, a diffusers folder or a .safetensors file",
     )  # fmt: skip
+    parser.add_argument(
+        "--base-config", metavar="DIR",
+        help="for a .safetensors base: a diffusers folder with its configuration and tokenizer",
+    )  # fmt: skip
+    parser.add_argument("--prediction-type", metavar="NAME", help="epsilon or v_prediction, for files that do not say")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one")
     parser.add_argument("--dtype", metavar="NAME", help="float32 (default), float16 or bfloat16; on a GPU")
 
@@ -32,10 +37,13 @@ def add_adapters(parser: argparse.ArgumentParser, *, required: bool = False) -> 
 
 
 def load(arguments: argparse.Namespace) -> "Base":
-    """The base that --base, --device and --dtype name."""
+    """The base that --base and its companions name."""
     from ..bases import load_base
 
-    return load_base(arguments.base, device=arguments.device, dtype=arguments.dtype)
+    return load_base(
+        arguments.base, device=arguments.device, dtype=arguments.dtype, config=arguments.base_config,
+        prediction_type=arguments.prediction_type,
+    )  # fmt: skip
 
 
 def adapters(arguments: argparse.Namespace) -> list[tuple[Path, float]]:
@@ -48,7 +56,7 @@ def adapters(arguments: argparse.Namespace) -> list[tuple[Path, float]]:
 
 
 def split_adapter(text: str, strength: float = 1.0) -> tuple[Path, float]:
-    """"runs/biscuit:0.8" -> (runs/biscuit/adapter.safetensors, 0.8).
+    """ "runs/biscuit:0.8" -> (runs/biscuit/adapter.safetensors, 0.8).
 
     Args:
         text: a file or a run's folder, with or without ":STRENGTH". A name that exists as it stands is taken whole.

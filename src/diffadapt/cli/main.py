@@ -1,9 +1,9 @@
 """`diffadapt COMMAND ...`: finds the command, runs it, and turns the way it ends into an exit code and a sentence.
 
-    0  done
-    1  it went wrong (disk full, a loss that is not a number, a fault of ours: with traceback)
-    2  asked for the impossible (says what is possible), or a usage error
-    130  interrupted
+0  done
+1  it went wrong (disk full, a loss that is not a number, a fault of ours: with traceback)
+2  asked for the impossible (says what is possible), or a usage error
+130  interrupted
 """
 
 import argparse

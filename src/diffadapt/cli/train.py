@@ -42,12 +42,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(dump_toml(job.table()), end="")
         return 0
-    from ..bases import load_base
     from ..data.concept import load_concept
     from ..recipes.subject import train_subject
 
     concept = load_concept(job.concept.folder, job.concept.noun, token=job.concept.token)
-    base = load_base(job.top.base, device=arguments.device)
+    base = job.load_base(arguments.device)
     result = train_subject(base, concept, method=job.method, out=job.out, seed=job.top.seed, config=job.train)
     print(result.adapter)
     print(result.report)

@@ -42,6 +42,7 @@ class ConceptBatches:
         batch_size: concept rows of a batch; class rows come on top, as many again.
         masked: weigh places by the concept's masks.
         caption_dropout: share of concept captions replaced by the empty prompt.
+        parts: batches in a step (gradient accumulation).
         seed, process: what the draws depend on, beside the step.
         cache: keeps latents between runs of one folder.
     """
@@ -56,12 +57,13 @@ class ConceptBatches:
         batch_size: int,
         masked: bool,
         caption_dropout: float,
+        parts: int,
         seed: int,
         process: int,
         cache: TensorCache,
     ) -> None:
         self.base, self.batch_size, self.caption_dropout = base, batch_size, caption_dropout
-        self.seed, self.process = seed, process
+        self.seed, self.process, self.parts = seed, process, parts
         self.captions = concept.captions()
         self.class_captions = bank.prompts if bank else []
         self.latents = _encode(base, concept.pixels(resolution), concept.contents, cache)  # (P, C, h, w)
@@ -126,7 +128,7 @@ class ConceptBatches:
 
     def _shuffled(self, count: int, step: int, part: int) -> list[int]:
         """Indices of the next `batch_size` pictures in an endless row of shuffled rounds."""
-        first = (step * 1024 + part if part else step) * self.batch_size
+        first = (step * self.parts + part) * self.batch_size
         rounds = range(first // count, (first + self.batch_size - 1) // count + 1)
         row = [int(i) for r in rounds for i in seeds.rng(self.seed, self.process, 2**20 + r).permutation(count)]
         start = first - rounds[0] * count

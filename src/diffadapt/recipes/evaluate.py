@@ -52,7 +52,7 @@ def evaluate(
         base: a loaded base.
         concept: the subject; its pictures are the reference.
         adapters: (file or attachment, strength) pairs.
-        out: folder for the drift pictures and `metrics.json`'s content; None keeps nothing.
+        out: folder for the drift pictures; None keeps none.
         prompts, per_prompt: how many of the benchmark's 25 prompts, and pictures of each (2 or more for diversity).
         drift_count: how many unrelated prompts, one picture each.
         seed: picture i of a prompt starts from seed + i, for the base and the adapted base alike.
@@ -72,11 +72,12 @@ def evaluate(
         raise Refused(
             f"evaluation needs 1 or more prompts, pictures and drift prompts; got {prompts, per_prompt, drift_count}"
         )
-    encoders = [load_features(name) for name in features or (("probe",) if base.world else PHOTO_ENCODERS)]
-    every = benchmark_prompts(concept.noun, concept.token, world_of(base))
-    asked = [every[i * len(every) // min(prompts, len(every))] for i in range(min(prompts, len(every)))]
-    plain = [prompt.replace(f"{concept.token} ", "") for prompt in asked]
-    unrelated = drift_prompts(world_of(base), drift_count, seed, without=concept.noun)
+    encoders = [
+        load_features(name, device=base.device) for name in features or (("probe",) if base.world else PHOTO_ENCODERS)
+    ]
+    world = world_of(base)
+    asked, plain = (_spread(benchmark_prompts(concept.noun, token, world), prompts) for token in (concept.token, ""))
+    unrelated = drift_prompts(world, drift_count, seed, without=concept.noun)
     lines = {
         "subject": [_line(base, p, seed + i, steps) for p in asked for i in range(per_prompt)],
         "plain": [_line(base, p, seed + i, steps) for p in plain for i in range(per_prompt)],
@@ -168,6 +169,11 @@ def _value(
         "unit": "",
         "meaning": meaning,
     }
+
+
+def _spread(prompts: list[str], most: int) -> list[str]:
+    count = min(most, len(prompts))
+    return [prompts[i * len(prompts) // count] for i in range(count)]
 
 
 def _line(base: Base, prompt: str, seed: int, steps: int | None) -> PromptLine:

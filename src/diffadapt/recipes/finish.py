@@ -37,14 +37,14 @@ def finish(
         base: the untouched base; concept: what was learned; folder: the run's, with `adapter.safetensors`.
         seed: of the pictures.
         facts: figures of the training for `metrics.json`.
-        started: when the run began, in seconds since the epoch.
+        started: when the training ended, in seconds since the epoch.
         prompts, per_prompt: size of the evaluation; 0 prompts skip it.
         quiet: print nothing.
     """
     adapter = folder / "adapter.safetensors"
     samples = ProgressSamples(base, concept, folder, seed)
     for strength in STRENGTHS:
-        if not (folder / "samples" / f"strength-{strength:g}").exists():
+        if not samples.complete(f"strength-{strength:g}"):
             with adapted(base, [(adapter, strength)]):
                 samples.save(f"strength-{strength:g}")
     metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else {}
@@ -57,9 +57,10 @@ def finish(
         except Refused as error:  # a photo base without its encoders: the run is worth a report all the same
             say(f"not evaluated: {error}", quiet=quiet)
     log = (folder / "log.jsonl").read_text().splitlines() if (folder / "log.jsonl").exists() else []
+    trained = sum(_seconds(line) for line in log)
     metrics |= facts | {
-        "seconds_train": round(sum(_seconds(line) for line in log), 2),
-        "seconds_total": round(time.time() - started, 2),
+        "seconds_train": round(trained, 2),
+        "seconds_total": round(trained + time.time() - started, 2),
         "adapter_bytes": adapter.stat().st_size,
     }
     write_json(folder / "metrics.json", metrics)

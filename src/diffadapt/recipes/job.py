@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters import METHODS, Method
+from ..bases import Base, load_base
 from ..config import REQUIRED, Option, build, option, options, unknown
 from ..errors import Refused
 from .subject import SubjectConfig
@@ -28,12 +29,19 @@ from .subject import SubjectConfig
 RECIPES: dict[str, tuple[type, str]] = {"subject": (SubjectConfig, "one subject from 1 to 30 pictures (DreamBooth)")}
 
 
+PREDICTIONS = ("epsilon", "v_prediction")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TopLevel:
     """What stands above the tables."""
 
     recipe: str = option("subject", "what kind of training", choices=tuple(RECIPES))
     base: str = option("embedded", "embedded, a hub id, a diffusers folder or a .safetensors file")
+    base_config: str = option("", "for a .safetensors base: a diffusers folder with its configuration and tokenizer")
+    prediction_type: str = option(
+        "", "epsilon or v_prediction, for files that do not say; empty believes the base", choices=("", *PREDICTIONS)
+    )
     out: str = option("", "the run's folder; empty means runs/NAME, with the name of the concept's folder")
     seed: int = option(0, "of everything random", low=0)
 
@@ -55,6 +63,13 @@ class Job:
     concept: ConceptTable
     method: Method
     train: Any
+
+    def load_base(self, device: str | None = None) -> Base:
+        """The base that the top of the file names."""
+        top = self.top
+        return load_base(
+            top.base, device=device, config=top.base_config or None, prediction_type=top.prediction_type or None
+        )
 
     @property
     def out(self) -> Path:

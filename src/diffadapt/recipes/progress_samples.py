@@ -22,13 +22,12 @@ class ProgressSamples:
         concept: its token and noun go into the prompts.
         folder: the run's folder.
         seed: picture i of every set starts from seed + i.
-        learned: whether the token is learned; else it is a word of the tokenizer already.
     """
 
     def __init__(self, base: Base, concept: Concept, folder: Path, seed: int) -> None:
         self.base, self.folder, self.seed = base, folder / "samples", seed
-        self.prompts = progress_prompts(base, concept)
-        self.class_prompts = [prompt.replace(f"{concept.token} ", "") for prompt in self.prompts]
+        self.prompts = progress_prompts(base, concept.prompt, concept.noun, concept.token)
+        self.class_prompts = progress_prompts(base, concept.class_prompt, concept.noun, "")
         write_json(
             self.folder / "prompts.json",
             {
@@ -43,11 +42,15 @@ class ProgressSamples:
 
     def save_base(self, attachment: Attachment) -> None:
         """The untouched base's pictures of the same prompts without the token."""
-        if (self.folder / "base").exists():
+        if self.complete("base"):
             return
         attachment.enabled = False
         self._write("base", self.class_prompts)
         attachment.enabled = True
+
+    def complete(self, name: str) -> bool:
+        """Whether every picture of a set is there."""
+        return all((self.folder / name / f"{i:02d}.png").is_file() for i in range(len(self.prompts)))
 
     def save(self, name: str) -> None:
         """The pictures of what is attached now."""
@@ -65,8 +68,8 @@ class ProgressSamples:
             write_png(self.folder / name / f"{i:02d}.png", to_picture(pixels))
 
 
-def progress_prompts(base: Base, concept: Concept) -> list[str]:
-    """The plain prompt first, then a spread of the benchmark's."""
-    others = benchmark_prompts(concept.noun, concept.token, world_of(base))
+def progress_prompts(base: Base, plain: str, noun: str, token: str) -> list[str]:
+    """The plain prompt first, then a spread of the benchmark's; without a token, the same about the class."""
+    others = benchmark_prompts(noun, token, world_of(base))
     spread = [others[i * len(others) // (COUNT - 1)] for i in range(COUNT - 1)]
-    return [concept.prompt, *spread]
+    return [plain, *spread]

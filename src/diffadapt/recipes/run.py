@@ -111,13 +111,13 @@ def claim_folder(folder: Path, settings: str) -> bool:
     return False
 
 
-def write_header(folder: Path, base: Base, concept: Concept, settings: str) -> None:
+def write_header(folder: Path, base: Base, concept: Concept, settings: str, resolution: int) -> None:
     """Writes what a reader of the folder needs first: run.toml and the pictures as training sees them."""
     if not (folder / "run.toml").exists():
         write_atomic(
             folder / "run.toml",
             settings + "\n" + dump_toml({"made_by": {"base_fingerprint": base.fingerprint, **made_by()}}),
         )
-    for i, pixels in enumerate(concept.pixels(base.resolution)):
+    for i, pixels in enumerate(concept.pixels(resolution)):
         write_png(folder / "concept" / f"{i:02d}.png", to_picture((pixels + 1) / 2))
     write_json(folder / "concept" / "crops.json", concept.crop_table())

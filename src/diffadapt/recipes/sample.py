@@ -166,13 +166,30 @@ def generate(base: Base, lines: Sequence[PromptLine], *, batch: int = 8, progres
 def _generate_batch(base: Base, lines: list[PromptLine]) -> Tensor:
     first = lines[0]
     assert first.guidance is not None
-    negatives = [line.negative or "" for line in lines]
-    prompts = [line.prompt for line in lines]
     guided = first.guidance > 1
-    rows = [*negatives, *prompts] if guided else prompts
+    rows = [line.negative or "" for line in lines] if guided else []
+    rows += [line.prompt for line in lines]
     text = base.encode_prompts(rows)
+    side = SideInputs(token_ids=base.tokenize(rows), text=text)
+    watching = [a for a in base.attachments if any("timesteps" in adapter.needs for adapter in a.adapters.values())]
     for attachment in base.attachments:
-        attachment.begin(SideInputs(token_ids=base.tokenize(rows), text=text))
+        if attachment not in watching:
+            attachment.begin(side)
+
+    def tell_timesteps(_: object, given: tuple[Tensor, ...]) -> None:
+        for attachment in watching:
+            attachment.begin(replace(side, timesteps=given[1].expand(len(rows))))
+
+    hook = base.denoiser.register_forward_pre_hook(tell_timesteps)
+    try:
+        return _run_pipeline(base, lines, text, guided)
+    finally:
+        hook.remove()
+
+
+def _run_pipeline(base: Base, lines: list[PromptLine], text: Tensor, guided: bool) -> Tensor:
+    """Pixels (N, 3, H, W) in [0, 1]; the lines share all but prompt and seed. `text` has the negatives first."""
+    first = lines[0]
     return base.pipeline(
         prompt_embeds=text[len(lines) :] if guided else text,
         negative_prompt_embeds=text[: len(lines)] if guided else None,

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from ..adapters import Attachment, Method, SideInputs, Token, attach
@@ -28,6 +29,7 @@ from ..data.concept import Concept
 from ..data.memory_bank import BankSettings, MemoryBank
 from ..errors import Failed, Refused
 from ..objectives import NoiseSchedule, denoising_loss
+from ..training import seeds
 from ..training.checkpoint import (
     load_checkpoint,
     optimizer_tensors,
@@ -118,52 +120,57 @@ def train_subject(
     check(config)
     check(method)
     _refuse_the_impossible(base, concept, method, config)
-    accelerator = Accelerator(cpu=base.device.type == "cpu", mixed_precision=config.mixed_precision)
+    accelerator = _accelerator(base, config)
     first = accelerator.is_main_process
     quiet = quiet or not first
-    folder, started = Path(out), time.time()
-    told = {
+    folder = Path(out)
+    pictures = {
         "folder": concept.folder.name,
         "noun": concept.noun,
         "token": concept.token,
         "contents": list(concept.contents),
     }
     settings = {"seed": seed, "method": {"name": method.name, **vars(method)}, "train": config}
-    if first:
-        claim_folder(folder, dump_toml({"base": base.fingerprint, **settings, "concept": told}))
-        where = {"folder": str(concept.folder), "noun": concept.noun, "token": concept.token}
-        again = {"recipe": "subject", "base": base.name, "out": str(folder), **settings, "concept": where}
-        write_header(folder, base, concept, dump_toml(again))
-    for note in concept.notes:
-        say(f"note: {note}", quiet=quiet)
 
-    # --- data: latents of the concept and of its class, encoded once --------------------------------------------------
-    bank = None
-    if config.prior_weight:
-        bank = _class_pictures(base, concept, config, folder, accelerator, quiet)
-    batches = ConceptBatches(
-        base, concept, bank,
-        resolution=config.resolution or base.resolution,
-        batch_size=config.batch_size,
-        masked=config.masked,
-        caption_dropout=config.caption_dropout,
-        seed=seed,
-        process=accelerator.process_index,
-        cache=TensorCache(folder / "cache" if first else None),
-    )  # fmt: skip
-
-    # --- what trains --------------------------------------------------------------------------------------------------
+    # --- what trains: first, so that what does not fit is refused before anything is written ------------------------
     tokens = {concept.token: concept.noun} if config.train_token else None
     attachment = attach(base, method, list(config.roles) or None, tokens=tokens, seed=seed)
+    attachment.enabled = False
     log = None
     try:
+        if first:
+            claim_folder(folder, dump_toml({"base": base.fingerprint, **settings, "concept": pictures}))
+            where = {"folder": str(concept.folder), "noun": concept.noun, "token": concept.token}
+            again = {"recipe": "subject", "base": base.name, "out": str(folder), **settings, "concept": where}
+            write_header(folder, base, concept, dump_toml(again), config.resolution or base.resolution)
+        for note in concept.notes:
+            say(f"note: {note}", quiet=quiet)
+
+        # --- data: latents of the concept and of its class, encoded once ----------------------------------------------
+        bank = None
+        if config.prior_weight:
+            bank = _class_pictures(base, concept, config, folder, accelerator, quiet)
+        batches = ConceptBatches(
+            base, concept, bank,
+            resolution=config.resolution or base.resolution,
+            batch_size=config.batch_size,
+            masked=config.masked,
+            caption_dropout=config.caption_dropout,
+            parts=config.gradient_accumulation,
+            seed=seed,
+            process=accelerator.process_index,
+            cache=TensorCache(folder / "cache" if first else None),
+        )  # fmt: skip
+        batches.encode_text(attachment)
+        attachment.enabled = True
+
+        # --- optimizer ------------------------------------------------------------------------------------------------
         optimizer = build_optimizer(config.optimizer, _groups(attachment, config), weight_decay=config.weight_decay)
         optimizer = accelerator.prepare(optimizer)
         parameters = list(attachment.parameters())
         ema = EMA(parameters, config.ema_decay) if config.ema_decay else None
         averaged = ema.applied if ema else contextlib.nullcontext
         schedule = NoiseSchedule(alphas_cumprod=base.alphas_cumprod, prediction_type=base.prediction_type)
-        batches.encode_text(attachment)
         if config.gradient_checkpointing:
             base.denoiser.enable_gradient_checkpointing()
 
@@ -191,9 +198,10 @@ def train_subject(
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak"] * factor
                 optimizer.zero_grad()
-                told_losses: list[tuple[Batch, Tensor]] = []
+                told: list[tuple[Batch, Tensor, Tensor]] = []
                 for part in range(config.gradient_accumulation):
                     batch = batches.batch(step, part)
+                    torch.manual_seed(seeds.number(seed, accelerator.process_index, step, part))  # dropout
                     with accelerator.autocast():
                         attachment.begin(
                             SideInputs(timesteps=batch.timesteps, token_ids=batch.token_ids, text=batch.text)
@@ -208,13 +216,13 @@ def train_subject(
                         penalty = attachment.penalty()
                         loss = loss if penalty is None else loss + penalty
                     accelerator.backward(loss / config.gradient_accumulation)
-                    told_losses.append((batch, losses.detach()))
-                row = _row(step + 1, told_losses, config.prior_weight)
+                    told.append((batch, losses.detach(), loss.detach()))
+                row = _row(step + 1, told)
                 if not math.isfinite(row["loss"]):
                     raise Failed(
-                        f"the loss is {row['loss']} at step {step + 1} of {folder}; expected a number. The adapter of "
-                        f"step {done} is kept in checkpoints; lower learning_rate ({config.learning_rate:g}) and use a "
-                        "new folder"
+                        f"the loss is {row['loss']} at step {step + 1} of {folder}; expected a number. "
+                        + (f"The adapter of step {done} is kept in checkpoints; " if done else "Nothing is kept; ")
+                        + f"lower learning_rate ({config.learning_rate:g}) and use a new folder"
                     )
                 _average_over_processes(accelerator, parameters)
                 norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm or math.inf)
@@ -226,9 +234,9 @@ def train_subject(
 
                 # --- what is written on the way -----------------------------------------------------------------------
                 now, last = step + 1, step + 1 == config.steps
-                pictures = batches.rows * config.gradient_accumulation * accelerator.num_processes
+                seen = now * batches.rows * config.gradient_accumulation * accelerator.num_processes
                 row |= {"lr": optimizer.param_groups[0]["lr"], "grad_norm": float(norm) if norm is not None else 0.0}
-                row |= {"seconds": time.perf_counter() - clock, "images": now * pictures}
+                row |= {"seconds": time.perf_counter() - clock, "images": seen}
                 if log:
                     log.write(row)
                 if watch:
@@ -264,7 +272,7 @@ def train_subject(
     if not first:
         return Run(folder)
     return finish(
-        base, concept, folder, seed=seed, facts=facts, started=started,
+        base, concept, folder, seed=seed, facts=facts, started=time.time(),
         prompts=config.evaluation_prompts, per_prompt=config.evaluation_pictures, quiet=quiet,
     )  # fmt: skip
 
@@ -280,9 +288,24 @@ def _refuse_the_impossible(base: Base, concept: Concept, method: Method, config:
         raise Refused("textual inversion learns the token and nothing else; leave train_token on")
     if config.masked and concept.masks(config.resolution or base.resolution) is None:
         raise Refused(f"masked = true, but no picture in {concept.folder} has a mask (alpha, or NAME-masklabel.png)")
+    if not config.train_token and concept.token.startswith("<"):
+        raise Refused(
+            f"train_token = false takes the token as a word of the tokenizer, and {concept.token!r} is none; "
+            "name a rare word, such as token = 'sks'"
+        )
+    if config.mixed_precision == "fp16" and base.device.type == "cpu":
+        raise Refused("mixed_precision = fp16 needs a GPU; on the CPU use no or bf16")
     if config.resolution % 8:
         raise Refused(f"resolution must be a multiple of 8 pixels, got {config.resolution}")
     base.check_noun(concept.noun)
+
+
+def _accelerator(base: Base, config: SubjectConfig) -> Accelerator:
+    """accelerate keeps one precision per process; a second run in the process may ask for another."""
+    shared = AcceleratorState._shared_state
+    if shared and shared.get("_mixed_precision") != config.mixed_precision:
+        AcceleratorState._reset_state()
+    return Accelerator(cpu=base.device.type == "cpu", mixed_precision=config.mixed_precision)
 
 
 def _class_pictures(
@@ -334,15 +357,15 @@ def _groups(attachment: Attachment, config: SubjectConfig) -> list[dict[str, Any
     return [group for group in groups if group["params"]]
 
 
-def _row(step: int, told: list[tuple[Batch, Tensor]], prior_weight: float) -> dict[str, Any]:
-    """One line of the log: the step's losses, and each row's loss with its timestep."""
-    concept = torch.cat([losses[: batch.concept_rows] for batch, losses in told])
-    prior = torch.cat([losses[batch.concept_rows :] for batch, losses in told])
-    times = torch.cat([batch.timesteps[: batch.concept_rows] for batch, _ in told])
-    row: dict[str, Any] = {"step": step, "loss": concept.mean().item(), "loss_concept": concept.mean().item()}
+def _row(step: int, told: list[tuple[Batch, Tensor, Tensor]]) -> dict[str, Any]:
+    """One line of the log: the step's losses (with the penalty), and each concept row's loss with its timestep."""
+    concept = torch.cat([losses[: batch.concept_rows] for batch, losses, _ in told])
+    prior = torch.cat([losses[batch.concept_rows :] for batch, losses, _ in told])
+    times = torch.cat([batch.timesteps[: batch.concept_rows] for batch, _, _ in told])
+    row: dict[str, Any] = {"step": step, "loss": torch.stack([loss for *_, loss in told]).mean().item()}
+    row["loss_concept"] = concept.mean().item()
     if len(prior):
         row["loss_prior"] = prior.mean().item()
-        row["loss"] += prior_weight * row["loss_prior"]
     row["loss_by_timestep"] = [[int(t), float(v)] for t, v in zip(times.tolist(), concept.tolist(), strict=True)]
     return row
 

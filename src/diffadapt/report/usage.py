@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from .run_folder import RunFolder
 
 # methods whose change can be written into the base's weights
-MERGEABLE = ("lora", "selective", "oft")
+MERGEABLE = ("lora", "selective", "token")
 
 
 @dataclass(frozen=True, kw_only=True)

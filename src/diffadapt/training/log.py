@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..errors import Failed
+from ..files import write_atomic
 
 
 class RunLog:
@@ -24,7 +25,7 @@ class RunLog:
     def __init__(self, path: Path, *, resume_at: int = 0) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in _lines(path) if _step(line) <= resume_at] if path.exists() and resume_at else []
-        path.write_text("".join(line + "\n" for line in kept))
+        write_atomic(path, "".join(line + "\n" for line in kept))
         self._file = open(path, "a")  # noqa: SIM115  (closed by close())
         self._path = path
 
