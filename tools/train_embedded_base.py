@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from diffadapt.data.scenes import World, caption, grammar_words, load_sprites, render, sample_scene
-from diffadapt.data.world import NOUNS
+from diffadapt.data.world import BACKGROUNDS, NOUNS
 
 LATENT_CHANNELS, TEXT_LENGTH, TEXT_WIDTH = 6, 24, 192
 
@@ -392,6 +392,19 @@ def export(args) -> None:
         vae=autoencoder, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=build_scheduler(),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     ).to(dtype=torch.float16).save_pretrained(args.out)  # fmt: skip
+    facts = {
+        "format_version": 1,
+        "name": "embedded",
+        "default_guidance": 4.0,
+        "default_steps": 16,
+        "world": {
+            "nouns": [noun for noun, *_ in NOUNS[: args.concepts]],
+            "kinds": sorted({kind for _, kind, _ in NOUNS[: args.concepts]}),
+            "styles": args.styles.split(","),
+            "backgrounds": list(BACKGROUNDS),
+        },
+    }
+    (args.out / "base.json").write_text(json.dumps(facts, indent=1) + "\n")
     size = sum(f.stat().st_size for f in args.out.rglob("*") if f.is_file())
     print(f"{args.out}: {size / 1e6:.1f} MB")
 
