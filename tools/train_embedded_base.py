@@ -8,6 +8,8 @@ Stages, in order; each resumes from its last checkpoint in --work and can be sto
     python tools/train_embedded_base.py decoder     --data EMOJI --work DIR --steps 3000   (encoder frozen)
     python tools/train_embedded_base.py export      --work DIR --out src/diffadapt/bases/embedded
 
+A base that was exported is trained further by naming it: `denoiser --init src/diffadapt/bases/embedded ...`.
+
 The probe that measures it is trained by `tools/train_probe.py`.
 
 EMOJI holds one folder of 72x72 RGBA sprites per style (twemoji, fluent-3d, blob, noto), named by the emoji's Unicode
@@ -20,6 +22,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -340,6 +343,21 @@ def train_autoencoder(crew: Crew, args, *, decoder_only: bool) -> None:
     train(stage, {"vae": autoencoder}, loss_of, crew, args, ema_decay=0.98, muon=True)
 
 
+def _fp32(path: Path) -> dict[str, Tensor]:
+    return {key: value.float() for key, value in load_file(path).items()}
+
+
+def begin_from(folder: Path, work: Path) -> None:
+    """Makes a work folder out of an exported base, so that its denoiser can be trained further elsewhere."""
+    if not (work / "tokenizer").exists():
+        shutil.copytree(folder / "tokenizer", work / "tokenizer")
+    if not (work / "autoencoder").exists():
+        (work / "autoencoder").mkdir()
+        save_file(
+            _fp32(folder / "vae" / "diffusion_pytorch_model.safetensors"), work / "autoencoder" / "vae.safetensors"
+        )
+
+
 def train_denoiser(crew: Crew, args) -> None:
     world = World(nouns=tuple(noun for noun, *_ in NOUNS[: args.concepts]), styles=tuple(args.styles.split(",")))
     sprites = {k: v.to(crew.device) for k, v in load_sprites(args.data, world).items()}
@@ -349,6 +367,9 @@ def train_denoiser(crew: Crew, args) -> None:
     torch.manual_seed(args.seed)
     text_encoder = build_text_encoder(tokenizer).to(crew.device)
     unet = build_unet().to(crew.device, memory_format=torch.channels_last)
+    if args.init:
+        text_encoder.load_state_dict(_fp32(args.init / "text_encoder" / "model.safetensors"))
+        unet.load_state_dict(_fp32(args.init / "unet" / "diffusion_pytorch_model.safetensors"))
     alphas_cumprod = build_scheduler().alphas_cumprod.to(crew.device)
 
     def loss_of(step: int):
@@ -415,6 +436,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of sprite folders")
     parser.add_argument("--work", type=Path, required=True, help="checkpoints and log")
     parser.add_argument("--out", type=Path, help="export: the model folder to write")
+    parser.add_argument("--init", type=Path, help="denoiser: an exported base to start from when DIR has no checkpoint")
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch", type=int, default=32, help="pictures per process and step")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate of AdamW")
@@ -431,6 +453,8 @@ def main() -> None:
     elif args.stage == "export":
         export(args)
     elif args.stage == "denoiser":
+        if args.init:
+            begin_from(args.init, args.work)
         train_denoiser(Crew(), args)
     else:
         train_autoencoder(Crew(), args, decoder_only=args.stage == "decoder")
