@@ -30,7 +30,7 @@ PHOTOS = (("dog6", "dog"), ("cat", "cat"), ("clock", "clock"))
 METHODS: dict[str, tuple[Method, dict[str, Any]]] = {
     "lora": (LoRA(rank=4), {}),
     "token": (Token(vectors=2), {"token_learning_rate": 2e-2, "prior_weight": 0.0}),
-    "full": (Selective(), {"learning_rate": 5e-5}),
+    "full": (Selective(), {"learning_rate": 2e-4}),
 }
 SCENES = (("large", "center", "red"), ("medium", "left", "meadow"), ("medium", "right", "white"),
           ("large", "center", "blue"), ("medium", "bottom", "yellow"))  # fmt: skip

@@ -117,7 +117,11 @@ BACKGROUNDS: dict[str, tuple[str, tuple[int, int, int], tuple[int, int, int], fl
     "night": ("at night", (26, 32, 84), (66, 58, 110), 0.7),
 }
 
-SIZES: dict[str, tuple[int, int]] = {"small": (22, 27), "medium": (33, 39), "large": (46, 54)}  # side in 64ths, inclusive
+SIZES: dict[str, tuple[int, int]] = {
+    "small": (22, 27),
+    "medium": (33, 39),
+    "large": (46, 54),
+}  # side in 64ths, inclusive
 POSITIONS: dict[str, tuple[str, int, int]] = {
     "center": ("in the center", 0, 0),
     "left": ("on the left", -1, 0),

@@ -56,7 +56,7 @@ class SubjectConfig:
     steps: int = option(400, "optimizer steps", low=1)
     batch_size: int = option(4, "concept pictures a step and process; as many class pictures come beside them", low=1)
     gradient_accumulation: int = option(1, "batches whose gradients are averaged before an optimizer step", low=1)
-    learning_rate: float = option(1e-3, "peak learning rate of the layers' adapters", low=0)
+    learning_rate: float = option(2e-3, "peak learning rate of the layers' adapters", low=0)
     token_learning_rate: float = option(5e-3, "peak learning rate of the new token's vectors", low=0)
     schedule: str = option("cosine", "learning rate over time: constant, linear or cosine", choices=SCHEDULES)
     warmup: int = option(20, "steps of linear warm-up", low=0)
