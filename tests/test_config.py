@@ -169,7 +169,7 @@ def test_keyword_overrides_are_strict_too():
 @pytest.mark.parametrize(
     "settings",
     [
-        Settings(folder="a b\n\"c\" \\ '"),
+        Settings(folder='a b\n"c" \\ \''),
         Settings(folder="a", steps=1, alpha=1e-9, radius=None, roles=("x", "y"), cache=Path("/tmp"), masked=True),
         Settings(folder="a", alpha=math.inf, optimizer=Optimizer(betas=())),
     ],

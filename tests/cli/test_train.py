@@ -68,9 +68,7 @@ def main_text(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["missing.toml"], "cannot read the config missing.toml: No such file or directory"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_sentence_and_code_2(
-    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
-):
+def test_a_mistake_is_one_sentence_and_code_2(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]):
     assert main(["train", *arguments]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""

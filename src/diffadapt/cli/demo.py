@@ -16,7 +16,7 @@ EXAMPLES = """\
 # What the demo trains with, beside the defaults; chosen to end within three minutes on two CPU cores.
 SETTINGS: dict[str, dict[str, Any]] = {
     "method": {"name": "lora"},
-    "train": {"steps": 240, "evaluation_prompts": 8, "evaluation_pictures": 2},
+    "train": {"steps": 300, "evaluation_prompts": 8, "evaluation_pictures": 2},
 }
 
 
