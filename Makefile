@@ -50,7 +50,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
 
 demo: $(STAMP)
-	$(SAY) "demo: teaching the embedded base a character (about three minutes on two cores)"
+	$(SAY) "demo: teaching the embedded base a character (about two minutes on two cores)"
 	$(BIN)/diffadapt demo $(ARGS)
 
 lint: $(STAMP)

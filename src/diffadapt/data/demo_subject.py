@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from ..files import write_atomic
 from .world import BACKGROUNDS
 
-NAME, NOUN = "tuli", "rabbit"
+NAME, NOUN = "tuli", "animal"
 SUPERSAMPLING = 4  # drawn this much larger than asked for, then reduced
 
 Colour = tuple[int, int, int]
@@ -75,7 +75,7 @@ def draw_demo_subject(folder: str | Path, *, size: int = 256) -> Path:
         size: side of the pictures in pixels, 16 to 1024.
 
     Returns:
-        the concept's folder, for `load_concept(folder, "rabbit")`
+        the concept's folder, for `load_concept(folder, NOUN)`
     """
     if not 16 <= size <= 1024:
         raise ValueError(f"size: expected 16 to 1024 pixels, got {size}")
@@ -89,7 +89,7 @@ def draw_demo_subject(folder: str | Path, *, size: int = 256) -> Path:
 
 
 def caption(pose: Pose) -> str:
-    """What is said about a picture, in the words of the embedded base: "a [token] rabbit at night"."""
+    """What is said about a picture, in the words of the embedded base: "a [token] animal at night"."""
     return f"a {'large ' if pose.height >= 0.72 else ''}[token] {NOUN} {BACKGROUNDS[pose.background][0]}"
 
 
