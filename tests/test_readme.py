@@ -24,4 +24,5 @@ def test_the_six_lines_run_from_pictures_to_a_picture(tiny_v_folder, tmp_path, m
     exec(compile(code, str(README), "exec"), names)  # what is executed is our own README
     assert names["run"].adapter.is_file() and names["run"].report.is_file()
     assert {"subject_fidelity", "drift_pixels"} <= names["scores"]["values"].keys()
-    assert Image.open(tmp_path / "biscuit.png").size == (32, 32)
+    with Image.open(tmp_path / "biscuit.png") as picture:
+        assert picture.size == (32, 32)

@@ -409,10 +409,17 @@ def export(args) -> None:
     )
     text_encoder.load_state_dict(load_file(args.work / "denoiser" / "text_encoder.safetensors"))
     unet.load_state_dict(load_file(args.work / "denoiser" / "unet.safetensors"))
-    StableDiffusionPipeline(
+    pipeline = StableDiffusionPipeline(
         vae=autoencoder, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=build_scheduler(),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    ).to(dtype=torch.float16).save_pretrained(args.out)  # fmt: skip
+    ).to(dtype=torch.float16)  # fmt: skip
+    # transformers loads a model in the precision of its file and diffusers in fp32: without this, opening the folder
+    # with no dtype would give a pipeline of two precisions.
+    text_encoder.float()
+    pipeline.save_pretrained(args.out)
+    config = args.out / "vae" / "config.json"
+    kept = {key: value for key, value in json.loads(config.read_text()).items() if key != "block_out_channels"}
+    config.write_text(json.dumps(kept, indent=2) + "\n")  # AutoencoderTiny writes it and warns when it reads it
     facts = {
         "format_version": 1,
         "name": "embedded",
