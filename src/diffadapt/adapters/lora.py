@@ -62,14 +62,17 @@ class LoRAAdapter(Mergeable):
 
     def adapted(self, x: Tensor) -> Tensor:
         inner = self.innermost()
-        h = F.dropout(x, self.dropout, self.training).to(self.down.dtype)
+        h = x.to(self.down.dtype)
+        if self.dropout:
+            h = F.dropout(h, self.dropout, self.training)
+        y, scale = self.layer(x), self.strength * self.scale
         if isinstance(inner, nn.Conv2d):
             h = F.conv2d(h, self.down, None, inner.stride, inner.padding, inner.dilation)  # (N, r, H', W')
-            h = F.conv2d(h, (self.strength * self.scale * self.up)[:, :, None, None])
-        else:
-            h = F.linear(F.linear(h, self.down), self.strength * self.scale * self.up)  # (..., r) -> (..., out)
-        y = self.layer(x)
-        return y + h.to(y.dtype)
+            return y + F.conv2d(h, (scale * self.up)[:, :, None, None]).to(y.dtype)
+        h = F.linear(h, self.down).flatten(0, -2)  # (rows, r)
+        if y.dtype == h.dtype:  # product, scale and sum in one pass
+            return torch.addmm(y.flatten(0, -2), h, self.up.t(), alpha=scale).view_as(y)
+        return y + (scale * (h @ self.up.t())).view_as(y).to(y.dtype)
 
     def weight(self, w0: Tensor) -> Tensor:
         update = self.strength * self.scale * (self.up @ self.down.flatten(1))
