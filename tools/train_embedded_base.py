@@ -192,7 +192,7 @@ class Crew:
 class Muon(torch.optim.Optimizer):
     """Momentum made orthogonal by five Newton-Schulz steps (Jordan et al. 2024), for kernels flattened to matrices.
 
-    It reached in 5,000 pictures what AdamW reached in 43,000 on the autoencoder.
+    On an autoencoder of factor 8, from the same start and within 5,300 pictures, it reached 23.0 dB and AdamW 20.7.
     """
 
     def __init__(self, parameters: list[nn.Parameter], lr: float) -> None:
