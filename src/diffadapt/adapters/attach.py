@@ -66,7 +66,7 @@ class Attachment:
         self.base, self.method, self.adapters = base, method, adapters
         self.roles, self.tokens = list(roles), dict(tokens)
         self._strength, self._enabled, self._attached = 1.0, True, False
-        self._unmerged: dict[str, nn.Module | dict[str, Tensor]] | None = None
+        self._unmerged: dict[str, dict[str, Tensor]] | None = None  # per layer what merge_ wrote over
 
     # --- on and off ---------------------------------------------------------------------------------------------------
 
@@ -114,13 +114,7 @@ class Attachment:
         if not self._attached:
             return
         for path, adapter in self.adapters.items():
-            outer = self.base.module(path)
-            if outer is adapter:
-                self.base.replace_(path, adapter.layer)
-                continue
-            while isinstance(outer, Adapter) and outer.layer is not adapter:
-                outer = outer.layer
-            outer.layer = adapter.layer
+            self._swap(path, adapter, adapter.layer)
         self._attached = False
         self.base.attachments.remove(self)
         renew_tokenizer(self.base)
@@ -187,13 +181,13 @@ class Attachment:
                 raise Refused(f"another attachment stands beneath this one on {path}; merge that one first")
             if not isinstance(adapter, Mergeable | TokenAdapter):
                 raise Refused(f"{type(adapter).__name__} on {path} depends on its input and cannot be merged")
-        kept: dict[str, nn.Module | dict[str, Tensor]] = {}
+        kept: dict[str, dict[str, Tensor]] = {}
         for path, adapter in self.adapters.items():
             layer = adapter.layer
             if isinstance(adapter, TokenAdapter):
                 table = table_with_rows(layer, adapter.rows())
-                self._put_below(path, adapter, table)
-                kept[path] = layer
+                self._swap(path, adapter, table)
+                kept[path] = {}  # the table itself is untouched under the adapter
                 continue
             before = {name: p.detach().clone() for name, p in layer.named_parameters(recurse=False)}
             weight, bias = effective_weight(adapter), effective_bias(adapter)
@@ -206,18 +200,18 @@ class Attachment:
             if (held := getattr(layer, "bias", None)) is not None and bias is not None:
                 held.copy_(bias)
             kept[path] = before
-            self._put_below(path, adapter, layer)
+            self._swap(path, adapter, layer)
         self._unmerged = kept
 
-    def _put_below(self, path: str, adapter: Adapter, layer: nn.Module) -> None:
-        """Takes `adapter` out of the chain at `path` and leaves `layer` in its place."""
+    def _swap(self, path: str, old: nn.Module, new: nn.Module) -> None:
+        """Puts `new` where `old` stands in the chain of adapters at `path`."""
         outer = self.base.module(path)
-        if outer is adapter:
-            self.base.replace_(path, layer)
+        if outer is old:
+            self.base.replace_(path, new)
             return
-        while isinstance(outer, Adapter) and outer.layer is not adapter:
+        while isinstance(outer, Adapter) and outer.layer is not old:
             outer = outer.layer
-        outer.layer = layer
+        outer.layer = new
 
     @torch.no_grad()
     def unmerge_(self) -> None:
@@ -230,18 +224,10 @@ class Attachment:
             raise Refused("unmerge_() needs a merged attachment")
         for path, kept in self._unmerged.items():
             adapter = self.adapters[path]
-            if isinstance(kept, dict):
-                layer = adapter.layer
-                for name, value in kept.items():
-                    layer.get_parameter(name).copy_(value)
-            below = adapter.layer if isinstance(kept, dict) else innermost(self.base.module(path))
-            outer = self.base.module(path)
-            if outer is below:
-                self.base.replace_(path, adapter)
-                continue
-            while isinstance(outer, Adapter) and outer.layer is not below:
-                outer = outer.layer
-            outer.layer = adapter
+            for name, value in kept.items():
+                adapter.layer.get_parameter(name).copy_(value)
+            # A merged attachment was the lowest: the layer, or the table that took its place, is innermost.
+            self._swap(path, innermost(self.base.module(path)), adapter)
         self._unmerged = None
 
     # --- files --------------------------------------------------------------------------------------------------------

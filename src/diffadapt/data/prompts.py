@@ -97,6 +97,12 @@ def benchmark_prompts(noun: str, token: str, world: World | None) -> list[str]:
     return [_article(prompt, noun, token) for prompt in _world_prompts(noun, subject, world)]
 
 
+def spread(prompts: Sequence[str], most: int) -> list[str]:
+    """At most `most` of the prompts, evenly spread, the first among them."""
+    count = min(most, len(prompts))
+    return [prompts[i * len(prompts) // count] for i in range(count)]
+
+
 def drift_prompts(
     world: World | None, count: int = 25, seed: int = 0, *, without: str | Sequence[str] = ()
 ) -> list[str]:

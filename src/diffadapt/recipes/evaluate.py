@@ -15,7 +15,7 @@ from torch import Tensor
 from ..adapters import Adapter, Attachment, Mergeable, effective_weight
 from ..bases import Base
 from ..data.concept import Concept
-from ..data.prompts import benchmark_prompts, drift_prompts
+from ..data.prompts import benchmark_prompts, drift_prompts, spread
 from ..errors import Refused
 from ..metrics.alignment import text_alignment
 from ..metrics.bootstrap import interval_of_mean
@@ -26,7 +26,7 @@ from ..metrics.fidelity import subject_fidelity
 from ..metrics.weight_drift import WeightDrift, weight_drift
 from ..training.log import say
 from .pictures import write_png
-from .sample import PromptLine, adapted, generate, to_picture
+from .sample import adapted, default_line, generate, to_picture
 from .world import world_of
 
 PHOTO_ENCODERS = ("clip:openai/clip-vit-base-patch32", "dino:facebook/dino-vits16")
@@ -76,13 +76,13 @@ def evaluate(
         load_features(name, device=base.device) for name in features or (("probe",) if base.world else PHOTO_ENCODERS)
     ]
     world = world_of(base)
-    asked, plain = (_spread(benchmark_prompts(concept.noun, token, world), prompts) for token in (concept.token, ""))
+    asked, plain = (spread(benchmark_prompts(concept.noun, token, world), prompts) for token in (concept.token, ""))
     unrelated = drift_prompts(world, drift_count, seed, without=concept.noun)
     lines = {
-        "subject": [_line(base, p, seed + i, steps) for p in asked for i in range(per_prompt)],
-        "plain": [_line(base, p, seed + i, steps) for p in plain for i in range(per_prompt)],
-        "class": [_line(base, concept.class_prompt, seed + i, steps) for i in range(max(4, per_prompt))],
-        "unrelated": [_line(base, p, seed, steps) for p in unrelated],
+        "subject": [default_line(base, p, seed + i, steps=steps) for p in asked for i in range(per_prompt)],
+        "plain": [default_line(base, p, seed + i, steps=steps) for p in plain for i in range(per_prompt)],
+        "class": [default_line(base, concept.class_prompt, seed + i, steps=steps) for i in range(max(4, per_prompt))],
+        "unrelated": [default_line(base, p, seed, steps=steps) for p in unrelated],
     }
     total = len(lines["subject"]) + len(lines["plain"]) + 2 * (len(lines["class"]) + len(lines["unrelated"]))
     say(f"evaluating on {total} pictures", quiet=quiet)
@@ -126,10 +126,11 @@ def _feature_values(
 ) -> dict[str, dict[str, Any]]:
     """The figures of one encoder; those that need texts, or several pictures of a prompt, only where there are any."""
     mine = encoder.subjects(reference)
+    learned, plainly = encoder.subjects(after["subject"]), encoder.subjects(before["plain"])
     result = {
         "subject_fidelity": _value(
-            subject_fidelity(encoder.subjects(after["subject"]), mine),
-            subject_fidelity(encoder.subjects(before["plain"]), mine),
+            subject_fidelity(learned, mine),
+            subject_fidelity(plainly, mine),
             "higher", "likeness to the concept's pictures (mean cosine)", groups, seed=seed,
         )
     }  # fmt: skip
@@ -142,8 +143,8 @@ def _feature_values(
         )  # fmt: skip
     if per_prompt > 1:
         result["diversity"] = _value(
-            diversity(encoder.subjects(after["subject"]), groups),
-            diversity(encoder.subjects(before["plain"]), groups),
+            diversity(learned, groups),
+            diversity(plainly, groups),
             "near base", "how much pictures of one prompt differ (mean pairwise cosine distance)", seed=seed,
         )  # fmt: skip
     result["drift_features"] = _value(
@@ -169,18 +170,6 @@ def _value(
         "unit": "",
         "meaning": meaning,
     }
-
-
-def _spread(prompts: list[str], most: int) -> list[str]:
-    count = min(most, len(prompts))
-    return [prompts[i * len(prompts) // count] for i in range(count)]
-
-
-def _line(base: Base, prompt: str, seed: int, steps: int | None) -> PromptLine:
-    return PromptLine(
-        prompt=prompt, seed=seed, width=base.resolution, height=base.resolution, guidance=base.default_guidance,
-        steps=steps or base.default_steps,
-    )  # fmt: skip
 
 
 @torch.no_grad()

@@ -5,10 +5,10 @@ from pathlib import Path
 from ..adapters import Attachment
 from ..bases import Base
 from ..data.concept import Concept
-from ..data.prompts import benchmark_prompts
+from ..data.prompts import benchmark_prompts, spread
 from ..files import write_json
 from .pictures import write_png
-from .sample import PromptLine, generate, to_picture
+from .sample import default_line, generate, to_picture
 from .world import world_of
 
 COUNT = 6
@@ -57,19 +57,11 @@ class ProgressSamples:
         self._write(name, self.prompts)
 
     def _write(self, name: str, prompts: list[str]) -> None:
-        lines = [
-            PromptLine(
-                prompt=prompt, seed=self.seed + i, width=self.base.resolution, height=self.base.resolution,
-                guidance=self.base.default_guidance, steps=self.base.default_steps,
-            )
-            for i, prompt in enumerate(prompts)
-        ]  # fmt: skip
+        lines = [default_line(self.base, prompt, self.seed + i) for i, prompt in enumerate(prompts)]
         for i, pixels in enumerate(generate(self.base, lines)):
             write_png(self.folder / name / f"{i:02d}.png", to_picture(pixels))
 
 
 def progress_prompts(base: Base, plain: str, noun: str, token: str) -> list[str]:
     """The plain prompt first, then a spread of the benchmark's; without a token, the same about the class."""
-    others = benchmark_prompts(noun, token, world_of(base))
-    spread = [others[i * len(others) // (COUNT - 1)] for i in range(COUNT - 1)]
-    return [plain, *spread]
+    return [plain, *spread(benchmark_prompts(noun, token, world_of(base)), COUNT - 1)]

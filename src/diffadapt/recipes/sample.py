@@ -202,6 +202,18 @@ def _run_pipeline(base: Base, lines: list[PromptLine], text: Tensor, guided: boo
     ).images.float()  # fmt: skip
 
 
+def default_line(base: Base, prompt: str, seed: int, *, steps: int | None = None) -> PromptLine:
+    """A prompt line with every option filled in from the base's defaults, as `generate` takes it."""
+    return PromptLine(
+        prompt=prompt,
+        seed=seed,
+        width=base.resolution,
+        height=base.resolution,
+        guidance=base.default_guidance,
+        steps=steps or base.default_steps,
+    )
+
+
 def check_lines(base: Base, lines: Sequence[PromptLine]) -> None:
     """Raises Refused for a size the base cannot make or options out of range."""
     for line in lines:
