@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .adapters import Attachment, LoRA, Selective, Token, attach, load_adapter
+    from .adapters import OFT, Attachment, Hint, LoRA, Selective, Token, attach, load_adapter
     from .bases import Base, load_base
     from .data.captioned import load_captioned
     from .data.concept import Concept, load_concept
@@ -22,7 +22,9 @@ _HOME = {
     "Base": "bases",
     "Concept": "data.concept",
     "Failed": "errors",
+    "Hint": "adapters",
     "LoRA": "adapters",
+    "OFT": "adapters",
     "Refused": "errors",
     "Run": "recipes.run",
     "Selective": "adapters",
@@ -43,7 +45,9 @@ __all__ = [
     "Base",
     "Concept",
     "Failed",
+    "Hint",
     "LoRA",
+    "OFT",
     "Refused",
     "Run",
     "Selective",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from diffadapt.adapters import (
     METHODS,
+    OFT,
     Adapter,
     Attachment,
     LoRA,
@@ -26,6 +27,9 @@ from diffadapt.errors import Refused
 CASES = {
     "lora": (LoRA(rank=2), None),
     "lora on all linear and conv layers": (LoRA(rank=1), ["*"]),
+    "oft": (OFT(block_size=4), None),
+    "oft, rescaled, convolutions too": (OFT(block_size=2, rescale="joint"), ["residual.*", "self_attention.*"]),
+    "coft, shared": (OFT(blocks=2, share_blocks=True, constraint="angle", radius=30), None),
     "full": (Selective(), None),
     "full on every layer": (Selective(), ["*"]),
     "bias": (Selective(train="bias"), None),

@@ -3,8 +3,10 @@
 from .adapter import Adapter, Mergeable, Method, SideInputs, effective_bias, effective_weight
 from .adapter_file import load_adapter, read_adapter
 from .attach import Attachment, attach
+from .hint import Hint
 from .lora import LoRA
 from .methods import METHODS
+from .oft import OFT
 from .selective import Selective
 from .token import Token
 
@@ -12,6 +14,8 @@ __all__ = [
     "METHODS",
     "Adapter",
     "Attachment",
+    "Hint",
+    "OFT",
     "LoRA",
     "Mergeable",
     "Method",

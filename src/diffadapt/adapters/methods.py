@@ -1,8 +1,10 @@
 """Every method by the name it has in files and on the command line."""
 
 from .adapter import Method
+from .hint import Hint
 from .lora import LoRA
+from .oft import OFT
 from .selective import Selective
 from .token import Token
 
-METHODS: dict[str, type[Method]] = {LoRA.name: LoRA, Selective.name: Selective, Token.name: Token}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (LoRA, OFT, Selective, Token, Hint)}
