@@ -12,17 +12,14 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from diffadapt.adapters import LoRA, Method, Selective, Token
 from diffadapt.bases import load_base
 from diffadapt.data.concept import load_concept
-from diffadapt.data.scenes import Scene, World, caption, load_sprites, place, render
-from diffadapt.files import read_json, write_atomic, write_json
-from diffadapt.recipes.pictures import write_png
+from diffadapt.files import read_json, write_json
 from diffadapt.recipes.run import made_by
-from diffadapt.recipes.sample import to_picture
+from diffadapt.recipes.scene_concept import write_scene_concept
 from diffadapt.recipes.subject import train_subject
 
 EMOJI = (("fox", "3d", "animal"), ("helicopter", "flat", "vehicle"), ("teddy", "3d", "thing"))
@@ -32,21 +29,6 @@ METHODS: dict[str, tuple[Method, dict[str, Any]]] = {
     "token": (Token(vectors=2), {"token_learning_rate": 2e-2, "prior_weight": 0.0}),
     "full": (Selective(), {"learning_rate": 2e-4}),
 }
-SCENES = (("large", "center", "red"), ("medium", "left", "meadow"), ("medium", "right", "white"),
-          ("large", "center", "blue"), ("medium", "bottom", "yellow"))  # fmt: skip
-
-
-def emoji_concept(data: Path, folder: Path, noun: str, style: str, kind: str) -> Path:
-    """Five captioned scenes with one held-out emoji; the caption names it "[token] kind"."""
-    world = World(nouns=(noun,), styles=(style,))
-    sprites = load_sprites(data / "emoji", world)
-    rng = np.random.default_rng(0)
-    for i, (size, position, background) in enumerate(SCENES):
-        scene = Scene(objects=(place(rng, noun, style, size, position),), background=background)
-        write_png(folder / f"{i}.png", to_picture(render([scene], sprites)[0][0]))
-        text = caption(scene).replace(f" {style} {noun}", f" [token] {kind}").replace("an [token]", "a [token]")
-        write_atomic(folder / f"{i}.txt", text + "\n")
-    return folder
 
 
 def main() -> None:
@@ -61,7 +43,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     base = load_base(args.base)
-    subjects = [(noun, kind, emoji_concept(args.data, args.runs / "emoji" / noun, noun, style, kind))
+    subjects = [(noun, kind, write_scene_concept(args.runs / "emoji" / noun, args.data / "emoji", noun, style))
                 for noun, style, kind in EMOJI]  # fmt: skip
     subjects += [(name, noun, args.data / "dreambooth" / name) for name, noun in PHOTOS]
     chosen = [name for name in args.subjects.split(",") if name]

@@ -1,0 +1,35 @@
+"""A subject that the embedded base has never seen: one emoji in five captioned scenes of the base's world."""
+
+from pathlib import Path
+
+import numpy as np
+
+from ..data.scenes import KIND_OF, Scene, World, caption, load_sprites, place, render
+from ..files import write_atomic
+from .pictures import write_png
+from .sample import to_picture
+
+# size, position, background
+SCENES = (("large", "center", "red"), ("medium", "left", "meadow"), ("medium", "right", "white"),
+          ("large", "center", "blue"), ("medium", "bottom", "yellow"))  # fmt: skip
+
+
+def write_scene_concept(folder: Path, sprites: str | Path, noun: str, style: str) -> Path:
+    """Writes pictures and captions that `load_concept` reads; the captions call the emoji "[token] KIND".
+
+    Args:
+        folder: where to.
+        sprites: folder of sprite folders, as `load_sprites` takes it.
+        noun, style: which emoji, for example "fox" and "3d" out of `data.world`.
+
+    Raises:
+        Refused: there is no such emoji.
+    """
+    sprite = load_sprites(sprites, World(nouns=(noun,), styles=(style,)))
+    rng = np.random.default_rng(0)
+    for i, (size, position, background) in enumerate(SCENES):
+        scene = Scene(objects=(place(rng, noun, style, size, position),), background=background)
+        write_png(folder / f"{i}.png", to_picture(render([scene], sprite)[0][0]))
+        named = caption(scene).replace(f" {style} {noun}", f" [token] {KIND_OF[noun]}")
+        write_atomic(folder / f"{i}.txt", named.replace("an [token]", "a [token]") + "\n")
+    return folder
