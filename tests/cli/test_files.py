@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from diffadapt.adapters import OFT, LoRA, Token, attach
 from diffadapt.cli.arguments import new_folder, split_adapter
 from diffadapt.cli.demo import unfinished
 from diffadapt.cli.evaluate import first_token, table
 from diffadapt.cli.main import main
 from diffadapt.cli.sample import next_number, read_prompts
 from diffadapt.errors import Refused
-from diffadapt.files import save_tensors
+from diffadapt.files import load_tensors, save_tensors
 
 HEADER = {
     "format": "diffadapt",
@@ -21,7 +22,7 @@ HEADER = {
     "config": '{"rank": 2, "alpha": null, "dropout": 0.0}',
     "roles": '["cross_attention.key"]',
     "tokens": '{"<biscuit>": "cat"}',
-    "base": "embedded",
+    "base": "somebody/base",
     "base_fingerprint": "sha256:0123456789abcdef",
     "diffadapt_version": "0.1.0",
     "created": "2026-11-21T00:00:00+00:00",
@@ -64,7 +65,7 @@ def test_merging_never_writes_into_a_folder_in_use(adapter: Path, capsys: pytest
 def test_inspect_says_what_an_adapter_is(adapter: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["inspect", str(adapter)]) == 0
     text = capsys.readouterr().out
-    for line in ("method: lora", "  rank: 2", "  alpha: none", "base: embedded", "roles: cross_attention.key",
+    for line in ("method: lora", "  rank: 2", "  alpha: none", "base: somebody/base", "roles: cross_attention.key",
                  "  <biscuit>: cat", "  values: 24", "layers: unet.a.to_k"):  # fmt: skip
         assert line in text.splitlines()
 
@@ -83,6 +84,42 @@ def test_inspect_describes_a_run(adapter: Path, capsys: pytest.CaptureFixture[st
     assert facts["state"] == "finished"
     assert facts["settings"]["train"] == {"steps": 5}
     assert facts["adapter"]["method"] == "lora"
+
+
+def test_inspect_measures_what_a_method_moves(tiny_base, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for method in (LoRA(rank=2), OFT(block_size=4), Token()):
+        attachment = attach(tiny_base, method, tokens={"<biscuit>": "cat"} if isinstance(method, Token) else None)
+        with torch.no_grad():
+            for parameter in attachment.parameters():
+                parameter.add_(0.1)
+        attachment.save(tmp_path / f"{method.name}.safetensors")
+        attachment.detach()
+    found = {}
+    for asked in ("lora", "lora --strength 0.5", "lora --strength 0", "oft", "token"):
+        name, *options = asked.split()
+        assert main(["inspect", str(tmp_path / f"{name}.safetensors"), "--json", *options]) == 0
+        found[asked] = json.loads(capsys.readouterr().out)["movement"]
+    cosines = [found[asked]["all layers"]["cosine_change"] for asked in list(found)[:4]]
+    assert cosines[0] > cosines[1] > 100 * cosines[3] and cosines[2] == 0
+    assert cosines[0] == max(row["cosine_change"] for role, row in found["lora"].items() if "attention" in role)
+    assert found["lora"]["strength"] == 1 and found["token"] == "none; every weight stays the base's own"
+
+    assert main(["inspect", str(tmp_path / "oft.safetensors")]) == 0
+    text = capsys.readouterr().out
+    assert "movement\n  strength: 1.0\n  all layers: energy " in text and "\n  cross_attention.key: energy " in text
+
+
+def test_inspect_loads_a_base_from_elsewhere_only_when_it_is_named(
+    adapter: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["inspect", str(adapter)]) == 0
+    assert "movement: not measured; name the base to load for it: --base somebody/base" in capsys.readouterr().out
+    assert main(["inspect", str(adapter), "--base", str(tiny_folder)]) == 2
+    assert "was trained on base 'somebody/base'" in capsys.readouterr().err
+    tensors, header = load_tensors(adapter)
+    other = save_tensors(adapter, tensors, header | {"base": str(tiny_folder)})  # a base of that name, but another one
+    assert main(["inspect", str(other)]) == 0
+    assert "movement: not measured: " in capsys.readouterr().out
 
 
 def test_inspect_describes_a_foreign_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

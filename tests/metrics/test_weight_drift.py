@@ -54,7 +54,10 @@ def test_layers_come_with_the_most_moved_first_and_as_rows_of_metrics_json():
     before = {"a": weight(4, 4), "b": weight(4, 4, seed=1), "untouched": weight(2, 2)}
     drifts = weight_drift_by_layer(before, {"a": before["a"] * 1.1, "b": before["b"] * 2})
     assert [drift.layer for drift in drifts] == ["b", "a"]
-    assert set(drifts[0].as_row()) == {"layer", "relative_frobenius", "angle_degrees", "max_angle_degrees"}
+    assert set(drifts[0].as_row()) == {
+        *("layer", "relative_frobenius", "angle_degrees", "max_angle_degrees"),
+        *("energy", "energy_change", "cosine_change", "norm_change"),
+    }
 
 
 def test_drift_refuses_what_does_not_compare():

@@ -102,6 +102,9 @@ def log_lines(steps: int, seed: int = 0) -> list[str]:
             "seconds": 0.21 + 0.04 * dice.random(),
             "images": step * 4,
         }
+        if step % 50 == 0:
+            moved = 0.1 * (1 - math.exp(-step / 200))
+            record |= {"energy_change": moved**2 / 10, "cosine_change": moved, "norm_change": moved / 2}
         lines.append(json.dumps(record))
     return lines
 
@@ -223,9 +226,14 @@ def invent_run(folder: Path, *, side: int = 64, stopped_at: int | None = None) -
                 "role": role,
                 "relative_frobenius": dice.lognormvariate(-3.2, 0.6),
                 "angle_degrees": 1 + dice.random(),
+                "energy": 11_000.0,
+                "energy_change": dice.gauss(0, 1e-4),
+                "cosine_change": dice.lognormvariate(-3, 0.5),
+                "norm_change": dice.lognormvariate(-4, 0.5),
             }
             for layer, role in LAYERS
         ],
+        "not_measured": [{"layer": "unet.conv_in", "role": "input.conv", "reason": "its change depends on the input"}],
     }
     write_json(folder / "metrics.json", metrics)
     metadata = {

@@ -82,6 +82,7 @@ def test_every_part_is_there_in_its_order(run: Path) -> None:
         "By strength",
         "What else changed",
         "How training went",
+        "Geometry of the neurons",
         "Loss by noise level",
         "Fidelity:",
         "Drift:",
@@ -110,6 +111,7 @@ def test_text_is_escaped_everywhere(run: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
     metrics["values"] = {hostile: {"value": 1, "unit": hostile, "meaning": hostile, "better": hostile}}
     metrics["weight_drift"] = [{"layer": hostile, "role": hostile, "relative_frobenius": 0.1}]
+    metrics["not_measured"] = [{"layer": hostile, "reason": hostile}, 3, {"layer": None}]
     metrics["drift_pictures"] = [[hostile, "drift/base/00.png", "drift/adapted/00.png"]]
     (run / "metrics.json").write_text(json.dumps(metrics))
     (run / "run.toml").write_text("made_by = {hardware = '''" + hostile + "'''}\n")
@@ -128,9 +130,45 @@ def test_every_picture_has_its_own_alt_text_and_size(run: Path) -> None:
 def test_plots_describe_themselves_and_tables_have_headers(run: Path) -> None:
     page = read(run)
     plots = [plot for plot in page.of("svg") if plot.get("role") == "img"]
-    assert len(plots) == 2 and all(plot["aria-label"] for plot in plots)
+    assert len(plots) == 3 and all(plot["aria-label"] for plot in plots)
     assert all(header.get("scope") for header in page.of("th"))
     assert len(page.of("caption")) == len(page.of("table"))
+
+
+def test_the_geometry_of_the_neurons_is_drawn_where_it_was_logged(run: Path, tmp_path: Path, invent: Invent) -> None:
+    assert "Geometry of the neurons" in read(run).words
+    plot = next(svg for svg in read(run).of("svg") if "hyperspherical" in svg.get("aria-label", ""))
+    assert "at the end cosines 0.095, norms 0.048, energy 0.0009" in plot["aria-label"]
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    for changes in ({}, dict.fromkeys(("energy_change", "cosine_change", "norm_change"), 0.0)):
+        kept = [{key: value for key, value in row.items() if not key.endswith("_change")} | changes for row in log]
+        (run / "log.jsonl").write_text("\n".join(map(json.dumps, kept)))
+        assert "Geometry of the neurons" not in read(run).words
+
+
+def test_every_role_says_how_far_it_moved_and_what_became_of_its_neurons(run: Path) -> None:
+    row = {"relative_frobenius": 0.25, "angle_degrees": 5.0, "energy": 9.0, "cosine_change": 0.125, "norm_change": 0.5}
+    rows = [
+        row | {"layer": "a", "role": "self_attention.key", "energy_change": 0.02},
+        row | {"layer": "b", "role": "self_attention.key", "energy_change": -0.03, "relative_frobenius": 0.75},
+        {"layer": "c", "role": "norm", "relative_frobenius": 0.1, "angle_degrees": None, "energy": None},
+    ]
+    skipped = {"layer": "unet.conv_in", "role": "input.conv", "reason": "its change depends on the input"}
+    metrics = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps(metrics | {"weight_drift": rows, "not_measured": [skipped]}))
+    words = read(run).words
+    assert "self_attention.key 2 layers 50 % 5.00\u00b0 0.125 0.500 \u22120.030 norm 1 layer 10 % \u2013" in words
+    assert "b 75 % 5.00\u00b0 0.125 0.500 \u22120.030 a 25 % 5.00\u00b0 0.125 0.500 +0.020 c" in words
+    assert "Not measured: unet.conv_in , its change depends on the input." in words
+
+
+def test_a_run_that_moved_no_weight_says_so(run: Path) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps(metrics | {"weight_drift": [], "not_measured": []}))
+    assert "Where the weights moved Nowhere: every weight is the base's own." in read(run).words
+    del metrics["weight_drift"], metrics["not_measured"]
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    assert "Where the weights moved" not in read(run).words
 
 
 def test_small_pictures_are_kept_exactly_and_drawn_as_squares(run: Path) -> None:

@@ -5,6 +5,7 @@ from .attributes import attribute_accuracy
 from .bootstrap import Interval, interval_of_difference, interval_of_mean, interval_of_ratio
 from .diversity import diversity
 from .drift import drift_features, drift_pixels
+from .energy import GeometryChange, geometry_change, hyperspherical_energy
 from .features import Features, ProbeFeatures, load_features
 from .fidelity import subject_fidelity
 from .frechet import fid, frechet_distance, gaussian_of
@@ -15,6 +16,7 @@ from .weight_drift import WeightDrift, neuron_angles, weight_drift, weight_drift
 
 __all__ = [
     "Features",
+    "GeometryChange",
     "Interval",
     "Probe",
     "ProbeFeatures",
@@ -26,7 +28,9 @@ __all__ = [
     "fid",
     "frechet_distance",
     "gaussian_of",
+    "geometry_change",
     "harmonic_mean",
+    "hyperspherical_energy",
     "interval_of_difference",
     "interval_of_mean",
     "interval_of_ratio",

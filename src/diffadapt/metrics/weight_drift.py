@@ -1,13 +1,14 @@
-"""Drift in weight space: how far did each layer move, in length and in the directions of its neurons?"""
+"""Drift in weight space: how far did each layer move, in length, in its neurons' directions and in their geometry?"""
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 
 import torch
 from torch import Tensor
 
 from ..errors import Refused
+from .energy import GeometryChange, as_float64, geometry_change
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,21 +21,24 @@ class WeightDrift:
         mean_angle: mean angle between a neuron before and after, in degrees, [0, 180]. None where there are no
             neurons: a bias, a norm, or all rows zero.
         max_angle: the largest such angle, in degrees, or None.
+        geometry: what happened to the neurons among themselves, None for a bias or a norm.
     """
 
     layer: str
     relative_frobenius: float | None
     mean_angle: float | None
     max_angle: float | None
+    geometry: GeometryChange | None
 
     def as_row(self) -> dict[str, str | float | None]:
-        """The row of a run's `metrics.json`: layer, relative_frobenius, angle_degrees (mean), max_angle_degrees."""
+        """A row of `metrics.json`: layer, relative_frobenius, angle_degrees (mean), max_angle_degrees, the geometry."""
+        nothing = dict.fromkeys(field.name for field in fields(GeometryChange))
         return {
             "layer": self.layer,
             "relative_frobenius": self.relative_frobenius,
             "angle_degrees": self.mean_angle,
             "max_angle_degrees": self.max_angle,
-        }
+        } | (asdict(self.geometry) if self.geometry else nothing)
 
 
 def weight_drift(before: Tensor, after: Tensor, *, layer: str = "") -> WeightDrift:
@@ -42,7 +46,7 @@ def weight_drift(before: Tensor, after: Tensor, *, layer: str = "") -> WeightDri
 
     A neuron is a row of the weight flattened to (out, in * ...), as in Qiu et al., OFT (2023), section 3.1, whose
     hyperspherical energy depends on neuron directions only. A rotation shared by all neurons moves the angles here
-    and leaves the energy alone. Rows that are zero before or after have no direction and are left out.
+    and leaves the geometry alone. Rows that are zero before or after have no direction and are left out.
 
     Args:
         before: weight of any shape, or a bias (D,).
@@ -54,16 +58,22 @@ def weight_drift(before: Tensor, after: Tensor, *, layer: str = "") -> WeightDri
     """
     if before.shape != after.shape or before.numel() == 0:
         raise Refused(f"weight_drift {layer}: shapes {tuple(before.shape)} and {tuple(after.shape)} do not compare")
-    old, new = before.detach().double().cpu(), after.detach().double().cpu()
+    old, new = as_float64(before), as_float64(after)
     if not (old.isfinite().all() and new.isfinite().all()):
         raise Refused(f"weight_drift {layer}: a value is not finite; the training went wrong before this")
     moved, length = float((new - old).norm()), float(old.norm())
     relative = moved / length if length > 0 else (0.0 if moved == 0 else None)
     if before.ndim < 2:
-        return WeightDrift(layer=layer, relative_frobenius=relative, mean_angle=None, max_angle=None)
+        return WeightDrift(layer=layer, relative_frobenius=relative, mean_angle=None, max_angle=None, geometry=None)
     angles = neuron_angles(old, new)
     mean, largest = (float(angles.mean()), float(angles.max())) if len(angles) else (None, None)
-    return WeightDrift(layer=layer, relative_frobenius=relative, mean_angle=mean, max_angle=largest)
+    return WeightDrift(
+        layer=layer,
+        relative_frobenius=relative,
+        mean_angle=mean,
+        max_angle=largest,
+        geometry=geometry_change(old, new),
+    )
 
 
 def neuron_angles(before: Tensor, after: Tensor) -> Tensor:

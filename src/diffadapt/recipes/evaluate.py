@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adapters import Adapter, Attachment, Mergeable, effective_weight
+from ..adapters import Attachment
 from ..bases import Base
 from ..data.concept import Concept
 from ..data.prompts import benchmark_prompts, drift_prompts, spread
@@ -23,8 +23,8 @@ from ..metrics.diversity import diversity
 from ..metrics.drift import drift_features, drift_pixels
 from ..metrics.features import Features, load_features
 from ..metrics.fidelity import subject_fidelity
-from ..metrics.weight_drift import WeightDrift, weight_drift
 from ..training.log import say
+from .geometry import movement
 from .pictures import write_png
 from .sample import adapted, default_line, generate, to_picture
 from .world import world_of
@@ -62,8 +62,8 @@ def evaluate(
         quiet: show no progress.
 
     Returns:
-        what `metrics.json` holds: "values" {name: {value, low, high, n, base, better, unit, meaning}}, "weight_drift",
-        "drift_pictures", "features"
+        what `metrics.json` holds: "values" {name: {value, low, high, n, base, better, unit, meaning}},
+        "features", "protocol", "drift_pictures", and what `geometry.movement` returns
 
     Raises:
         Refused: an encoder cannot be loaded, or the adapter does not fit.
@@ -90,7 +90,7 @@ def evaluate(
         before = {key: torch.stack(generate(base, lines[key])) for key in ("plain", "class", "unrelated")}
     with adapted(base, adapters) as attachments:
         after = {key: torch.stack(generate(base, lines[key])) for key in ("subject", "class", "unrelated")}
-        moved = weight_drifts(attachments)
+        moved = movement(attachments)
 
     groups = torch.arange(len(asked)).repeat_interleave(per_prompt)
     reference = (concept.pixels(base.resolution) + 1) / 2
@@ -103,14 +103,13 @@ def evaluate(
         drift_pixels(after["unrelated"], before["unrelated"]), None, "lower", "root mean square change of unrelated "
         "pictures, same prompt and seed; one grey level of 255 is 0.0039", seed=seed,
     )  # fmt: skip
-    roles = base.select(["*"])
     pictures = _keep_drift_pictures(Path(out), unrelated, before["unrelated"], after["unrelated"]) if out else []
     return {
         "values": values,
         "features": ", ".join(encoder.name for encoder in encoders),
         "protocol": {"prompts": len(asked), "per_prompt": per_prompt, "drift_prompts": drift_count, "seed": seed},
         "drift_pictures": pictures,
-        "weight_drift": [drift.as_row() | {"role": roles[drift.layer]} for drift in moved],
+        **moved,
     }
 
 
@@ -170,28 +169,6 @@ def _value(
         "unit": "",
         "meaning": meaning,
     }
-
-
-@torch.no_grad()
-def weight_drifts(attachments: Sequence[Attachment]) -> list[WeightDrift]:
-    """How far each layer's weight moved at the present strengths, farthest first; input-dependent layers left out."""
-    result = []
-    for attachment in attachments:
-        for path, adapter in attachment.adapters.items():
-            outer = attachment.base.module(path)
-            if outer is not adapter or not _mergeable(outer):
-                continue
-            before = adapter.innermost().get_parameter("weight")
-            result.append(weight_drift(before, effective_weight(outer), layer=path))
-    return sorted(result, key=lambda drift: -(drift.relative_frobenius or 0.0))
-
-
-def _mergeable(layer: torch.nn.Module) -> bool:
-    while isinstance(layer, Adapter):
-        if not isinstance(layer, Mergeable):
-            return False
-        layer = layer.layer
-    return isinstance(getattr(layer, "weight", None), Tensor)
 
 
 def _keep_drift_pictures(

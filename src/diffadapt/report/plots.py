@@ -1,6 +1,6 @@
 """Small plots as inline SVG, drawn without matplotlib. Colours come from the page's style sheet and follow its theme.
 
-A series has a look: "first", "second" (the two accent colours) or "faint" (raw data behind a smoothed line).
+A series has a look: "first", "second", "third" (the accent colours) or "faint" (raw data behind a smoothed line).
 Every plot carries a description for people who do not see it.
 """
 
@@ -12,11 +12,11 @@ from typing import Literal
 
 from markupsafe import Markup, escape
 
-Look = Literal["first", "second", "faint"]
+Look = Literal["first", "second", "third", "faint", "first dashed", "second dashed", "third dashed"]
 Points = Sequence[tuple[float, float]]
 
 WIDTH, HEIGHT = 460, 290
-LEFT, RIGHT, TOP, BOTTOM = 50, 12, 30, 42
+LEFT, RIGHT, TOP, BOTTOM = 58, 12, 30, 42
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +153,68 @@ def binned_plot(
     return _figure([*_grid(x, y, x_label, y_label), *body], [each for each, _ in binned], description)
 
 
+def interval_plot(
+    curves: Sequence[tuple[str, Sequence[tuple[float, float, float, float]]]],
+    *,
+    x_label: str,
+    y_label: str,
+    description: str,
+    log_y: bool = False,
+) -> Markup:
+    """Up to six named curves of (x, value, low, high), the interval as a whisker; the fourth and later ones dashed."""
+    looks: list[Look] = ["first", "second", "third", "first dashed", "second dashed", "third dashed"]
+    series = [
+        Series(name=name, points=[(x, value) for x, value, _, _ in points], look=look)
+        for (name, points), look in zip(curves, looks, strict=False)
+    ]
+    reach = [(x, y) for _, points in curves for x, *values in points for y in values if y > 0 or not log_y]
+    if not reach:
+        return Markup("")
+    x, y = _axes(reach, log_y)
+    body: list[Markup] = []
+    for index, ((_, points), each) in enumerate(zip(curves, series, strict=False)):
+        aside = (index - (len(series) - 1) / 2) * 4  # whiskers of two curves must not cover each other
+        body.append(_path([(x(place) + aside, y(value)) for place, value, _, _ in points], each.look))
+        for place, value, low, high in points:
+            if low < high:
+                whisker = '<line class="whisker {0}" x1="{1:.1f}" x2="{1:.1f}" y1="{2:.1f}" y2="{3:.1f}"/>'
+                body.append(Markup(whisker).format(each.look, x(place) + aside, y(low), y(high)))
+            dot = '<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="3"/>'
+            body.append(Markup(dot).format(each.look, x(place) + aside, y(value)))
+    return _figure([*_grid(x, y, x_label, y_label), *body], series, description)
+
+
+def forest_plot(
+    rows: Sequence[tuple[str, str, float, float, float]], *, label: str, mark: float | None, description: str
+) -> Markup:
+    """Intervals below each other on one axis: (name, figures as text, value, low, high); `mark` is an upright line."""
+    if not rows:
+        return Markup("")
+    known = [each for _, _, *values in rows for each in values] + ([] if mark is None else [mark])
+    margin = (max(known) - min(known)) * 0.05 or abs(known[0]) or 1.0
+    axis = Axis(min(known) - margin, max(known) + margin, RIGHT, WIDTH - RIGHT)
+    height = 40 * len(rows)
+    parts: list[Markup] = []
+    for tick in axis.ticks():
+        line = '<line class="grid" x1="{0:.1f}" x2="{0:.1f}" y1="0" y2="{1}"/>'
+        line += '<text class="tick" x="{0:.1f}" y="{2}" text-anchor="middle">{3}</text>'
+        parts.append(Markup(line).format(axis(tick), height, height + 17, short_number(tick)))
+    if mark is not None:
+        parts.append(Markup('<line class="base" x1="{0:.1f}" x2="{0:.1f}" y1="0" y2="{1}"/>').format(axis(mark), height))
+    for index, (name, figures, value, low, high) in enumerate(rows):
+        top = 40 * index
+        text = '<text class="legend" x="{0}" y="{1}">{2}</text>'
+        text += '<text class="legend" x="{3}" y="{1}" text-anchor="end">{4}</text>'
+        parts.append(Markup(text).format(RIGHT, top + 14, name, WIDTH - RIGHT, figures))
+        span = '<line class="span" x1="{0:.1f}" x2="{1:.1f}" y1="{3}" y2="{3}"/>'
+        span += '<circle class="first" cx="{2:.1f}" cy="{3}" r="4"/>'
+        parts.append(Markup(span).format(axis(low), axis(high), axis(value), top + 27))
+    text = '<text class="label" x="{}" y="{}" text-anchor="middle">{}</text>'
+    parts.append(Markup(text).format(WIDTH / 2, height + 36, label))
+    head = '<svg class="plot" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>'
+    return Markup(head).format(WIDTH, height + 42, escape(description), Markup("").join(parts))
+
+
 def interval_mark(value: float, low: float | None, high: float | None, base: float | None) -> Markup:
     """A row-high sketch for tables: the value as a dot on its interval, the base's figure as a tick.
 
@@ -270,12 +332,22 @@ def _path(places: Points, look: Look) -> Markup:
 
 
 def _figure(body: Sequence[Markup], series: Sequence[Series], description: str) -> Markup:
-    legend: list[Markup] = []
-    place = float(LEFT)
+    places: list[tuple[float, int]] = []  # of each name: x and row; the rows grow upwards, away from the plot
+    end, row = float(LEFT), 0
     for each in series:
-        swatch = '<line class="swatch {}" x1="{:.0f}" x2="{:.0f}" y1="10" y2="10"/>'
-        legend.append(Markup(swatch).format(each.look, place, place + 16))
-        legend.append(Markup('<text class="legend" x="{:.0f}" y="14">{}</text>').format(place + 22, each.name))
-        place += 22 + 6.4 * len(each.name) + 18
-    head = '<svg class="plot" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>'
-    return Markup(head).format(WIDTH, HEIGHT, escape(description), Markup("").join([*legend, *body]))
+        width = 22 + 6.4 * len(each.name) + 18
+        if end > LEFT and end + width > WIDTH:
+            end, row = float(LEFT), row + 1
+        places.append((end, row))
+        end += width
+    entry = (
+        '<line class="swatch {0}" x1="{1:.0f}" x2="{2:.0f}" y1="{3}" y2="{3}"/>'
+        '<text class="legend" x="{4:.0f}" y="{5}">{6}</text>'
+    )
+    legend = [
+        Markup(entry).format(each.look, x, x + 16, 10 - 18 * (row - own), x + 22, 14 - 18 * (row - own), each.name)
+        for each, (x, own) in zip(series, places, strict=True)
+    ]
+    head = '<svg class="plot" viewBox="0 {} {} {}" role="img" aria-label="{}">{}</svg>'
+    text = Markup("").join([*legend, *body])
+    return Markup(head).format(-18 * row, WIDTH, HEIGHT + 18 * row, escape(description), text)

@@ -1,27 +1,32 @@
-"""The two plots of a run: its loss over the steps, and by noise level early and late in training."""
+"""The plots of a run over its steps: the loss, what became of the neurons' geometry, and the loss by noise level."""
 
 import math
 from collections import defaultdict
 
 from markupsafe import Markup
 
-from .plots import Series, binned_plot, line_plot, smoothed, spans_decades, thinned
+from .plots import Look, Series, binned_plot, line_plot, smoothed, spans_decades, thinned
 from .run_folder import RunFolder, finite
 
 NOISE_BINS = 10
+CHANGES: tuple[tuple[str, str, Look], ...] = (
+    ("cosine_change", "cosines", "first"),
+    ("norm_change", "norms", "second"),
+    ("energy_change", "energy", "third"),
+)
 
 
-def _losses(run: RunFolder, key: str) -> list[tuple[float, float]]:
+def _logged(run: RunFolder, key: str) -> list[tuple[float, float]]:
     found = [(float(record["step"]), finite(record.get(key))) for record in run.log]
-    return [(step, loss) for step, loss in found if loss is not None]
+    return [(step, value) for step, value in found if value is not None]
 
 
 def loss_plot(run: RunFolder) -> tuple[str, str, Markup] | None:
     """(title, caption, plot) of the loss over steps; with prior preservation its two terms apart."""
-    raw = _losses(run, "loss")
+    raw = _logged(run, "loss")
     if len(raw) < 2:
         return None
-    prior, concept = _losses(run, "loss_prior"), _losses(run, "loss_concept")
+    prior, concept = _logged(run, "loss_prior"), _logged(run, "loss_concept")
     if prior and concept:
         raw = concept
     window = max(len(raw) // 25, 5)
@@ -47,6 +52,27 @@ def loss_plot(run: RunFolder) -> tuple[str, str, Markup] | None:
     )
     cut = " Spikes beyond the top are cut off." if not log_y and losses[-1] > top else ""
     return "Loss", f"Lines are means over {window} steps.{cut}", plot
+
+
+def geometry_plot(run: RunFolder) -> tuple[str, str, Markup] | None:
+    """(title, caption, plot) of the largest changes of cosines, norms and energy over steps, where they were logged."""
+    series = [
+        Series(name=name, points=[(step, abs(change)) for step, change in _logged(run, key)], look=look)
+        for key, name, look in CHANGES
+    ]
+    last = ", ".join(f"{each.name} {each.points[-1][1]:.2g}" for each in series if each.points)
+    plot = line_plot(
+        series,
+        x_label="step",
+        y_label="largest change",
+        log_y=True,
+        description=f"Largest change of the neurons' cosines, norms and hyperspherical energy; at the end {last}",
+    )
+    caption = (
+        "The largest of any layer: of the cosine between two neurons, and as shares of a neuron's norm and of the "
+        "hyperspherical energy. A rotation of all neurons moves none of them beyond rounding, some 1e-7."
+    )
+    return ("Geometry of the neurons", caption, plot) if plot else None
 
 
 def noise_plot(run: RunFolder) -> tuple[str, str, Markup] | None:

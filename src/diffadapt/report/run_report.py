@@ -2,7 +2,6 @@
 
 import json
 import statistics
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import Any
 from markupsafe import Markup
 
 from ..files import write_atomic
+from .movement import read_movement
 from .page import Picture, PictureRow, PictureTable, duration, embed_picture, file_size, longest_side, render, spread
 from .plots import crop_mark, interval_mark
 from .run_folder import RunFolder, finite, inside, read_run_folder
-from .run_plots import loss_plot, noise_plot
+from .run_plots import geometry_plot, loss_plot, noise_plot
 from .usage import usage
 from .verdict import KINDS, read_figures, read_verdict
 
@@ -24,7 +24,7 @@ METHOD_NAMES = {
     "selective": "selective fine-tuning",
     "oft": "OFT",
 }
-MOST_ROWS, MOST_COLUMNS, MOST_PAIRS, MOST_LAYERS = 8, 6, 12, 14
+MOST_ROWS, MOST_COLUMNS, MOST_PAIRS = 8, 6, 12
 
 # of each training picture: itself, its caption, what the crop kept in words, the same as a sketch
 Concept = list[tuple[Picture, str, str, Markup]]
@@ -83,12 +83,12 @@ def write_report(run_folder: str | Path) -> Path:
         by_strength=_picture_table(run, by_strength, longest),
         pairs=_embedded_pairs(pairs, longest),
         pairs_in_all=len(pairs),
-        plots=[plot for plot in (loss_plot(run), noise_plot(run)) if plot is not None],
+        plots=[plot for plot in (loss_plot(run), geometry_plot(run), noise_plot(run)) if plot is not None],
         figure_groups=[(KINDS[kind], [each for each in figures if each.kind == kind]) for kind in KINDS],
         figures=figures,
         interval_mark=interval_mark,
         features=str(run.metrics.get("features") or ""),
-        weights=_weight_drift(run),
+        movement=read_movement(run.metrics),
         costs=_costs(run),
         config_text=run.config_text.strip(),
         usage=usage(run, token=subject.token, noun=subject.noun, base=subject.base) if run.adapter else [],
@@ -281,37 +281,6 @@ def _embedded_pairs(pairs: Sequence[tuple[str, Path, Path]], longest: int) -> li
         if base and adapted:
             shown.append((prompt, base, adapted))
     return shown
-
-
-def _weight_drift(run: RunFolder) -> dict[str, Any] | None:
-    """The layers that changed most, largest first, and the mean of each role; None when nothing is known."""
-    entries = run.metrics.get("weight_drift")
-    layers: list[dict[str, Any]] = []
-    for entry in entries if isinstance(entries, list) else ():
-        change = finite(entry.get("relative_frobenius")) if isinstance(entry, dict) else None
-        if change is not None:
-            layers.append(
-                {
-                    "name": str(entry.get("layer") or ""),
-                    "role": str(entry.get("role") or ""),
-                    "change": change,
-                    "angle": finite(entry.get("angle_degrees")),
-                }
-            )
-    if not layers:
-        return None
-    layers.sort(key=lambda layer: -layer["change"])
-    of_role: dict[str, list[float]] = defaultdict(list)
-    for layer in layers:
-        of_role[layer["role"]].append(layer["change"])
-    means = [(role, statistics.fmean(changes), len(changes)) for role, changes in of_role.items() if role]
-    return {
-        "layers": layers[:MOST_LAYERS],
-        "in_all": len(layers),
-        "largest": layers[0]["change"] or 1.0,
-        "largest_mean": max((mean for _, mean, _ in means), default=0.0) or 1.0,
-        "roles": sorted(means, key=lambda mean: -mean[1]),
-    }
 
 
 def _metadata_json(run: RunFolder, key: str) -> Any:

@@ -1,0 +1,98 @@
+"""What the adapters on a base did to its weights, and to the geometry of the neurons in them.
+
+The adapted weights are computed in float32 from the base's, so that a base in half precision does not round a small
+movement off.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters import Adapter, Attachment, Mergeable
+from ..adapters.token import TokenAdapter
+from ..metrics.weight_drift import WeightDrift, weight_drift
+
+CHANGES = ("energy_change", "cosine_change", "norm_change")
+
+
+def geometry(attachments: Sequence[Attachment]) -> dict[str, float]:
+    """The largest changes of all layers at the present strengths: entries for a line of a run's log.
+
+    Exact, over all pairs of neurons. On one core the embedded base's attention takes 0.08 s, all its layers 0.9 s.
+
+    Returns:
+        `largest_changes`
+    """
+    return largest_changes(drift.as_row() for drift in weight_drifts(attachments))
+
+
+def largest_changes(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Of the rows of "weight_drift", the largest change of each kind, with its sign.
+
+    Returns:
+        "energy_change", "cosine_change" and "norm_change", as `GeometryChange` has them; nothing where no row has
+        neurons, as with textual inversion
+    """
+    with_neurons = [row for row in rows if row["energy"] is not None]
+    return {name: max((row[name] for row in with_neurons), key=abs) for name in CHANGES if with_neurons}
+
+
+def movement(attachments: Sequence[Attachment]) -> dict[str, list[dict[str, Any]]]:
+    """How far every layer moved at the present strengths: entries of a run's `metrics.json`.
+
+    Returns:
+        "weight_drift": a row for each layer, farthest first: `WeightDrift.as_row` and its role; "not_measured": layer,
+        role and reason of those that have no weight to compare
+    """
+    roles = {path: role for each in attachments for path, role in each.base.select(["*"]).items()}
+    return {
+        "weight_drift": [drift.as_row() | {"role": roles.get(drift.layer, "")} for drift in weight_drifts(attachments)],
+        "not_measured": [
+            {"layer": path, "role": roles.get(path, ""), "reason": reason}
+            for path, outer in _adapted_layers(attachments)
+            if (reason := _obstacle(outer))
+        ],
+    }
+
+
+@torch.no_grad()
+def weight_drifts(attachments: Sequence[Attachment]) -> list[WeightDrift]:
+    """How far each layer's weight moved at the present strengths, farthest first; those that have none left out."""
+    result = []
+    for path, outer in _adapted_layers(attachments):
+        if not _obstacle(outer):
+            before = outer.innermost().get_parameter("weight").float()
+            result.append(weight_drift(before, _adapted_weight(outer, before), layer=path))
+    return sorted(result, key=lambda drift: -(drift.relative_frobenius or 0.0))
+
+
+def _adapted_layers(attachments: Sequence[Attachment]) -> list[tuple[str, Adapter]]:
+    """(path, outermost adapter) of every layer where that adapter is of these attachments; new words left out."""
+    return [
+        (path, adapter)
+        for attachment in attachments
+        for path, adapter in attachment.adapters.items()
+        if attachment.base.module(path) is adapter and not isinstance(adapter, TokenAdapter)
+    ]
+
+
+def _obstacle(layer: nn.Module) -> str:
+    """Why an adapted layer has no weight to compare; "" when it has one."""
+    while isinstance(layer, Adapter):
+        if not isinstance(layer, Mergeable):
+            return "its change depends on the input"
+        layer = layer.layer
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, Tensor):
+        return "it has no weight"
+    return "" if weight.is_floating_point() else "its weight is quantised"
+
+
+def _adapted_weight(layer: nn.Module, w0: Tensor) -> Tensor:
+    """`effective_weight` of a layer whose innermost weight is `w0`."""
+    if not isinstance(layer, Mergeable):
+        return w0
+    inner = _adapted_weight(layer.layer, w0)
+    return layer.weight(inner) if layer.strength != 0 else inner
