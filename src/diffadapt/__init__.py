@@ -11,8 +11,12 @@ if TYPE_CHECKING:
     from .bases import Base, load_base
     from .data.captioned import load_captioned
     from .data.concept import Concept, load_concept
+    from .data.control_pairs import ControlPairs, load_control_pairs
     from .errors import Failed, Refused
+    from .recipes.control import ControlConfig, train_control
+    from .recipes.control_net import ControlNet
     from .recipes.evaluate import evaluate
+    from .recipes.evaluate_control import evaluate_control
     from .recipes.run import Run
     from .recipes.sample import sample
     from .recipes.subject import SubjectConfig, train_subject
@@ -21,6 +25,9 @@ _HOME = {
     "Attachment": "adapters",
     "Base": "bases",
     "Concept": "data.concept",
+    "ControlConfig": "recipes.control",
+    "ControlNet": "recipes.control_net",
+    "ControlPairs": "data.control_pairs",
     "Failed": "errors",
     "Hint": "adapters",
     "LoRA": "adapters",
@@ -32,11 +39,14 @@ _HOME = {
     "Token": "adapters",
     "attach": "adapters",
     "evaluate": "recipes.evaluate",
+    "evaluate_control": "recipes.evaluate_control",
     "load_adapter": "adapters",
     "load_base": "bases",
     "load_captioned": "data.captioned",
     "load_concept": "data.concept",
+    "load_control_pairs": "data.control_pairs",
     "sample": "recipes.sample",
+    "train_control": "recipes.control",
     "train_subject": "recipes.subject",
 }
 
@@ -44,6 +54,9 @@ __all__ = [
     "Attachment",
     "Base",
     "Concept",
+    "ControlConfig",
+    "ControlNet",
+    "ControlPairs",
     "Failed",
     "Hint",
     "LoRA",
@@ -55,11 +68,14 @@ __all__ = [
     "Token",
     "attach",
     "evaluate",
+    "evaluate_control",
     "load_adapter",
     "load_base",
     "load_captioned",
     "load_concept",
+    "load_control_pairs",
     "sample",
+    "train_control",
     "train_subject",
 ]
 

@@ -2,9 +2,16 @@
 
 The percentile interval of Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3. Every function
 is a pure function of its values and its seed.
+
+Runs are nested: several seeds of each subject, where the subjects differ more than the seeds. The `nested` functions
+draw subjects, then seeds within each (Davison and Hinkley, Bootstrap Methods and their Application (1997), section
+3.8), and widen the interval for the few subjects there are (the expanded percentile interval of Hesterberg, What
+Teachers Should Know About the Bootstrap (2015), section 4.2).
 """
 
+import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -108,6 +115,78 @@ def interval_of_ratio(a: Tensor, b: Tensor, *, seed: int = 0, resamples: int = 2
     draws = _draws(len(top), resamples, seed)
     ratios = top[draws].sum(1) / bottom[draws].sum(1).clamp(min=torch.finfo(torch.float64).tiny)
     return _interval(float(top.sum() / bottom.sum()), ratios, len(top), level)
+
+
+def interval_of_nested_mean(values: Tensor, *, seed: int = 0, resamples: int = 2000, level: float = 0.95) -> Interval:
+    """The mean over subjects and seeds with its interval; of `a - b` the paired difference of two contenders.
+
+    On normal values of 8 subjects x 3 seeds, a 95 % interval holds the true mean in 94 to 99 % of the cases, the more
+    the less subjects differ; of 3 subjects in 85 to 99 %.
+
+    Args:
+        values: (S, K) one figure a run: S >= 2 subjects (or other groups), K >= 1 seeds (or other members) of each.
+        seed, resamples, level: as in `interval_of_mean`.
+
+    Returns:
+        the interval; its `n` is S
+
+    Raises:
+        Refused: another shape, values that are not finite, or a setting out of range.
+    """
+    values = _nested(values)
+    means = _redrawn(values, _nested_draws(*values.shape, resamples, seed))
+    return _interval(float(values.mean()), means, len(values), _widened(level, len(values)))
+
+
+def interval_of_nested_ratio(
+    a: Tensor, b: Tensor, *, seed: int = 0, resamples: int = 2000, level: float = 0.95
+) -> Interval:
+    """mean(a) / mean(b) over subjects and seeds with its interval, the runs of both contenders drawn together.
+
+    Args:
+        a, b: (S, K) as in `interval_of_nested_mean`; mean(b) > 0.
+        seed, resamples, level: as in `interval_of_mean`.
+
+    Raises:
+        Refused: as `interval_of_nested_mean`, shapes that differ, or mean(b) not positive.
+    """
+    top, bottom = _nested(a), _nested(b)
+    if top.shape != bottom.shape:
+        raise Refused(f"paired values expected, but their shapes are {tuple(top.shape)} and {tuple(bottom.shape)}")
+    if bottom.mean() <= 0:
+        raise Refused(f"ratio to a mean of {float(bottom.mean()):.4g}; expected a positive mean below the line")
+    draws = _nested_draws(*top.shape, resamples, seed)
+    ratios = _redrawn(top, draws) / _redrawn(bottom, draws).clamp(min=torch.finfo(torch.float64).tiny)
+    return _interval(float(top.mean() / bottom.mean()), ratios, len(top), _widened(level, len(top)))
+
+
+def _nested(values: Tensor) -> Tensor:
+    if values.ndim != 2 or values.shape[0] < 2 or values.shape[1] < 1 or not values.isfinite().all():
+        raise Refused(f"bootstrap: expected (S, K) finite values, S >= 2, K >= 1, came shape {tuple(values.shape)}")
+    return values.detach().double().cpu()
+
+
+def _nested_draws(groups: int, members: int, resamples: int, seed: int) -> Tensor:
+    """(resamples, S, K) places in the flattened values: groups are drawn, then as many members of each."""
+    rows = _draws(groups, resamples, seed)[..., None] * members
+    columns = torch.randint(members, (resamples, groups, members), generator=torch.Generator().manual_seed(seed + 1))
+    return rows + columns
+
+
+def _redrawn(values: Tensor, draws: Tensor) -> Tensor:
+    return values.flatten()[draws].mean((1, 2))
+
+
+def _widened(level: float, n: int) -> float:
+    """The level at which the percentile interval of n values is as wide as Student's t interval."""
+    if not 0 < level < 1:
+        return level
+    z, v = NormalDist().inv_cdf((1 + level) / 2), n - 1
+    t = (  # Student's quantile from the normal one: Abramowitz and Stegun, 26.7.5
+        z + (z**3 + z) / (4 * v) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
+    )  # fmt: skip
+    return 2 * NormalDist().cdf(math.sqrt(n / v) * t) - 1
 
 
 def _by_group(values: Tensor, groups: Tensor | None) -> tuple[Tensor, Tensor]:

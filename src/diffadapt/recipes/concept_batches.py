@@ -9,10 +9,11 @@ from torch import Tensor
 
 from ..adapters import Attachment
 from ..bases import Base
-from ..data.cache import TensorCache, content_key
+from ..data.cache import TensorCache
 from ..data.concept import Concept
 from ..data.memory_bank import MemoryBank
 from ..training import seeds
+from .drawing import encoded, shuffled, spread_timesteps
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ class ConceptBatches:
         self.seed, self.process, self.parts = seed, process, parts
         self.captions = concept.captions()
         self.class_captions = bank.prompts if bank else []
-        self.latents = _encode(base, concept.pixels(resolution), concept.contents, cache)  # (P, C, h, w)
-        self.class_latents = _encode(base, bank.pixels(), bank.contents, cache) if bank else None
+        self.latents = _encoded(base, concept.pixels(resolution), concept.contents, cache)  # (P, C, h, w)
+        self.class_latents = _encoded(base, bank.pixels(), bank.contents, cache) if bank else None
         masks = concept.masks(resolution) if masked else None
         self.masks = None if masks is None else F.interpolate(masks, self.latents.shape[-2:], mode="area")
         self._texts: dict[str, tuple[Tensor, Tensor]] = {}
@@ -91,7 +92,8 @@ class ConceptBatches:
         """The batch of one accumulation part of one step."""
         rng = seeds.rng(self.seed, self.process, step, part)
         size = self.batch_size
-        chosen = self._shuffled(len(self.captions), step, part)
+        place = (step * self.parts + part) * size
+        chosen = shuffled(len(self.captions), size, first=place, seed=self.seed, process=self.process)
         captions = ["" if rng.random() < self.caption_dropout else self.captions[i] for i in chosen]
         latents = self.latents[chosen]
         mask = None if self.masks is None else self.masks[chosen]
@@ -102,10 +104,9 @@ class ConceptBatches:
             if mask is not None:
                 mask = torch.cat([mask, torch.ones_like(mask)])
         noise = seeds.normal(tuple(latents.shape), rng)
-        # One timestep per equal share of the range, for concept and class rows alike: less variance than plain draws.
+        # Concept and class rows alike are spread over the range.
         length = self.base.num_train_timesteps
-        shares = [(rng.permutation(size) + rng.random(size)) / size for _ in range(self.rows // size)]
-        timesteps = torch.cat([torch.from_numpy(share * length).long().clamp(max=length - 1) for share in shares])
+        timesteps = torch.cat([spread_timesteps(rng, size, length) for _ in range(self.rows // size)])
         ids, text = self._text(captions)
         device = self.base.device
         return Batch(
@@ -126,20 +127,7 @@ class ConceptBatches:
         text = self.base.encode_prompts(distinct)
         return ids, text[[distinct.index(caption) for caption in captions]]
 
-    def _shuffled(self, count: int, step: int, part: int) -> list[int]:
-        """Indices of the next `batch_size` pictures in an endless row of shuffled rounds."""
-        first = (step * self.parts + part) * self.batch_size
-        rounds = range(first // count, (first + self.batch_size - 1) // count + 1)
-        row = [int(i) for r in rounds for i in seeds.rng(self.seed, self.process, 2**20 + r).permutation(count)]
-        start = first - rounds[0] * count
-        return row[start : start + self.batch_size]
 
-
-@torch.no_grad()
-def _encode(base: Base, pixels: Tensor, contents: Sequence[str], cache: TensorCache) -> Tensor:
+def _encoded(base: Base, pixels: Tensor, contents: Sequence[str], cache: TensorCache) -> Tensor:
     """Latents (N, C, h, w) on the CPU, one cache entry per picture."""
-    rows = []
-    for row, content in zip(pixels, contents, strict=True):
-        key = content_key("latents", base.fingerprint, content, row.shape[-1])
-        rows.append(cache.get(key, lambda row=row: base.encode_pictures(row[None].to(base.device))[0]))
-    return torch.stack(rows)
+    return torch.stack([encoded(base, row, content, cache) for row, content in zip(pixels, contents, strict=True)])

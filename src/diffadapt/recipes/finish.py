@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ from ..errors import Refused
 from ..files import read_json, write_json
 from ..report import write_report
 from ..training.log import say
+from .adapter_files import adapter_files
 from .evaluate import evaluate
-from .progress_samples import ProgressSamples
+from .progress_samples import subject_samples
 from .run import Run
-from .sample import adapted
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 
@@ -31,7 +32,7 @@ def finish(
     per_prompt: int,
     quiet: bool,
 ) -> Run:
-    """Completes a run's folder. What is there already is not made again, so an interrupted finish can be repeated.
+    """Completes a subject run's folder: its adapter is sampled at several strengths and measured.
 
     Args:
         base: the untouched base; concept: what was learned; folder: the run's, with `adapter.safetensors`.
@@ -42,18 +43,31 @@ def finish(
         quiet: print nothing.
     """
     adapter = folder / "adapter.safetensors"
-    samples = ProgressSamples(base, concept, folder, seed)
-    for strength in STRENGTHS:
-        if not samples.complete(f"strength-{strength:g}"):
-            with adapted(base, [(adapter, strength)]):
-                samples.save(f"strength-{strength:g}")
+    subject_samples(base, concept, folder, seed).save_strengths(adapter, STRENGTHS)
+
+    def measure() -> dict[str, Any]:
+        return evaluate(
+            base, concept, adapters=[(adapter, 1.0)], out=folder, prompts=prompts, per_prompt=per_prompt,
+            drift_count=min(25, 2 * prompts), seed=seed, quiet=quiet,
+        )  # fmt: skip
+
+    return complete(folder, measure if prompts else None, facts=facts, started=started, quiet=quiet)
+
+
+def complete(
+    folder: Path, measure: Callable[[], dict[str, Any]] | None, *, facts: dict[str, Any], started: float, quiet: bool
+) -> Run:
+    """Writes `metrics.json` and the report. What was measured already is not measured again.
+
+    Args:
+        folder: the run's, with `adapter.safetensors`.
+        measure: makes the figures; None leaves them out.
+        facts, started, quiet: as in `finish`.
+    """
     metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else {}
-    if prompts and "values" not in metrics:
+    if measure and "values" not in metrics:
         try:
-            metrics = evaluate(
-                base, concept, adapters=[(adapter, 1.0)], out=folder, prompts=prompts, per_prompt=per_prompt,
-                drift_count=min(25, 2 * prompts), seed=seed, quiet=quiet,
-            )  # fmt: skip
+            metrics = measure()
         except Refused as error:  # a photo base without its encoders: the run is worth a report all the same
             say(f"not evaluated: {error}", quiet=quiet)
     log = (folder / "log.jsonl").read_text().splitlines() if (folder / "log.jsonl").exists() else []
@@ -61,7 +75,7 @@ def finish(
     metrics |= facts | {
         "seconds_train": round(trained, 2),
         "seconds_total": round(trained + time.time() - started, 2),
-        "adapter_bytes": adapter.stat().st_size,
+        "adapter_bytes": sum(file.stat().st_size for file in adapter_files(folder)),
     }
     write_json(folder / "metrics.json", metrics)
     run = Run(folder, metrics)

@@ -1,4 +1,4 @@
-"""A training as a TOML file: recipe, base, out and seed at the top, then the tables concept, method and train.
+"""A training as a TOML file: recipe, base, out and seed at the top, then the tables of data, method and settings.
 
     base = "embedded"
     out = "runs/biscuit"
@@ -11,10 +11,11 @@
     name = "lora"
     rank = 4
 
-`diffadapt train` reads it, a run writes it, and `diffadapt list options` prints what may stand in it.
+The recipe says which table the data have: [concept] for a subject, [pairs] for control. `diffadapt train` reads it, a
+run writes it, and `diffadapt list options` prints what may stand in it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,84 @@ from typing import Any
 from ..adapters import METHODS, Method
 from ..bases import Base, load_base
 from ..config import REQUIRED, Option, build, option, options, unknown
+from ..controls import SIGNALS
+from ..data.concept import load_concept
+from ..data.control_pairs import load_control_pairs
 from ..errors import Refused
-from .subject import SubjectConfig
+from .control import ControlConfig, train_control
+from .control_net import ControlNet
+from .run import Run
+from .subject import SubjectConfig, train_subject
 
-# name -> (settings of its [train] table, what it does)
-RECIPES: dict[str, tuple[type, str]] = {"subject": (SubjectConfig, "one subject from 1 to 30 pictures (DreamBooth)")}
+
+@dataclass(frozen=True, kw_only=True)
+class ConceptTable:
+    """The table [concept]."""
+
+    folder: str = option(REQUIRED, "folder with 1 to 30 pictures of one thing")
+    noun: str = option(REQUIRED, "what it is one of, such as cat")
+    token: str | None = option(None, "the new word for it; unset means <NAME> with the name of the folder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsTable:
+    """The table [pairs]."""
+
+    folder: str = option(REQUIRED, "folder with captioned pictures")
+    signals: str | None = option(
+        None,
+        f"folder of signals, or one of {', '.join(SIGNALS)} to compute them; unset means metadata.jsonl names them",
+    )
+    kind: str | None = option(None, f"what the signals of files are, to be scored: {', '.join(SIGNALS)}")
+    held_out: int = option(32, "pairs, the last ones, that are not trained on but sampled and scored", low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What `diffadapt train` needs to know of a recipe.
+
+    Args:
+        doc: what it does.
+        table: the name of its data's table, and `data`: that table.
+        settings: its table [train].
+        methods: the methods it knows, by name.
+        start: trains what a job says.
+    """
+
+    doc: str
+    table: str
+    data: type
+    settings: type
+    methods: Mapping[str, type[Method]]
+    start: Callable[["Job", str | None], Run]
+
+
+def _start_subject(job: "Job", device: str | None) -> Run:
+    concept = load_concept(job.data.folder, job.data.noun, token=job.data.token)
+    base = job.load_base(device)
+    return train_subject(base, concept, method=job.method, out=job.out, seed=job.top.seed, config=job.train)
+
+
+def _start_control(job: "Job", device: str | None) -> Run:
+    whole = load_control_pairs(job.data.folder, job.data.signals, kind=job.data.kind)
+    pairs, held_out = whole.split(job.data.held_out)
+    base = job.load_base(device)
+    return train_control(
+        base, pairs, held_out=held_out, method=job.method, out=job.out, seed=job.top.seed, config=job.train
+    )
+
+
+RECIPES: dict[str, Recipe] = {
+    "subject": Recipe(
+        doc="one subject from 1 to 30 pictures (DreamBooth)",
+        table="concept", data=ConceptTable, settings=SubjectConfig, methods=METHODS, start=_start_subject,
+    ),
+    "control": Recipe(
+        doc="a control signal, such as edges, from captioned pictures",
+        table="pairs", data=PairsTable, settings=ControlConfig,
+        methods={**METHODS, ControlNet.name: ControlNet}, start=_start_control,
+    ),
+}  # fmt: skip
 
 
 PREDICTIONS = ("epsilon", "v_prediction")
@@ -42,17 +116,8 @@ class TopLevel:
     prediction_type: str = option(
         "", "epsilon or v_prediction, for files that do not say; empty believes the base", choices=("", *PREDICTIONS)
     )
-    out: str = option("", "the run's folder; empty means runs/NAME, with the name of the concept's folder")
+    out: str = option("", "the run's folder; empty means runs/NAME, with the name of the data's folder")
     seed: int = option(0, "of everything random", low=0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConceptTable:
-    """The table [concept]."""
-
-    folder: str = option(REQUIRED, "folder with 1 to 30 pictures of one thing")
-    noun: str = option(REQUIRED, "what it is one of, such as cat")
-    token: str | None = option(None, "the new word for it; unset means <NAME> with the name of the folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +125,21 @@ class Job:
     """A training, read and checked."""
 
     top: TopLevel
-    concept: ConceptTable
+    data: Any
     method: Method
     train: Any
+
+    @property
+    def recipe(self) -> Recipe:
+        return RECIPES[self.top.recipe]
+
+    @property
+    def out(self) -> Path:
+        return Path(self.top.out) if self.top.out else Path("runs") / Path(self.data.folder).resolve().name
+
+    def run(self, device: str | None = None) -> Run:
+        """Does it: reads the data, loads the base and trains."""
+        return self.recipe.start(self, device)
 
     def load_base(self, device: str | None = None) -> Base:
         """The base that the top of the file names."""
@@ -71,16 +148,12 @@ class Job:
             top.base, device=device, config=top.base_config or None, prediction_type=top.prediction_type or None
         )
 
-    @property
-    def out(self) -> Path:
-        return Path(self.top.out) if self.top.out else Path("runs") / Path(self.concept.folder).resolve().name
-
     def table(self) -> dict[str, Any]:
         """The same as `read_job` reads it, resolved; `config.dump_toml` writes it."""
         return {
             **{field.name: getattr(self.top, field.name) for field in fields(self.top)},
             "out": str(self.out),
-            "concept": self.concept,
+            self.recipe.table: self.data,
             "method": method_table(self.method),
             "train": self.train,
         }
@@ -96,25 +169,24 @@ def read_job(table: Mapping[str, Any]) -> Job:
     Raises:
         Refused: a key that is not known (names the nearest known one), a missing one, a wrong type or value.
     """
-    tables = {name: dict(_inner(table, name)) for name in ("concept", "method", "train")}
+    recipe = _choose(RECIPES, table.get("recipe", "subject"), "recipe")
+    tables = {name: dict(_inner(table, name)) for name in (recipe.table, "method", "train")}
     above = {key: value for key, value in table.items() if key not in tables and key != "made_by"}
-    method_class = _choose(METHODS, tables["method"].pop("name", "lora"), "method.name")
-    settings_class, _ = _choose(RECIPES, above.get("recipe", "subject"), "recipe")
-    known = [each.name for each in job_options(method_class, settings_class)]
+    method_class = _choose(recipe.methods, tables["method"].pop("name", "lora"), "method.name")
+    known = [each.name for each in job_options(method_class, recipe)]
     return Job(
         top=build(TopLevel, above, known=known),
-        concept=build(ConceptTable, tables["concept"], name="concept", known=known),
+        data=build(recipe.data, tables[recipe.table], name=recipe.table, known=known),
         method=build(method_class, tables["method"], name="method", known=known),
-        train=build(settings_class, tables["train"], name="train", known=known),
+        train=build(recipe.settings, tables["train"], name="train", known=known),
     )
 
 
-def job_options(method_class: type[Method], settings_class: type) -> list[Option]:
+def job_options(method_class: type[Method], recipe: Recipe) -> list[Option]:
     """All that may stand in the file of a training with this method and recipe."""
-    name = Option("method.name", "text", method_class.name, "what may change, and how", choices=tuple(METHODS))
-    tables = (("concept", ConceptTable), ("method", method_class), ("train", settings_class))
-    concept, method, train = (options(config_class, table) for table, config_class in tables)
-    return [*options(TopLevel), *concept, name, *method, *train]
+    name = Option("method.name", "text", method_class.name, "what may change, and how", choices=tuple(recipe.methods))
+    data, train = options(recipe.data, recipe.table), options(recipe.settings, "train")
+    return [*options(TopLevel), *data, name, *options(method_class, "method"), *train]
 
 
 def method_table(method: Method) -> dict[str, Any]:
@@ -125,8 +197,8 @@ def method_table(method: Method) -> dict[str, Any]:
 def _inner(table: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     inner = table.get(name, {})
     if not isinstance(inner, Mapping):
-        example = {"concept": "concept.folder=photos/biscuit", "method": "method.name=lora", "train": "train.steps=200"}
-        raise Refused(f"{name} is a table with options, such as {example[name]}; got {name} = {str(inner)!r}")
+        example = {"method": "method.name=lora", "train": "train.steps=200"}.get(name, f"{name}.folder=photos/biscuit")
+        raise Refused(f"{name} is a table with options, such as {example}; got {name} = {str(inner)!r}")
     return inner
 
 

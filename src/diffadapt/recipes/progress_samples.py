@@ -1,6 +1,10 @@
 """Pictures of fixed prompts and seeds on the way, so that steps, strengths and the base can be compared."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from ..adapters import Attachment
 from ..bases import Base
@@ -8,7 +12,7 @@ from ..data.concept import Concept
 from ..data.prompts import benchmark_prompts, spread
 from ..files import write_json
 from .pictures import write_png
-from .sample import default_line, generate, to_picture
+from .sample import adapted, default_line, generate, to_picture
 from .world import world_of
 
 COUNT = 6
@@ -18,16 +22,28 @@ class ProgressSamples:
     """Writes `samples/<name>/NN.png` of a run, and `samples/prompts.json` about them.
 
     Args:
-        base: with the attachment that is being trained on it.
-        concept: its token and noun go into the prompts.
+        base: with what is being trained on it.
         folder: the run's folder.
+        prompts: one picture each.
+        base_prompts: what the untouched base is asked for in their place.
         seed: picture i of every set starts from seed + i.
+        controls: the signal (3, H, W) of each picture, for a run that follows one.
+        about: more entries for `prompts.json`.
     """
 
-    def __init__(self, base: Base, concept: Concept, folder: Path, seed: int) -> None:
+    def __init__(
+        self,
+        base: Base,
+        folder: Path,
+        prompts: Sequence[str],
+        base_prompts: Sequence[str],
+        seed: int,
+        *,
+        controls: Sequence[Tensor] | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
         self.base, self.folder, self.seed = base, folder / "samples", seed
-        self.prompts = progress_prompts(base, concept.prompt, concept.noun, concept.token)
-        self.class_prompts = progress_prompts(base, concept.class_prompt, concept.noun, "")
+        self.prompts, self.base_prompts, self.controls = list(prompts), list(base_prompts), controls
         write_json(
             self.folder / "prompts.json",
             {
@@ -35,18 +51,19 @@ class ProgressSamples:
                 "seeds": [seed + i for i in range(len(self.prompts))],
                 "steps": base.default_steps,
                 "guidance": base.default_guidance,
-                "noun": concept.noun,
-                "token": concept.token,
+                **(about or {}),
             },
         )
 
-    def save_base(self, attachment: Attachment) -> None:
-        """The untouched base's pictures of the same prompts without the token."""
+    def save_base(self, attachments: Sequence[Attachment]) -> None:
+        """The untouched base's pictures."""
         if self.complete("base"):
             return
-        attachment.enabled = False
-        self._write("base", self.class_prompts)
-        attachment.enabled = True
+        for attachment in attachments:
+            attachment.enabled = False
+        self._write("base", self.base_prompts, self.controls)
+        for attachment in attachments:
+            attachment.enabled = True
 
     def complete(self, name: str) -> bool:
         """Whether every picture of a set is there."""
@@ -54,12 +71,34 @@ class ProgressSamples:
 
     def save(self, name: str) -> None:
         """The pictures of what is attached now."""
-        self._write(name, self.prompts)
+        self._write(name, self.prompts, self.controls)
 
-    def _write(self, name: str, prompts: list[str]) -> None:
-        lines = [default_line(self.base, prompt, self.seed + i) for i, prompt in enumerate(prompts)]
+    def save_strengths(self, adapter: Path, strengths: Sequence[float]) -> None:
+        """The pictures of a finished adapter, a file or a run's folder, at these strengths; those there are kept."""
+        for strength in strengths:
+            if not self.complete(f"strength-{strength:g}"):
+                with adapted(self.base, [(adapter, strength)]):
+                    self.save(f"strength-{strength:g}")
+
+    def _write(self, name: str, prompts: Sequence[str], controls: Sequence[Tensor] | None) -> None:
+        lines = [
+            default_line(self.base, prompt, self.seed + i, control=controls[i] if controls else None)
+            for i, prompt in enumerate(prompts)
+        ]
         for i, pixels in enumerate(generate(self.base, lines)):
             write_png(self.folder / name / f"{i:02d}.png", to_picture(pixels))
+
+
+def subject_samples(base: Base, concept: Concept, folder: Path, seed: int) -> ProgressSamples:
+    """Of a subject: its plain prompt and a spread of the benchmark's; the base is asked for its class."""
+    return ProgressSamples(
+        base,
+        folder,
+        progress_prompts(base, concept.prompt, concept.noun, concept.token),
+        progress_prompts(base, concept.class_prompt, concept.noun, ""),
+        seed,
+        about={"noun": concept.noun, "token": concept.token},
+    )
 
 
 def progress_prompts(base: Base, plain: str, noun: str, token: str) -> list[str]:

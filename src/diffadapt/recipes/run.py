@@ -113,11 +113,16 @@ def claim_folder(folder: Path, settings: str) -> bool:
 
 def write_header(folder: Path, base: Base, concept: Concept, settings: str, resolution: int) -> None:
     """Writes what a reader of the folder needs first: run.toml and the pictures as training sees them."""
+    write_run_file(folder, base, settings)
+    for i, pixels in enumerate(concept.pixels(resolution)):
+        write_png(folder / "concept" / f"{i:02d}.png", to_picture((pixels + 1) / 2))
+    write_json(folder / "concept" / "crops.json", concept.crop_table())
+
+
+def write_run_file(folder: Path, base: Base, settings: str) -> None:
+    """Writes run.toml, the resolved config and what made the run, unless it is there."""
     if not (folder / "run.toml").exists():
         write_atomic(
             folder / "run.toml",
             settings + "\n" + dump_toml({"made_by": {"base_fingerprint": base.fingerprint, **made_by()}}),
         )
-    for i, pixels in enumerate(concept.pixels(resolution)):
-        write_png(folder / "concept" / f"{i:02d}.png", to_picture((pixels + 1) / 2))
-    write_json(folder / "concept" / "crops.json", concept.crop_table())

@@ -1,6 +1,7 @@
 """Prompts to pictures, with any number of adapters, each at its own strength.
 
 pictures = sample(base, "a <biscuit> cat on a red background", adapters=[("biscuit.safetensors", 0.8)], seed=0)
+pictures = sample(base, "a cat at night", adapters=[("runs/edges", 1.0)], control="edges.png")
 """
 
 import shlex
@@ -13,15 +14,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..adapters import Attachment, SideInputs, load_adapter
+from ..adapters import Attachment, SideInputs
+from ..adapters.hint import SIGNAL
 from ..bases import Base
 from ..errors import Refused
 from ..training.log import Steps
+from .adapter_files import adapter_files, load_file
+from .control_signal import Control, check_control, each_control, read_signal
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptLine:
-    """One prompt with its options; None means the base's default or what the command line said."""
+    """One prompt with its options; None means the base's default or what the command line said.
+
+    `control` is the signal of the picture, for adapters that follow one.
+    """
 
     prompt: str
     negative: str | None = None
@@ -30,9 +37,12 @@ class PromptLine:
     seed: int | None = None
     guidance: float | None = None
     steps: int | None = None
+    control: Control | None = None
 
 
-KOHYA_OPTIONS = {"n": "negative", "w": "width", "h": "height", "d": "seed", "l": "guidance", "s": "steps"}
+KOHYA_OPTIONS = {
+    "n": "negative", "w": "width", "h": "height", "d": "seed", "l": "guidance", "s": "steps", "cn": "control"
+}  # fmt: skip
 
 
 def parse_prompt_line(line: str) -> PromptLine:
@@ -49,7 +59,7 @@ def parse_prompt_line(line: str) -> PromptLine:
         if name is None:
             known = ", ".join(f"--{k} {v}" for k, v in KOHYA_OPTIONS.items())
             raise Refused(f"prompt option --{key} in {line.strip()!r}; known options: {known}")
-        kind = {"negative": str, "guidance": float}.get(name, int)
+        kind = {"negative": str, "control": str, "guidance": float}.get(name, int)
         try:
             if not value.strip():
                 raise ValueError
@@ -65,8 +75,8 @@ def parse_prompt_line(line: str) -> PromptLine:
 def adapted(base: Base, adapters: Sequence[tuple[str | Path | Attachment, float]]) -> Iterator[list[Attachment]]:
     """Within the block the base carries the adapters at their strengths; afterwards it is as before.
 
-    A path is loaded and detached again; an attachment that is on the base already only has its strength set for the
-    block.
+    A path, of a file or of a finished run's folder, is loaded and detached again; an attachment that is on the base
+    already only has its strength set for the block.
     """
     loaded: list[Attachment] = []
     before: list[tuple[Attachment, float]] = []
@@ -77,12 +87,15 @@ def adapted(base: Base, adapters: Sequence[tuple[str | Path | Attachment, float]
                 if adapter not in base.attachments:
                     raise Refused("the attachment given is not on this base; load its file instead")
                 before.append((adapter, adapter.strength))
-                attachment = adapter
+                found = [adapter]
             else:
-                attachment = load_adapter(base, adapter)
-                loaded.append(attachment)
-            attachment.strength = strength
-            active.append(attachment)
+                found = []
+                for file in adapter_files(adapter):
+                    found.append(load_file(base, file))
+                    loaded.append(found[-1])
+            for attachment in found:
+                attachment.strength = strength
+                active.append(attachment)
         yield active
     finally:
         for attachment, strength in before:
@@ -96,6 +109,7 @@ def sample(
     prompts: str | PromptLine | Sequence[str | PromptLine],
     *,
     adapters: Sequence[tuple[str | Path | Attachment, float]] = (),
+    control: Control | Sequence[Control] | None = None,
     seed: int = 0,
     steps: int | None = None,
     guidance: float | None = None,
@@ -110,7 +124,9 @@ def sample(
     Args:
         base: a loaded base.
         prompts: one prompt or several; a `PromptLine`'s own options win over the arguments here.
-        adapters: (file or attachment, strength) pairs; strength 0 is the base, 1 as trained.
+        adapters: (file, run's folder or attachment, strength) pairs; strength 0 is the base, 1 as trained.
+        control: the signal that a control adapter follows, of the picture's size: a picture's file, a PIL picture or a
+            tensor (3, H, W) in [0, 1]; one for all prompts, or one for each.
         seed: picture i starts from seed + i, whatever the batch size.
         steps: denoising steps, None for the base's default; guidance: classifier-free guidance scale, 1 for none.
         negative: negative prompt.
@@ -122,12 +138,14 @@ def sample(
         PIL pictures in the order of the prompts.
 
     Raises:
-        Refused: an adapter does not fit the base, no prompt, a size that the base cannot make.
+        Refused: an adapter does not fit the base, no prompt, a size that the base cannot make, a control signal that is
+            missing, of another size than the picture, or of no use to what is attached.
     """
     lines = [prompts] if isinstance(prompts, str | PromptLine) else list(prompts)
     lines = [PromptLine(prompt=line) if isinstance(line, str) else line for line in lines]
     if not lines:
         raise Refused("no prompt to sample; give at least one")
+    controls = each_control(control, len(lines))
     whole = [
         PromptLine(
             prompt=line.prompt,
@@ -137,6 +155,7 @@ def sample(
             seed=seed + i if line.seed is None else line.seed,
             guidance=_first(line.guidance, guidance, base.default_guidance),
             steps=int(_first(line.steps, steps, base.default_steps)),
+            control=controls[i] if line.control is None else line.control,
         )
         for i, line in enumerate(lines)
     ]
@@ -148,6 +167,7 @@ def sample(
 def generate(base: Base, lines: Sequence[PromptLine], *, batch: int = 8, progress: bool = False) -> list[Tensor]:
     """`sample` on complete prompt lines and with whatever is attached now -> pixels (3, H, W) in [0, 1] each."""
     check_lines(base, lines)
+    check_control(base, [(line.prompt, line.control is not None) for line in lines])
     results: list[Tensor | None] = [None] * len(lines)
     groups: dict[tuple[object, ...], list[int]] = {}
     for i, line in enumerate(lines):
@@ -170,7 +190,7 @@ def _generate_batch(base: Base, lines: list[PromptLine]) -> Tensor:
     rows = [line.negative or "" for line in lines] if guided else []
     rows += [line.prompt for line in lines]
     text = base.encode_prompts(rows)
-    side = SideInputs(token_ids=base.tokenize(rows), text=text)
+    side = SideInputs(token_ids=base.tokenize(rows), text=text, control=_control(lines, guided))
     watching = [a for a in base.attachments if any("timesteps" in adapter.needs for adapter in a.adapters.values())]
     for attachment in base.attachments:
         if attachment not in watching:
@@ -185,6 +205,14 @@ def _generate_batch(base: Base, lines: list[PromptLine]) -> Tensor:
         return _run_pipeline(base, lines, text, guided)
     finally:
         hook.remove()
+
+
+def _control(lines: list[PromptLine], guided: bool) -> dict[str, Tensor] | None:
+    """The signals (N, 3, H, W) of a batch; with guidance (2 N, ...), since both branches follow the signal."""
+    if lines[0].control is None:
+        return None
+    signals = torch.stack([read_signal(line.control, (line.width, line.height)) for line in lines])
+    return {SIGNAL: torch.cat([signals, signals]) if guided else signals}
 
 
 def _run_pipeline(base: Base, lines: list[PromptLine], text: Tensor, guided: bool) -> Tensor:
@@ -202,15 +230,24 @@ def _run_pipeline(base: Base, lines: list[PromptLine], text: Tensor, guided: boo
     ).images.float()  # fmt: skip
 
 
-def default_line(base: Base, prompt: str, seed: int, *, steps: int | None = None) -> PromptLine:
+def default_line(
+    base: Base,
+    prompt: str,
+    seed: int,
+    *,
+    steps: int | None = None,
+    guidance: float | None = None,
+    control: Control | None = None,
+) -> PromptLine:
     """A prompt line with every option filled in from the base's defaults, as `generate` takes it."""
     return PromptLine(
         prompt=prompt,
         seed=seed,
         width=base.resolution,
         height=base.resolution,
-        guidance=base.default_guidance,
+        guidance=_first(guidance, base.default_guidance),
         steps=steps or base.default_steps,
+        control=control,
     )
 
 

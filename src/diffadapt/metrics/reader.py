@@ -1,0 +1,145 @@
+"""The reader: a small network that says which pixel of a picture of the embedded world belongs to what.
+
+It is what control consistency is judged by, as SegFormer and a face aligner judge photographs. It never saw a picture
+of the denoiser that it judges, only scenes rendered from sprites, half of them passed through the base's autoencoder
+for the look of decoded pictures. Its weights ship in `metrics/reader/`, trained by `tools/train_reader.py`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..controls.segmentation import CLASSES
+from ..controls.signal import check_pictures
+from ..errors import Refused
+from ..files import load_tensors, read_json
+
+WEIGHTS = Path(__file__).parent / "reader"  # reader.safetensors and reader.json
+FORMAT_VERSION = 1
+RESOLUTION = 64  # side of the pictures that it reads
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What was read: for each picture and pixel (N, 64, 64) long, the layer and the class.
+
+    Args:
+        layers: number in `controls.depth_order.LAYERS`: background, back or only object, front object.
+        labels: number in `controls.segmentation.CLASSES`; background exactly where `layers` says so.
+    """
+
+    layers: Tensor
+    labels: Tensor
+
+
+def _convolutions(inside: int, outside: int, *, stride: int = 1) -> nn.Sequential:
+    """Two 3x3 convolutions, batch-normalised; the first one takes the stride."""
+    layers: list[nn.Module] = []
+    for width, step in ((inside, stride), (outside, 1)):
+        layers += [nn.Conv2d(width, outside, 3, stride=step, padding=1, bias=False), nn.BatchNorm2d(outside), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+class Reader(nn.Module):
+    """A U-Net (Ronneberger et al., 2015) from 64 to 4 pixels that adds, where that one concatenates.
+
+    Args:
+        widths: channels at 64, 32, 16, 8 and 4 pixels.
+    """
+
+    def __init__(self, widths: tuple[int, ...] = (16, 32, 48, 64, 80)) -> None:
+        super().__init__()
+        self.widths = widths
+        steps = list(zip(widths, widths[1:], strict=False))
+        self.first = _convolutions(3, widths[0])
+        self.down = nn.ModuleList(_convolutions(a, b, stride=2) for a, b in steps)
+        self.whole = nn.Linear(widths[-1], widths[-1])
+        self.across = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in steps)
+        self.up = nn.ModuleList(_convolutions(a, a) for a, _ in steps)
+        self.last = nn.Conv2d(widths[0], 2 + len(CLASSES) - 1, 1)
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What each pixel is.
+
+        Args:
+            pictures: (N, 3, 64, 64) in [0, 1].
+
+        Returns:
+            logits that it is of an object (N, 64, 64); if so, of the front one (N, 64, 64), and of each kind
+            (N, 11, 64, 64)
+        """
+        levels = [self.first((pictures - 0.5) * 4)]
+        for down in self.down:
+            levels.append(down(levels[-1]))
+        x = levels.pop()
+        x = x + self.whole(x.mean((2, 3)))[:, :, None, None]  # whether there is another object is seen anywhere
+        for across, up in zip(reversed(self.across), reversed(self.up), strict=True):
+            x = up(levels.pop() + F.interpolate(across(x), scale_factor=2))
+        x = self.last(x)
+        return x[:, 0], x[:, 1], x[:, 2:]
+
+    @torch.no_grad()
+    def read(self, pictures: Tensor) -> Reading:
+        """Reads pictures, 128 at a time, on the device of the weights.
+
+        Args:
+            pictures: (N, 3, 64, 64) in [0, 1].
+
+        Returns:
+            layers and labels on the device of the pictures
+
+        Raises:
+            Refused: not pictures, or of another size.
+        """
+        check_pictures("pictures", pictures)
+        if pictures.shape[2:] != (RESOLUTION, RESOLUTION):
+            size = f"{pictures.shape[3]}x{pictures.shape[2]}"
+            raise Refused(
+                f"the reader knows the embedded world at {RESOLUTION}x{RESOLUTION} pixels, came {size}; "
+                "sample at that size"
+            )
+        parts = []
+        for part in pictures.to(self.last.weight.device, torch.float32).split(128):
+            objects, front, kinds = self(part)
+            layers = torch.where(objects > 0, 1 + (front > 0).long(), 0)
+            parts.append(torch.stack([layers, torch.where(objects > 0, 1 + kinds.argmax(1), 0)]))
+        layers, labels = torch.cat(parts, 1).to(pictures.device)
+        return Reading(layers=layers, labels=labels)
+
+
+def load_reader(folder: str | Path | None = None) -> Reader:
+    """Loads a reader, float32 on the CPU, in evaluation mode, its parameters frozen.
+
+    Args:
+        folder: holds reader.safetensors and reader.json; None takes the reader that ships with the package.
+
+    Raises:
+        Refused: a file is missing or damaged, the two do not fit, or the format is newer than this package.
+    """
+    folder = WEIGHTS if folder is None else Path(folder)
+    facts = read_json(folder / "reader.json")
+    try:
+        if facts["format_version"] > FORMAT_VERSION:
+            raise Refused(
+                f"{folder / 'reader.json'} has format {facts['format_version']}; this diffadapt reads up to "
+                f"{FORMAT_VERSION}: install a newer diffadapt"
+            )
+        if tuple(facts["classes"]) != CLASSES:
+            raise Refused(
+                f"{folder}: a reader of the classes {', '.join(facts['classes'])}; expected {', '.join(CLASSES)}"
+            )
+        reader = Reader(tuple(facts["widths"]))
+        tensors, _ = load_tensors(folder / "reader.safetensors")
+        # Batch norm's counters of batches seen are not stored: they only matter in training.
+        found = reader.load_state_dict({key: value.float() for key, value in tensors.items()}, strict=False)
+        wrong = found.unexpected_keys + [key for key in found.missing_keys if not key.endswith("num_batches_tracked")]
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, Refused):
+            raise
+        raise Refused(f"{folder}: reader.json and reader.safetensors do not make a reader ({error})") from error
+    if wrong:
+        raise Refused(f"{folder}: reader.json and reader.safetensors do not fit each other: {', '.join(wrong[:3])}")
+    return reader.eval().requires_grad_(False)

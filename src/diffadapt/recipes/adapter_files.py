@@ -1,0 +1,29 @@
+"""What may be named where an adapter is asked for: a file of any kind that a training writes, or a run's folder."""
+
+from pathlib import Path
+
+from ..adapters import Attachment, load_adapter
+from ..bases import Base
+from ..errors import Refused
+from .control_net import is_control_net, load_control_net
+
+NAMES = ("adapter.safetensors", "hint.safetensors")  # of a run's folder, in the order in which they are put on
+
+
+def adapter_files(path: str | Path) -> list[Path]:
+    """A file itself; of a finished run's folder its adapter and, where the run followed a control signal, its hint.
+
+    Raises:
+        Refused: a folder without an adapter.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        return [path]
+    if not (path / NAMES[0]).is_file():
+        raise Refused(f"no adapter at {path / NAMES[0]}; expected a .safetensors file or the folder of a finished run")
+    return [path / name for name in NAMES if (path / name).is_file()]
+
+
+def load_file(base: Base, path: Path) -> Attachment:
+    """Loads one file onto the base that it was trained on; see `load_adapter`."""
+    return load_control_net(base, path) if is_control_net(path) else load_adapter(base, path)

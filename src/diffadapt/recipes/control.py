@@ -1,0 +1,201 @@
+"""Teaches a base to follow a control signal from pairs: the controllable generation of OFT (Qiu et al. 2023,
+arXiv:2306.07280, section 4.2) with any method, and ControlNet (Zhang et al. 2023, arXiv:2302.05543) as its baseline.
+
+    loss = E |target - f(x_t, t, caption, signal)|^2
+
+The denoising loss on the pictures, with the signal fed in: for a method by a hint (`adapters/hint.py`), which trains
+beside it, for a ControlNet by its own encoder. Captions are dropped now and then, so that guidance works; the signal
+never is, and guidance keeps it in both branches. Interrupt at any time; the same call resumes and ends with the same
+files, bit for bit on CPU.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..adapters import Attachment, Hint, Method, SideInputs, Token, attach
+from ..adapters.hint import SIGNAL
+from ..bases import Base
+from ..config import check, dump_toml, option, with_overrides
+from ..data.cache import TensorCache
+from ..data.control_pairs import ControlPairs
+from ..errors import Refused
+from ..objectives import NoiseSchedule, denoising_loss
+from ..training import seeds
+from ..training.log import say
+from .control_batches import ControlBatch, ControlBatches
+from .control_net import ControlNet, attach_control_net, hint_for
+from .finish_control import control_samples, finish_control, write_pairs
+from .journal import Journal
+from .learner import Learner, make_accelerator, refuse_the_impossible, release
+from .loop_config import LoopConfig
+from .run import Run, claim_folder, write_run_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlConfig(LoopConfig):
+    """Settings of `train_control`; the defaults suit the embedded base."""
+
+    batch_size: int = option(8, "pairs a step and process", low=1)
+    hint_learning_rate: float | None = option(None, "peak learning rate of the hint; unset means learning_rate", low=0)
+    caption_dropout: float = option(
+        0.1, "share of captions replaced by the empty prompt; the signal stays", low=0, high=1
+    )
+    evaluation_pairs: int = option(32, "held-out pairs that are sampled and scored at the end; 0 measures none", low=0)
+
+
+def train_control(
+    base: Base,
+    pairs: ControlPairs,
+    *,
+    method: Method,
+    out: str | Path,
+    held_out: ControlPairs | None = None,
+    seed: int = 0,
+    config: ControlConfig | None = None,
+    watch: Callable[[int, float], None] | None = None,
+    quiet: bool = False,
+    **overrides: Any,
+) -> Run:
+    """Learns to follow the pairs' signals and writes the run's folder.
+
+    Args:
+        base: a loaded base without attachments.
+        pairs: what `load_control_pairs` or `ControlPairs.in_memory` returned.
+        method: for example `OFT(blocks=4)` or `LoRA(rank=4)`, which get a hint beside them; or `ControlNet()`.
+        out: the run's folder: new, empty, or that of the same run, which is then resumed.
+        held_out: pairs that are not trained on: their signals make the samples on the way, and they are scored at the
+            end. None takes the samples' signals from the first pairs, and measures nothing.
+        seed: of everything random.
+        config: settings; `overrides` replace single ones, for example steps=200.
+        watch: called with (step, loss) after every step.
+        quiet: print nothing.
+
+    Returns:
+        the run: folder, files, metrics, report. `adapter.safetensors` holds the method or the ControlNet,
+        `hint.safetensors` the hint; where an adapter is asked for, the folder stands for both.
+
+    Raises:
+        Refused: settings that cannot be met; a picture or signal that cannot be used; a folder in use by another run.
+        Failed: the loss is not a number (the last good checkpoint stays), the disk is full.
+    """
+    config = with_overrides(config or ControlConfig(), overrides)
+    check(method)
+    refuse_the_impossible(base, config)
+    if isinstance(method, Token | Hint):
+        raise Refused(f"{method.name} alone cannot learn to follow a signal; take lora, oft, selective or controlnet")
+    accelerator = make_accelerator(base, config)
+    first = accelerator.is_main_process
+    quiet = quiet or not first
+    folder, resolution, shown = Path(out), config.resolution or base.resolution, held_out or pairs
+    settings = {"seed": seed, "method": {"name": method.name, **asdict(method)}, "train": config}
+
+    # --- what trains: first, so that what does not fit is refused before anything is written ------------------------
+    attachments = attach_all(base, method, config, seed)
+    try:
+        pairs.read([0], resolution)
+        if first:
+            mine = {"identity": pairs.identity(), "held_out": held_out.identity() if held_out else ""}
+            claim_folder(folder, dump_toml({"base": base.fingerprint, **settings, "pairs": mine}))
+            where = {**pairs.source, "held_out": len(held_out or ())}
+            again = {"recipe": "control", "base": base.name, "out": str(folder), **settings, "pairs": where}
+            write_run_file(folder, base, dump_toml(again))
+            write_pairs(folder, shown, resolution)
+        for note in pairs.notes:
+            say(f"note: {note}", quiet=quiet)
+        batches = ControlBatches(
+            base, pairs,
+            resolution=resolution,
+            batch_size=config.batch_size,
+            caption_dropout=config.caption_dropout,
+            parts=config.gradient_accumulation,
+            seed=seed,
+            process=accelerator.process_index,
+            cache=TensorCache(folder / "cache" if first and pairs.in_files else None),
+        )  # fmt: skip
+
+        # --- the loop -------------------------------------------------------------------------------------------------
+        learner = Learner(base, attachments, _groups(attachments, config), config, folder, accelerator)
+        schedule = NoiseSchedule(alphas_cumprod=base.alphas_cumprod, prediction_type=base.prediction_type)
+        samples = control_samples(base, shown, folder, seed) if first and config.sample_every else None
+        images = config.batch_size * config.gradient_accumulation * accelerator.num_processes
+        with Journal(learner, samples, images=images, watch=watch, quiet=quiet) as journal:
+            for step in journal.steps():
+                learner.begin_step(step)
+                told: list[tuple[ControlBatch, Tensor, Tensor]] = []
+                for part in range(config.gradient_accumulation):
+                    batch = batches.batch(step, part)
+                    torch.manual_seed(seeds.number(seed, accelerator.process_index, step, part))  # dropout
+                    with accelerator.autocast():
+                        learner.begin(
+                            SideInputs(
+                                timesteps=batch.timesteps,
+                                token_ids=batch.token_ids,
+                                text=batch.text,
+                                control={SIGNAL: batch.signal},
+                            )  # fmt: skip
+                        )
+                        losses = denoising_loss(
+                            base.denoise, schedule, batch.latents, batch.text, batch.noise, batch.timesteps,
+                            snr_gamma=config.snr_gamma,
+                        )  # fmt: skip
+                        loss = learner.with_penalties(losses.mean())
+                    learner.backward(loss)
+                    told.append((batch, losses.detach(), loss.detach()))
+                journal.write(learner.update(_row(step + 1, told)))
+
+        # --- the result -----------------------------------------------------------------------------------------------
+        facts = learner.facts()
+        if first:
+            learner.save(folder, {"settings": dump_toml(settings)})
+    finally:
+        release(base, attachments.values())
+    accelerator.wait_for_everyone()
+    if not first:
+        return Run(folder)
+    return finish_control(
+        base, held_out, samples, folder,
+        seed=seed, facts=facts, started=time.time(), count=config.evaluation_pairs, quiet=quiet,
+    )  # fmt: skip
+
+
+# --- the loop's parts, in the order of their use ----------------------------------------------------------------------
+
+
+def attach_all(base: Base, method: Method, config: ControlConfig, seed: int) -> dict[str, Attachment]:
+    """What trains, by the name of its file: a method and the hint beside it, or a ControlNet."""
+    if isinstance(method, ControlNet):
+        if config.roles:
+            raise Refused("a ControlNet stands on no roles; leave train.roles out")
+        return {"adapter": attach_control_net(base, method, seed=seed)}
+    adapter = attach(base, method, list(config.roles) or None, seed=seed)
+    try:
+        return {"adapter": adapter, "hint": attach(base, hint_for(base), seed=seed)}
+    except Refused:
+        adapter.detach()
+        raise
+
+
+def _groups(attachments: dict[str, Attachment], config: ControlConfig) -> list[dict[str, Any]]:
+    """Parameter groups: the method and the hint, each with its peak learning rate."""
+    rates = {"adapter": config.learning_rate, "hint": config.hint_learning_rate}
+    return [
+        {"params": list(attachment.parameters()), "peak": config.learning_rate if rates[name] is None else rates[name]}
+        for name, attachment in attachments.items()
+    ]
+
+
+def _row(step: int, told: list[tuple[ControlBatch, Tensor, Tensor]]) -> dict[str, Any]:
+    """One line of the log: the step's loss (with the penalty), and each row's loss with its timestep."""
+    losses = torch.cat([losses for _, losses, _ in told]).tolist()
+    times = torch.cat([batch.timesteps for batch, *_ in told]).tolist()
+    return {
+        "step": step,
+        "loss": torch.stack([loss for *_, loss in told]).mean().item(),
+        "loss_by_timestep": [[int(t), float(v)] for t, v in zip(times, losses, strict=True)],
+    }

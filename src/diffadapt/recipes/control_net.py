@@ -1,0 +1,151 @@
+"""ControlNet (Zhang et al. 2023, arXiv:2302.05543): the baseline that hints and adapters are measured against.
+
+The copy of the encoder is diffusers' own. It stands beside the denoiser instead of in the place of a layer, so it is no
+method of `adapters`; what `attach_control_net` returns is used like any other attachment.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters import Adapter, Attachment, Method, SideInputs
+from ..adapters.hint import SIGNAL, Hint
+from ..bases import Base
+from ..bases.encoder_copy import EncoderCopy
+from ..config import check, option
+from ..errors import Refused
+from ..files import load_tensors
+
+FORMAT = "diffadapt controlnet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlNet(Method):
+    """A trainable copy of the denoiser's encoder behind zero convolutions; it encodes the signal itself."""
+
+    name: ClassVar[str] = "controlnet"
+
+    blocks: int = option(0, "down blocks that are copied, from the first; 0 copies all and the middle block", low=0)
+
+    def build(self, layer: nn.Module, path: str, generator: torch.Generator) -> Adapter:
+        raise Refused("a ControlNet stands beside the whole denoiser; train it with train_control")
+
+
+class ControlNetAdapter(Adapter):
+    """The copy, and the hook that adds its outputs to the denoiser's skips. Parameters `copy.network.*`."""
+
+    needs = frozenset({"control"})
+
+    def __init__(self, denoiser: nn.Module, copy: EncoderCopy) -> None:
+        super().__init__(denoiser)
+        self.copy = copy
+        self._signal: Tensor | None = None
+
+    def receive(self, side: SideInputs) -> None:
+        self._signal = (side.control or {}).get(SIGNAL)
+
+    def adapted(self, x: Tensor) -> Tensor:
+        raise TypeError("a ControlNet stands beside the denoiser; its hook is called, not its forward")
+
+    def add_residuals(self, denoiser: nn.Module, given: Any, named: dict[str, Any]) -> Any:
+        """A forward pre-hook of the denoiser, with keyword arguments."""
+        if self.strength == 0:
+            return None
+        noisy, timesteps = given
+        if self._signal is None or len(self._signal) != len(noisy):
+            came = 0 if self._signal is None else len(self._signal)
+            raise Refused(f"{came} control signals came for {len(noisy)} rows; give one for each row")
+        skips, middle = self.copy(noisy, timesteps, named["encoder_hidden_states"], self._signal)
+        added = {
+            "down_block_additional_residuals": tuple(self.strength * skip for skip in skips),
+            "mid_block_additional_residual": self.strength * middle,
+        }
+        return given, named | added
+
+
+class ControlNetAttachment(Attachment):
+    """An attachment whose one adapter is a hook on the denoiser; detaching it restores the base bit for bit."""
+
+    def attach_(self) -> None:
+        if self._attached:
+            raise Refused("this ControlNet is on its base already")
+        (adapter,) = self.adapters.values()
+        assert isinstance(adapter, ControlNetAdapter)
+        self._hook = adapter.layer.register_forward_pre_hook(adapter.add_residuals, with_kwargs=True)
+        self._attached = True
+        self.base.attachments.append(self)
+
+    def detach(self) -> None:
+        if self._attached:
+            self._hook.remove()
+            self._attached = False
+            self.base.attachments.remove(self)
+
+    def save(self, path: str | Path, metadata: Mapping[str, str] | None = None) -> Path:
+        return super().save(path, {**(metadata or {}), "format": FORMAT})
+
+
+def hint_for(base: Base) -> Hint:
+    """The paper's hint, as deep as the latents of a base ask for; the encoder of a ControlNet's signal is the same."""
+    return Hint.for_downsampling(int(base.pipeline.vae_scale_factor))
+
+
+def attach_control_net(base: Base, method: ControlNet, *, seed: int = 0, copy_weights: bool = True) -> Attachment:
+    """Puts a ControlNet beside the denoiser of a base; before training it changes nothing, bit for bit.
+
+    Args:
+        base: a loaded base; it is frozen.
+        method: settings.
+        seed: of the initial values of the signal's encoder.
+        copy_weights: start from the base's weights; otherwise they come from a file.
+
+    Raises:
+        Refused: more blocks than the base has, or something that changes weights is attached before it.
+    """
+    check(method)
+    base.freeze_()
+    if any(isinstance(each, ControlNetAttachment) for each in base.attachments) or (copy_weights and base.attachments):
+        raise Refused("a ControlNet copies the untouched base, and there is one at most; detach what is attached first")
+    copy = EncoderCopy(
+        base.denoiser, channels=hint_for(base).channels, blocks=method.blocks, copy_weights=copy_weights, seed=seed
+    )
+    adapter = ControlNetAdapter(base.denoiser, copy)
+    adapter.eval()
+    attachment = ControlNetAttachment(base, method, [], {}, {"unet": adapter})
+    attachment.attach_()
+    return attachment
+
+
+def is_control_net(path: str | Path) -> bool:
+    """Whether a file holds a ControlNet of ours.
+
+    Raises:
+        Refused: it is not a whole safetensors file.
+    """
+    return load_tensors(path)[1].get("format") == FORMAT
+
+
+def load_control_net(base: Base, path: str | Path) -> Attachment:
+    """Loads a ControlNet that `train_control` wrote onto the base that it was trained on.
+
+    Raises:
+        Refused: it was trained on another base, or does not fit.
+    """
+    tensors, header = load_tensors(path)
+    if header["base_fingerprint"] != base.fingerprint:
+        raise Refused(
+            f"{path} was trained on base {header['base']!r} ({header['base_fingerprint']}), this is {base.name!r} "
+            f"({base.fingerprint}); load that base"
+        )
+    attachment = attach_control_net(base, ControlNet(**json.loads(header["config"])), copy_weights=False)
+    try:
+        attachment.load_state_dict(tensors)
+    except Refused as error:
+        attachment.detach()
+        raise Refused(f"{path} does not fit base {base.name!r}: {error}") from error
+    return attachment

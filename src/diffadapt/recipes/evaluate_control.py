@@ -1,0 +1,177 @@
+"""Measures how well an adapted base follows control signals: the signal is read again from the pictures made with it.
+
+Protocol, after OFT (Qiu et al. 2023, arXiv:2306.07280, section 5.2): one picture for each held-out pair, from its
+caption and its signal; the same signal is extracted from the picture and compared with the one asked for. Beside it the
+Frechet distance between the features of the pictures made and of the pairs' own.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..adapters import Attachment
+from ..bases import Base
+from ..controls import find_signal
+from ..data.control_pairs import ControlPairs
+from ..errors import Refused
+from ..metrics.bootstrap import interval_of_mean
+from ..metrics.control_consistency import control_consistency
+from ..metrics.features import Features, load_features
+from ..metrics.frechet import fid
+from ..metrics.reader import Reader, load_reader
+from ..metrics.segmentation_scores import segmentation_scores
+from ..training.log import say
+from .pictures import write_png
+from .sample import adapted, default_line, generate, to_picture
+
+MEANINGS: dict[str, tuple[str, str]] = {  # name -> better, meaning
+    "iou": ("higher", "edges of the picture that lie where they were asked for (intersection over union)"),
+    "f1": ("higher", "edges of the picture that lie where they were asked for (F1)"),
+    "miou": ("higher", "pixels of the asked-for class (intersection over union, mean of the classes)"),
+    "macc": ("higher", "share of each class's pixels that came out as asked for, mean of the classes"),
+    "aacc": ("higher", "share of all pixels that came out as asked for"),
+    "error": ("lower", "distance of the landmarks from where they were asked for, in pixels"),
+    "detected": ("higher", "share of the landmarks asked for that were found"),
+    "fid": ("lower", "Frechet distance between the features of these pictures and the pairs' own"),
+}
+RESAMPLES = 2000
+
+
+def evaluate_control(
+    base: Base,
+    pairs: ControlPairs,
+    *,
+    adapters: Sequence[tuple[str | Path | Attachment, float]],
+    signal: str | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    features: str | None = None,
+    compare_base: bool = True,
+    batch: int = 8,
+    out: str | Path | None = None,
+    quiet: bool = True,
+) -> dict[str, Any]:
+    """Control consistency and Frechet distance, with intervals and the untouched base's figures.
+
+    Args:
+        base: a loaded base.
+        pairs: held-out pairs; one picture is made for each.
+        adapters: (file, run's folder or attachment, strength) pairs, one of which follows a control signal.
+        signal: what the signals are, one of `SIGNALS`; None takes `pairs.signal`. Where that is unknown too, only the
+            Frechet distance is measured.
+        seed: picture i starts from seed + i, for the base and the adapted base alike.
+        steps, guidance: of the sampling; None means the base's defaults.
+        features: the encoder of the Frechet distance; None means the probe on the embedded base, else DINO from the
+            hub; "" leaves the distance out.
+        compare_base: sample the untouched base from the same captions, too.
+        batch: pictures made at once.
+        out: folder for the pictures, `NNNN.png`; None keeps none.
+        quiet: show no progress.
+
+    Returns:
+        "values" {name: {value, low, high, n, base, better, unit, meaning}} as `evaluate` has them, "items" {name: one
+        value for each pair, None where there is none}, "base_items" the same of the base, "features", "protocol".
+        The interval of a figure draws whole pictures; the Frechet distance has none.
+
+    Raises:
+        Refused: an adapter does not fit, no adapter follows a signal, a signal that cannot be read from such pictures,
+            an encoder that cannot be loaded.
+    """
+    name = signal or pairs.signal
+    encoder = _encoder(base, features)
+    reader = load_reader() if base.world and name and find_signal(name).extract is None else None
+    pixels, signals = pairs.read(range(len(pairs)), base.resolution)
+    reals = (pixels + 1) / 2
+    say(f"evaluating on {len(pairs) * (2 if compare_base else 1)} pictures", quiet=quiet)
+
+    def make(controlled: bool) -> Tensor:
+        lines = [
+            default_line(
+                base, caption, seed + i, steps=steps, guidance=guidance, control=signals[i] if controlled else None
+            )
+            for i, caption in enumerate(pairs.captions())
+        ]
+        return torch.stack(generate(base, lines, batch=batch, progress=not quiet))
+
+    with adapted(base, adapters):
+        pictures = make(controlled=True)
+    before = None
+    if compare_base:
+        if base.attachments:
+            raise Refused("something is attached to the base; detach it, or pass compare_base=False")
+        before = make(controlled=False)
+    if out:
+        for i, picture in enumerate(pictures):
+            write_png(Path(out) / f"{i:04d}.png", to_picture(picture))
+
+    scores = _consistency(name, signals, pictures, reader)
+    of_base = _consistency(name, signals, before, reader) if before is not None else {}
+    values = _values(scores, of_base, seed)
+    if encoder:
+        own = encoder.pictures(reals)
+        values["fid"] = _row(
+            "fid", {"value": fid(encoder.pictures(pictures), own), "low": None, "high": None, "n": len(pairs)},
+            None if before is None else fid(encoder.pictures(before), own),
+        )  # fmt: skip
+    return {
+        "values": values,
+        "items": _items(scores),
+        "base_items": _items(of_base),
+        "features": encoder.name if encoder else "",
+        "protocol": {"signal": name, "pairs": len(pairs), "seed": seed, "steps": steps, "guidance": guidance},
+    }
+
+
+def _encoder(base: Base, features: str | None) -> Features | None:
+    name = ("probe" if base.world else "dino:facebook/dino-vits16") if features is None else features
+    return load_features(name, device=base.device) if name else None
+
+
+def _consistency(name: str | None, signals: Tensor, pictures: Tensor, reader: Reader | None) -> dict[str, Tensor]:
+    return control_consistency(name, signals, pictures, reader) if name else {}
+
+
+def _values(scores: dict[str, Tensor], of_base: dict[str, Tensor], seed: int) -> dict[str, dict[str, Any]]:
+    """Figure -> row; those of a confusion matrix are of all pixels of all pictures together."""
+    values = {}
+    for name, rows in scores.items():
+        if name == "confusion":
+            whole, base_whole = segmentation_scores(rows), segmentation_scores(of_base[name]) if of_base else {}
+            for figure, value in whole.items():
+                low, high = _interval(rows, lambda drawn, figure=figure: segmentation_scores(drawn)[figure], seed)
+                row = {"value": value, "low": low, "high": high, "n": len(rows)}
+                values[figure] = _row(figure, row, base_whole.get(figure))
+        elif "confusion" not in scores:  # else it is one picture's share of a figure above
+            there = rows[~rows.isnan()]
+            if not len(there):
+                continue
+            base_there = of_base[name][~of_base[name].isnan()] if of_base else rows[:0]
+            row = dict(interval_of_mean(there, seed=seed).as_row())
+            values[name] = _row(name, row, float(base_there.mean()) if len(base_there) else None)
+    return values
+
+
+def _row(name: str, row: dict[str, Any], base: float | None) -> dict[str, Any]:
+    better, meaning = MEANINGS[name]
+    unit = "px" if name == "error" else ""
+    return row | {"base": base, "better": better, "unit": unit, "meaning": meaning, "kind": "fidelity"}
+
+
+def _items(scores: dict[str, Tensor]) -> dict[str, list[float | None]]:
+    return {
+        name: [None if value != value else value for value in rows.tolist()]
+        for name, rows in scores.items()
+        if rows.ndim == 1
+    }
+
+
+def _interval(rows: Tensor, figure: Callable[[Tensor], float], seed: int) -> tuple[float, float]:
+    """The percentile interval (95 %) of a figure of whole sets: pictures are drawn again with replacement."""
+    draws = torch.randint(len(rows), (RESAMPLES, len(rows)), generator=torch.Generator().manual_seed(seed))
+    drawn = torch.tensor([figure(rows[draw]) for draw in draws], dtype=torch.float64)
+    low, high = torch.quantile(drawn, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high

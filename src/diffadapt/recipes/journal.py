@@ -1,0 +1,82 @@
+"""What a loop leaves behind on its way: a line of the log for each step, samples, checkpoints, and progress to see."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from ..training.log import RunLog, Steps, say
+from .learner import Learner
+from .progress_samples import ProgressSamples
+
+
+class Journal:
+    """Goes through the steps that are left of a run, and writes what each of them brought.
+
+        with Journal(learner, samples, images=4) as journal:
+            for step in journal.steps():
+                ...
+                journal.write(row)
+
+    Args:
+        learner: what trains; it is resumed here.
+        samples: the pictures on the way, None for none.
+        images: pictures seen in a step, all processes together.
+        watch: called with (step, loss) after every step.
+        quiet: print nothing.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        samples: ProgressSamples | None,
+        *,
+        images: int,
+        watch: Callable[[int, float], None] | None = None,
+        quiet: bool = False,
+    ) -> None:
+        self.learner, self.samples, self.images, self.watch = learner, samples, images, watch
+        self.first = learner.accelerator.is_main_process
+        self.done = learner.resume()
+        if self.done:
+            say(f"resumed at step {self.done} of {learner.config.steps} in {learner.folder}", quiet=quiet)
+        self.log: RunLog | None = None
+        self.bar = Steps("train", learner.config.steps, done=self.done, quiet=quiet)
+
+    def __enter__(self) -> "Journal":
+        if self.samples:
+            self.samples.save_base(list(self.learner.attachments.values()))
+        if self.first:
+            self.log = RunLog(self.learner.folder / "log.jsonl", resume_at=self.done)
+        self.bar.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.__exit__(*error)
+        if self.log:
+            self.log.close()
+
+    def steps(self) -> Iterator[int]:
+        """The 0-based steps that are not done yet."""
+        for step in range(self.done, self.learner.config.steps):
+            self._clock = time.perf_counter()
+            yield step
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Logs a step, and writes the samples and the checkpoint that are due after it.
+
+        Args:
+            row: "step", 1-based, "loss", and whatever else the log shall hold.
+        """
+        now, config = row["step"], self.learner.config
+        row = {**row, "seconds": time.perf_counter() - self._clock, "images": now * self.images}
+        if self.log:
+            self.log.write(row)
+        if self.watch:
+            self.watch(now, row["loss"])
+        self.bar.advance(f"loss {row['loss']:.4f}")
+        last = now == config.steps
+        if self.samples and (now % config.sample_every == 0 or last):
+            with self.learner.averaged():
+                self.samples.save(f"step-{now:06d}")
+        if self.first and config.checkpoint_every and (now % config.checkpoint_every == 0 or last):
+            self.learner.checkpoint(now)

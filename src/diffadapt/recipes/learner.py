@@ -1,0 +1,200 @@
+"""What trains in a loop, and its state: one update, checkpoints, resuming, the moving average."""
+
+import contextlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor
+
+from ..adapters import Attachment, SideInputs
+from ..bases import Base
+from ..config import check
+from ..errors import Failed, Refused
+from ..training.checkpoint import (
+    load_checkpoint,
+    optimizer_tensors,
+    prefixed,
+    restore_optimizer,
+    save_checkpoint,
+    without_prefix,
+)
+from ..training.ema import EMA
+from ..training.optimizer import build_optimizer
+from ..training.schedule import learning_rate_factor
+from .loop_config import LoopConfig
+from .run import peak_memory_mb
+
+
+def make_accelerator(base: Base, config: LoopConfig) -> Accelerator:
+    """accelerate keeps one precision per process; a second run in the process may ask for another."""
+    shared = AcceleratorState._shared_state
+    if shared and shared.get("_mixed_precision") != config.mixed_precision:
+        AcceleratorState._reset_state()
+    return Accelerator(cpu=base.device.type == "cpu", mixed_precision=config.mixed_precision)
+
+
+def refuse_the_impossible(base: Base, config: LoopConfig) -> None:
+    """What no recipe can do, known before the first file is written."""
+    check(config)
+    if base.attachments:
+        raise Refused("training starts from the untouched base; detach what is attached first")
+    if config.mixed_precision == "fp16" and base.device.type == "cpu":
+        raise Refused("mixed_precision = fp16 needs a GPU; on the CPU use no or bf16")
+    if config.resolution % 8:
+        raise Refused(f"resolution must be a multiple of 8 pixels, got {config.resolution}")
+
+
+def release(base: Base, attachments: Iterable[Attachment]) -> None:
+    """Leaves the base as it was before the training, whether that ended well or not."""
+    for attachment in reversed([*attachments]):
+        attachment.detach()
+    base.denoiser.disable_gradient_checkpointing()
+
+
+class Learner:
+    """The attachments of a run, with optimizer and moving average. What resuming restores is in here.
+
+    Args:
+        base: what is adapted.
+        attachments: name -> attachment; `<name>.safetensors` is its file.
+        groups: parameter groups of the optimizer, each with its "peak" learning rate; empty ones are left out.
+        config: the loop's settings.
+        folder: the run's.
+        accelerator: places and averages.
+
+    Attributes:
+        parameters: all that trains, in the order of the attachments.
+        kept: the step of the last checkpoint, 0 when there is none.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        attachments: Mapping[str, Attachment],
+        groups: Sequence[dict[str, Any]],
+        config: LoopConfig,
+        folder: Path,
+        accelerator: Accelerator,
+    ) -> None:
+        self.attachments, self.config, self.folder, self.accelerator = attachments, config, folder, accelerator
+        used = [{**group, "lr": 0.0} for group in groups if group["params"]]
+        self.optimizer = accelerator.prepare(build_optimizer(config.optimizer, used, weight_decay=config.weight_decay))
+        self.parameters = [parameter for each in attachments.values() for parameter in each.parameters()]
+        self.ema = EMA(self.parameters, config.ema_decay) if config.ema_decay else None
+        self.kept = 0
+        if config.gradient_checkpointing:
+            base.denoiser.enable_gradient_checkpointing()
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Within the block the parameters are their moving averages, where there are any."""
+        return self.ema.applied() if self.ema else contextlib.nullcontext()
+
+    def resume(self) -> int:
+        """Restores the newest checkpoint, if there is one; returns how many steps are done."""
+        found = load_checkpoint(self.folder / "checkpoints")
+        if found is None:
+            return 0
+        self.kept, tensors, _ = found
+        for name, attachment in self.attachments.items():
+            attachment.load_state_dict(without_prefix(name, tensors))
+        restore_optimizer(self.optimizer, tensors)
+        if self.ema:
+            self.ema.load_state(without_prefix("ema", tensors))
+        return self.kept
+
+    # --- one step -----------------------------------------------------------------------------------------------------
+
+    def begin_step(self, step: int) -> None:
+        """Training mode, learning rates of this 0-based step, no gradients."""
+        config = self.config
+        for attachment in self.attachments.values():
+            attachment.train()
+        factor = learning_rate_factor(step, total=config.steps, warmup=config.warmup, schedule=config.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        self.optimizer.zero_grad()
+
+    def begin(self, side: SideInputs) -> None:
+        """Hands the side inputs of a batch to every attachment."""
+        for attachment in self.attachments.values():
+            attachment.begin(side)
+
+    def with_penalties(self, loss: Tensor) -> Tensor:
+        """The loss with what the attachments add to it."""
+        for attachment in self.attachments.values():
+            penalty = attachment.penalty()
+            loss = loss if penalty is None else loss + penalty
+        return loss
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds this batch's share to the gradients."""
+        self.accelerator.backward(loss / self.config.gradient_accumulation)
+
+    def update(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """One optimizer step, and all that follows it.
+
+        Args:
+            row: the log's line of the step, with "step", 1-based, and "loss".
+
+        Returns:
+            the line with "lr" of the first group and "grad_norm" before clipping.
+
+        Raises:
+            Failed: the loss is not a number; nothing is changed.
+        """
+        if not math.isfinite(row["loss"]):
+            raise Failed(
+                f"the loss is {row['loss']} at step {row['step']} of {self.folder}; expected a number. "
+                + (f"The adapter of step {self.kept} is kept in checkpoints; " if self.kept else "Nothing is kept; ")
+                + f"lower learning_rate ({self.config.learning_rate:g}) and use a new folder"
+            )
+        self._average_over_processes()
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm or math.inf)
+        self.optimizer.step()
+        for attachment in self.attachments.values():
+            attachment.project_()
+        if self.ema:
+            self.ema.update()
+        for attachment in self.attachments.values():
+            attachment.train(False)
+        rate = self.optimizer.param_groups[0]["lr"]
+        return {**row, "lr": rate, "grad_norm": float(norm) if norm is not None else 0.0}
+
+    def _average_over_processes(self) -> None:
+        """Gradients averaged over all processes; what trains is small, so one flat tensor does."""
+        if self.accelerator.num_processes == 1:
+            return
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        flat = self.accelerator.reduce(torch.cat([g.reshape(-1) for g in grads]), reduction="mean")
+        assert isinstance(flat, Tensor)
+        for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+            grad.copy_(part.view_as(grad))
+
+    # --- files --------------------------------------------------------------------------------------------------------
+
+    def checkpoint(self, step: int) -> None:
+        """Writes all that the next step depends on, and the adapters as a user would load them."""
+        state = optimizer_tensors(self.optimizer)
+        for name, attachment in self.attachments.items():
+            state |= prefixed(name, attachment.state_dict())
+        state |= prefixed("ema", self.ema.state()) if self.ema else {}
+        place = self.folder / "checkpoints"
+        self.save(place / f"step-{step:06d}")
+        save_checkpoint(place, step, state, {"of": self.config.steps}, keep=self.config.keep_checkpoints)
+        self.kept = step
+
+    def facts(self) -> dict[str, Any]:
+        """Figures of the training for `metrics.json`."""
+        count = sum(parameter.numel() for parameter in self.parameters)
+        return {"trainable_parameters": count, "peak_memory_mb": round(peak_memory_mb(), 1)}
+
+    def save(self, folder: Path, metadata: Mapping[str, str] | None = None) -> None:
+        """Writes `<name>.safetensors` of every attachment, averaged where there is a moving average."""
+        with self.averaged():
+            for name, attachment in self.attachments.items():
+                attachment.save(folder / f"{name}.safetensors", metadata)

@@ -1,0 +1,212 @@
+"""Trains the reader that control consistency is judged by: which pixel of a picture of the embedded world is what.
+
+    python tools/train_reader.py --data EMOJI --out src/diffadapt/metrics/reader
+
+EMOJI is the folder of sprite folders that `tools/train_embedded_base.py` reads. Scenes of the embedded base's own 48
+nouns and two styles are rendered, and their masks are the truth. Half of every batch passes through the base's
+autoencoder, which is not what is judged (the denoiser is), for the look of decoded pictures; blur, noise and other
+brightness at times do the rest. Batches are drawn from (seed, step). The averaged weights are written, and measured on
+scenes that no training step draws, as they are and through the autoencoder, and on pictures that the base generates
+from captions: is what the reader finds there what the caption asked for? Some eight minutes of one core.
+"""
+
+import argparse
+import json
+import math
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffadapt.bases import Base, load_base
+from diffadapt.controls.depth_order import layers_of
+from diffadapt.controls.landmarks import landmarks_of
+from diffadapt.controls.segmentation import CLASSES, labels_of
+from diffadapt.data.picture import to_tensor
+from diffadapt.data.scenes import KIND_OF, Scene, World, caption, load_sprites, render, sample_scene
+from diffadapt.files import save_tensors, write_json
+from diffadapt.metrics.landmark_error import landmark_error
+from diffadapt.metrics.reader import FORMAT_VERSION, Reader
+from diffadapt.metrics.segmentation_scores import confusion_matrix, segmentation_scores
+from diffadapt.recipes.sample import sample
+
+HELD_BACK = 10**9  # training draws from (seed, step), so a "step" that no run reaches
+Sprites = dict[tuple[str, str], Tensor]
+
+
+def kinds_of(scenes: list[Scene]) -> list[list[str]]:
+    return [[KIND_OF[thing.noun] for thing in scene.objects] for scene in scenes]
+
+
+def decoded(base: Base, pictures: Tensor) -> Tensor:
+    """Pictures as the autoencoder gives them back."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return base.decode_latents(base.encode_pictures(pictures.to(memory_format=torch.channels_last) * 2 - 1))
+
+
+def spoil(pictures: Tensor, rng: np.random.Generator) -> Tensor:
+    """Blur, noise, and other brightness and contrast at times, for the small faults of generated pictures."""
+
+    def at_times(probability: float, values: np.ndarray) -> Tensor:
+        return torch.from_numpy((rng.random(len(pictures)) < probability) * values).float()[:, None, None, None]
+
+    n = len(pictures)
+    soft = F.interpolate(F.avg_pool2d(pictures, 2), scale_factor=2, mode="bilinear", align_corners=False)
+    noise = torch.from_numpy(rng.standard_normal(pictures.shape, dtype=np.float32))
+    changed = (
+        pictures + at_times(0.4, rng.random(n)) * (soft - pictures) + at_times(0.5, rng.uniform(0, 0.06, n)) * noise
+    )
+    contrast, light = at_times(0.5, rng.uniform(-0.2, 0.2, n)), at_times(0.5, rng.uniform(-0.1, 0.1, n))
+    return ((changed - 0.5) * (1 + contrast) + 0.5 + light).clamp(0, 1)
+
+
+def losses_of(objects: Tensor, front: Tensor, kinds: Tensor, layers: Tensor, labels: Tensor) -> Tensor:
+    """(3,): is there an object; is it the front one, and of which kind, asked where there is one."""
+    there = layers > 0
+    return torch.stack(
+        [
+            F.binary_cross_entropy_with_logits(objects, there.float()),
+            F.binary_cross_entropy_with_logits(front[there], (layers[there] == 2).float()),
+            F.cross_entropy(kinds, labels - 1, ignore_index=-1),
+        ]
+    )
+
+
+def cpu_minutes() -> float:
+    """Of this process since its start; on a shared machine the clock on the wall says less."""
+    return round(time.process_time() / 60, 1)
+
+
+def learning_rate(step: int, total: int, peak: float) -> float:
+    return peak * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / total))
+
+
+def train(args, world: World, sprites: Sprites, base: Base) -> Reader:
+    """The averaged weights after `args.steps` steps."""
+    torch.manual_seed(args.seed)
+    reader = Reader().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    optimizer = torch.optim.AdamW(reader.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.02, fused=True)
+    weights = {key: value for key, value in reader.state_dict().items() if value.is_floating_point()}
+    average = {key: value.detach().clone() for key, value in weights.items()}
+    sums = torch.zeros(3)
+    for step in range(args.steps):
+        rng = np.random.default_rng([args.seed, step])
+        scenes = [sample_scene(rng, world, two_objects=0.4) for _ in range(args.batch)]
+        pictures, masks = render(scenes, sprites)
+        half = args.batch // 2
+        pictures[:half] = decoded(base, pictures[:half])
+        layers, labels = layers_of(masks), labels_of(masks, kinds_of(scenes))
+        with torch.autocast("cpu", torch.bfloat16):
+            seen = reader(spoil(pictures, rng).to(memory_format=torch.channels_last))
+        losses = losses_of(*(logits.float() for logits in seen), layers, labels)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, args.steps, args.lr)
+        optimizer.zero_grad()
+        losses.sum().backward()
+        norm = torch.nn.utils.clip_grad_norm_(reader.parameters(), 5.0)
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"gradient norm {norm} at step {step}")
+        optimizer.step()
+        keep = min(0.995, (step + 1) / (step + 10))
+        for key, value in average.items():
+            value.lerp_(weights[key].detach(), 1 - keep)
+        sums += losses.detach()
+        if (step + 1) % 50 == 0:
+            means = zip(("object", "front", "kind"), (round(value, 4) for value in (sums / 50).tolist()), strict=True)
+            print(json.dumps({"step": step + 1, **dict(means), "minutes": cpu_minutes()}), flush=True)
+            sums.zero_()
+    averaged = Reader()
+    averaged.load_state_dict({key: value.half().float() for key, value in average.items()}, strict=False)  # as stored
+    return averaged.eval().requires_grad_(False)
+
+
+def measure(reader: Reader, world: World, sprites: Sprites, base: Base, count: int) -> dict[str, dict[str, float]]:
+    """Segmentation and landmarks against the truth of fresh scenes, a fifth of two objects; rendered, and decoded."""
+    rng = np.random.default_rng([HELD_BACK, 0])
+    scenes = [sample_scene(rng, world) for _ in range(count)]
+    pictures, masks = render(scenes, sprites)
+    layers, labels = layers_of(masks), labels_of(masks, kinds_of(scenes))
+    through = torch.cat([decoded(base, part) for part in pictures.split(128)])
+    result = {}
+    for name, shown in (("rendered", pictures), ("decoded", through)):
+        reading = reader.read(shown)
+        scores = segmentation_scores(confusion_matrix(labels, reading.labels, len(CLASSES)))
+        scores["depth_order_aacc"] = float((reading.layers == layers).float().mean())
+        found = landmark_error(landmarks_of(layers), landmarks_of(reading.layers))
+        scores["landmark_error_px"] = float(found["error"].nanmean())
+        scores["landmarks_detected"] = float(found["detected"].mean())
+        result[name] = {"n": count, **{key: round(value, 4) for key, value in scores.items()}}
+    return result
+
+
+def measure_generated(reader: Reader, world: World, base: Base, count: int) -> dict[str, float]:
+    """On pictures of the base: does the largest part of what the reader finds have the kinds that the caption named?"""
+    rng = np.random.default_rng([HELD_BACK, 1])
+    right, number_right = [], []
+    for scenes in ([sample_scene(rng, world, two_objects=float(pair)) for _ in range(count)] for pair in (0, 1)):
+        pictures = [to_tensor(picture) for picture in sample(base, [caption(scene) for scene in scenes], seed=0)]
+        reading = reader.read(torch.stack(pictures) / 255)
+        for kinds, layers, labels in zip(kinds_of(scenes), reading.layers, reading.labels, strict=True):
+            objects = [labels[layers == layer] for layer in (1, 2)]
+            seen = [CLASSES[int(pixels.mode().values)] for pixels in objects if len(pixels) >= 20]
+            right.append(float(seen == kinds))
+            number_right.append(float(len(seen) == len(kinds)))
+    return {
+        "n": count,
+        "one_object_kind": float(np.mean(right[:count])),
+        "one_object_count": float(np.mean(number_right[:count])),
+        "two_objects_both_kinds": float(np.mean(right[count:])),
+        "two_objects_count": float(np.mean(number_right[count:])),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of sprite folders")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate")
+    parser.add_argument("--count", type=int, default=1000, help="held-back scenes to measure on")
+    parser.add_argument("--generated", type=int, default=200, help="pictures to generate of one and of two objects")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    base = load_base("embedded", device="cpu")
+    assert base.world is not None
+    world = World(**{key: tuple(base.world[key]) for key in ("nouns", "styles", "backgrounds")})
+    sprites = load_sprites(args.data, world)
+    reader = train(args, world, sprites, base)
+    minutes = cpu_minutes()
+    accuracy: dict = measure(reader, world, sprites, base, args.count)
+    accuracy["generated"] = measure_generated(reader, world, base, args.generated)
+    half = {key: value.half() for key, value in reader.state_dict().items() if value.is_floating_point()}
+    save_tensors(args.out / "reader.safetensors", half, {"format": "diffadapt-reader", "format_version": "1"})
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    facts = {
+        "format_version": FORMAT_VERSION,
+        "classes": CLASSES,
+        "widths": reader.widths,
+        "parameters": sum(parameter.numel() for parameter in reader.parameters()),
+        "accuracy": accuracy,
+        "training": {
+            "steps": args.steps,
+            "pictures": args.steps * args.batch,
+            "seed": args.seed,
+            "cpu_minutes": minutes,
+            "hardware": f"one thread of a shared two-core {platform.machine()} machine, bf16",
+            "torch": torch.__version__,
+            "commit": commit,
+            "base": base.fingerprint,
+        },
+    }
+    write_json(args.out / "reader.json", facts)
+    print(json.dumps(accuracy, indent=1))
+
+
+if __name__ == "__main__":
+    main()
