@@ -20,7 +20,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"controls"},
     "report": {*LEAVES},
     "recipes": {*LEAVES, "report"},
-    "cli": {*LEAVES, "report", "recipes"},
+    "evidence": {*LEAVES, "report", "recipes"},
+    "cli": {*LEAVES, "report", "recipes", "evidence"},
 }
 # Only these load networks of others, and only inside functions.
 MAY_LOAD_NETWORKS = ("bases/", "metrics/features.py", "controls/")

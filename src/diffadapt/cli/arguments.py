@@ -46,21 +46,26 @@ def load(arguments: argparse.Namespace) -> "Base":
     )  # fmt: skip
 
 
-def adapters(arguments: argparse.Namespace) -> list[tuple[Path, float]]:
+def adapters(arguments: argparse.Namespace, *, folders: bool = False) -> list[tuple[Path, float]]:
     """(adapter file, strength) of every --adapter.
+
+    Args:
+        arguments: with those of `add_adapters`.
+        folders: leave a run's folder as it is, since it may stand for several files.
 
     Raises:
         Refused: there is no such file; says what was looked for.
     """
-    return [split_adapter(text, arguments.strength) for text in arguments.adapter]
+    return [split_adapter(text, arguments.strength, folders=folders) for text in arguments.adapter]
 
 
-def split_adapter(text: str, strength: float = 1.0) -> tuple[Path, float]:
+def split_adapter(text: str, strength: float = 1.0, *, folders: bool = False) -> tuple[Path, float]:
     """ "runs/biscuit:0.8" -> (runs/biscuit/adapter.safetensors, 0.8).
 
     Args:
         text: a file or a run's folder, with or without ":STRENGTH". A name that exists as it stands is taken whole.
         strength: when the text has none.
+        folders: as in `adapters`.
     """
     path, colon, tail = text.rpartition(":")
     if Path(text).exists() or not colon:
@@ -71,11 +76,14 @@ def split_adapter(text: str, strength: float = 1.0) -> tuple[Path, float]:
         except ValueError:
             path = text
     found = Path(path).expanduser()
-    if found.is_dir():
-        found = found / "adapter.safetensors"
-    if not found.is_file():
-        raise Refused(f"no adapter at {found}; expected a .safetensors file or the folder of a finished run")
-    return found, strength
+    file = found / "adapter.safetensors" if found.is_dir() else found
+    if not file.is_file():
+        raise Refused(f"no adapter at {file}; expected a .safetensors file or the folder of a finished run")
+    if not folders and found.is_dir() and (found / "hint.safetensors").is_file():
+        raise Refused(
+            f"{found} follows a control signal, so that only `sample` takes it; name one of its files instead"
+        )
+    return (found if folders else file), strength
 
 
 def new_folder(text: str) -> Path:

@@ -35,18 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.out).expanduser() if arguments.out else unfinished(Path("runs"))
     from ..config import override
-    from ..data.concept import load_concept
     from ..data.demo_subject import NOUN, draw_demo_subject
     from ..recipes.job import read_job
-    from ..recipes.subject import train_subject
 
     photos = draw_demo_subject(folder)
     table = {"out": str(folder / "run"), "concept": {"folder": str(photos), "noun": NOUN}, **SETTINGS}
-    job = read_job(override(table, arguments.settings))
-    concept = load_concept(job.concept.folder, job.concept.noun, token=job.concept.token)
-    base = job.load_base()
-    result = train_subject(base, concept, method=job.method, out=job.out, seed=job.top.seed, config=job.train)
-    print(result.report)
+    print(read_job(override(table, arguments.settings)).run().report)
     return 0
 
 

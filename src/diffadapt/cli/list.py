@@ -1,10 +1,11 @@
 """Lists what there is: bases, methods, the roles of a base, recipes, or every option of a training.
 
-`options` takes a method's name and prints all that may stand in a config file with it.
+`options` takes the names of a method and of a recipe, and prints all that may stand in a config file with them.
 """
 
 import argparse
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from ..config import REQUIRED, Option, unknown
@@ -16,6 +17,7 @@ EXAMPLES = """\
   diffadapt list
   diffadapt list roles --base embedded
   diffadapt list options lora
+  diffadapt list options oft control
   diffadapt list options token --json
 """
 TOPICS = ("bases", "methods", "roles", "recipes", "options")
@@ -31,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     topics = f"{', '.join(TOPICS)}; default: all but roles and options"
     parser.add_argument("topic", nargs="?", metavar="TOPIC", help=topics)
     parser.add_argument("method", nargs="?", metavar="METHOD", help="for options: whose (default lora)")
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="for options: of which (default subject)")
     add_base(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -40,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         nearest = unknown(arguments.topic, TOPICS).rpartition("did you mean ")[2]
         raise Refused(f"no list of {arguments.topic!r}; did you mean {nearest} there are {', '.join(TOPICS)}")
     if arguments.topic == "options":
-        rows = training_options(arguments.method or "lora")
+        rows = training_options(arguments.method or "lora", arguments.recipe or "subject")
         print(json.dumps([_jsonable(row) for row in rows], indent=1) if arguments.json else options_text(rows))
         return 0
     topics = [arguments.topic] if arguments.topic else ["bases", "methods", "recipes"]
@@ -50,20 +53,23 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def training_options(method: str) -> list[Option]:
-    """Every option of a training with this method.
+def training_options(method: str, recipe: str = "subject") -> list[Option]:
+    """Every option of a training with this method and recipe.
 
     Raises:
-        Refused: there is no such method.
+        Refused: there is no such method or recipe.
     """
-    from ..adapters import METHODS
-    from ..recipes.job import job_options
-    from ..recipes.subject import SubjectConfig
+    from ..recipes.job import RECIPES, job_options
 
-    if method not in METHODS:
-        nearest = unknown(method, METHODS).rpartition("did you mean ")[2]
-        raise Refused(f"no method {method!r}; did you mean {nearest} there are {', '.join(METHODS)}")
-    return job_options(METHODS[method], SubjectConfig)
+    methods = _find(recipe, RECIPES, "recipe").methods
+    return job_options(_find(method, methods, "method"), RECIPES[recipe])
+
+
+def _find(name: str, known: Mapping[str, Any], what: str) -> Any:
+    if name not in known:
+        nearest = unknown(name, known).rpartition("did you mean ")[2]
+        raise Refused(f"no {what} {name!r}; did you mean {nearest} there are {', '.join(known)}")
+    return known[name]
 
 
 def options_text(rows: list[Option]) -> str:
@@ -105,7 +111,7 @@ def _entries(topic: str, arguments: argparse.Namespace) -> dict[str, str]:
     if topic == "recipes":
         from ..recipes.job import RECIPES
 
-        return {name: what for name, (_, what) in RECIPES.items()}
+        return {name: recipe.doc for name, recipe in RECIPES.items()}
     base = load(arguments)
     return {role: f"{len(paths)} layer{'s' if len(paths) != 1 else ''}" for role, paths in base.roles.items()}
 

@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from ..config import unknown
 from ..errors import Failed, Refused
-from . import demo, evaluate, inspect, list, merge, sample, train
+from . import demo, evaluate, evidence, inspect, list, merge, sample, train
 
 COMMANDS: dict[str, ModuleType] = {
     "demo": demo,
@@ -28,6 +28,7 @@ COMMANDS: dict[str, ModuleType] = {
     "evaluate": evaluate,
     "merge": merge,
     "inspect": inspect,
+    "evidence": evidence,
     "list": list,
 }
 
@@ -96,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        again = f"; resume with: diffadapt {shlex.join(given)}" if arguments.command in ("train", "demo") else ""
+        again = f"; resume with: diffadapt {shlex.join(given)}" if arguments.command in ("train", "demo", "evidence") else ""
         return _end(f"interrupted{again}", 130, debug=arguments.debug)
     except Refused as error:
         return _end(f"diffadapt {arguments.command}: {error}", 2, debug=arguments.debug)

@@ -1,8 +1,9 @@
 """Makes pictures from prompts, with any number of adapters.
 
 A prompt may end in kohya's options, which win over the command line's: --n negative prompt, --w width, --h height,
---d seed, --l guidance, --s steps. In a prompt file, empty lines and lines that begin with # are passed over. Files are
-numbered on from what is in the folder; nothing is overwritten. The paths are printed, one a line.
+--d seed, --l guidance, --s steps, --cn control signal. In a prompt file, empty lines and lines that begin with # are
+passed over. Files are numbered on from what is in the folder; nothing is overwritten. The paths are printed, one a
+line.
 """
 
 import argparse
@@ -17,6 +18,7 @@ EXAMPLES = """\
   diffadapt sample "a <biscuit> cat at night" --adapter runs/biscuit:0.8 --out pictures
   diffadapt sample --prompts prompts.txt --adapter runs/biscuit --adapter runs/style:0.5
   diffadapt sample "a cat --n dog --w 64 --h 64 --d 3 --l 4 --s 20"
+  diffadapt sample "a cat at night" --adapter runs/edges --control edges.png
 """
 
 
@@ -25,6 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", metavar="FILE", help="a text file with one prompt a line")
     add_base(parser)
     add_adapters(parser)
+    parser.add_argument(
+        "--control", action="append", default=[], metavar="FILE",
+        help="the signal that a control adapter follows, of the picture's size; once for all prompts, or once for each",
+    )  # fmt: skip
     parser.add_argument("--out", default="samples", metavar="DIR", help="where the pictures go (default: samples)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first picture; the next has N + 1")
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps; default: the base's")
@@ -43,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise Refused("no prompt; give one in quotes, or --prompts FILE")
     if arguments.batch < 1:
         raise Refused(f"--batch: expected at least 1, got {arguments.batch}")
-    chosen = adapters(arguments)
+    chosen = adapters(arguments, folders=True)
     folder = Path(arguments.out).expanduser()
     if folder.exists() and not folder.is_dir():
         raise Refused(f"--out {folder} is a file; give a folder")
@@ -51,8 +57,9 @@ def run(arguments: argparse.Namespace) -> int:
     from ..recipes.sample import parse_prompt_line, sample
 
     lines = [parse_prompt_line(text) for text in texts]
+    control = arguments.control[0] if len(arguments.control) == 1 else arguments.control or None
     pictures = sample(
-        load(arguments), lines, adapters=chosen, seed=arguments.seed, steps=arguments.steps,
+        load(arguments), lines, adapters=chosen, control=control, seed=arguments.seed, steps=arguments.steps,
         guidance=arguments.guidance, negative=arguments.negative, batch=arguments.batch, width=arguments.width,
         height=arguments.height, progress=True,
     )  # fmt: skip

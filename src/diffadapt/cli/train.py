@@ -11,11 +11,12 @@ from typing import Any
 from ..config import override, read_toml
 from ..errors import Refused
 
-SUMMARY = "train an adapter on a few pictures"
+SUMMARY = "train an adapter on a few pictures, or on pictures with control signals"
 EXAMPLES = """\
   diffadapt train concept.folder=photos/biscuit concept.noun=cat out=runs/biscuit
   diffadapt train configs/embedded-subject-lora.toml concept.folder=photos/biscuit concept.noun=cat
   diffadapt train configs/embedded-subject-lora.toml method.rank=8 train.steps=200 seed=1 out=runs/rank-8
+  diffadapt train recipe=control pairs.folder=photos pairs.signals=canny method.name=oft method.blocks=4 out=runs/edges
   diffadapt train runs/biscuit                   # go on with the run in this folder
 """
 
@@ -42,12 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(dump_toml(job.table()), end="")
         return 0
-    from ..data.concept import load_concept
-    from ..recipes.subject import train_subject
-
-    concept = load_concept(job.concept.folder, job.concept.noun, token=job.concept.token)
-    base = job.load_base(arguments.device)
-    result = train_subject(base, concept, method=job.method, out=job.out, seed=job.top.seed, config=job.train)
+    result = job.run(arguments.device)
     print(result.adapter)
     print(result.report)
     return 0
