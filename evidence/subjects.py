@@ -55,7 +55,7 @@ class Contender(NamedTuple):
 
 
 CONTENDERS = {
-    "oft": Contender(OFT(blocks=4), (2e-3, 4e-3, 8e-3), "OFT, 4 blocks"),
+    "oft": Contender(OFT(blocks=4), (1e-3, 2e-3, 4e-3), "OFT, 4 blocks"),
     "lora": Contender(LoRA(rank=11), (4e-3, 8e-3, 1.6e-2), "LoRA, rank 11 (as many parameters)"),
     "lora-4": Contender(LoRA(rank=4), (4e-3, 8e-3, 1.6e-2), "LoRA, rank 4"),
     "dreambooth": Contender(Selective(), (2e-4, 4e-4, 8e-4), "DreamBooth (every weight)"),
