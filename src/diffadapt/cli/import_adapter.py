@@ -1,0 +1,33 @@
+"""Reads OFT of another tool into an adapter file: PEFT, the paper's own checkpoints, kohya's oft_v2 and OneTrainer.
+
+The base must be the one that it was trained on. The paths of all files are printed, and on the error stream a note on
+what was read and how faithful it is.
+"""
+
+import argparse
+import sys
+
+from .arguments import add_base, load
+
+SUMMARY = "read OFT of PEFT, the paper's code, kohya's scripts"
+EXAMPLES = """\
+  diffadapt import their-peft-folder theirs.safetensors --base stable-diffusion-v1-5/stable-diffusion-v1-5
+  diffadapt import pytorch_oft_weights.safetensors paper.safetensors --base sd15
+  diffadapt sample "a dog" --adapter theirs.safetensors --base stable-diffusion-v1-5/stable-diffusion-v1-5
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="a PEFT directory or a .safetensors file")
+    parser.add_argument("out", metavar="OUT", help="a new adapter file (.safetensors)")
+    add_base(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from ..interchange import import_adapter
+
+    files, note = import_adapter(load(arguments), arguments.source, arguments.out)
+    for path in files:
+        print(path)
+    print(note, file=sys.stderr)
+    return 0

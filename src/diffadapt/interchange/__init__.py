@@ -1,0 +1,6 @@
+"""Adapters in the formats of other tools: written by `export_adapter`, read by `import_adapter`."""
+
+from .exporting import FORMATS, export_adapter
+from .importing import import_adapter
+
+__all__ = ["FORMATS", "export_adapter", "import_adapter"]

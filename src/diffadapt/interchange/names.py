@@ -1,0 +1,52 @@
+"""How other tools name the layers of Stable Diffusion 1.x and 2.x.
+
+ours        unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q
+            text_encoder.encoder.layers.0.self_attn.q_proj
+PEFT        what follows the first dot, as a PEFT model wraps one part
+kohya       lora_unet_down_blocks_0_..., lora_te_text_model_encoder_...
+original    input_blocks.1.1.transformer_blocks.0.attn1.to_q: the checkpoints that came before diffusers
+"""
+
+import re
+from collections.abc import Iterable
+
+# Before version 5 of transformers the text encoder's layers were one level further down.
+_TEXT = "text_model."
+_PREFIXES = {"unet": ("", "unet.", "lora_unet."), "text_encoder": ("", "text_encoder.", "lora_te.", "clip_l.")}
+_ORIGINAL = re.compile(r"(input_blocks|middle_block|output_blocks)\.(\d+)\.(?:1\.)?(transformer_blocks\..+)")
+
+
+def kohya_name(path: str) -> str:
+    """The name of a layer in kohya's files, LyCORIS' and the web UIs'."""
+    part, _, name = path.partition(".")
+    prefix = "lora_unet." if part == "unet" else f"lora_te.{_TEXT}"
+    return (prefix + name.removeprefix(_TEXT)).replace(".", "_")
+
+
+def known_names(paths: Iterable[str]) -> dict[str, str]:
+    """{name: path}: every name that PEFT, kohya's scripts and OneTrainer have for the layers."""
+    names = {}
+    for path in paths:
+        part, _, name = path.partition(".")
+        bare = name.removeprefix(_TEXT)
+        names |= {prefix + each: path for prefix in _PREFIXES[part] for each in (bare, _TEXT + bare)}
+        names[kohya_name(path)] = path
+    return names
+
+
+def from_original(name: str, layers_per_block: int) -> str | None:
+    """The path of a layer in a transformer block that a checkpoint names the original way; None for other layers.
+
+    Args:
+        name: such as "middle_block.1.transformer_blocks.0.attn1.to_q".
+        layers_per_block: residual blocks in each down block of the UNet, 2 in Stable Diffusion.
+    """
+    match = _ORIGINAL.fullmatch(name)
+    if match is None:
+        return None
+    side, number, rest = match.groups()
+    if side == "middle_block":
+        return f"unet.mid_block.attentions.0.{rest}"
+    down = side == "input_blocks"  # whose first one is conv_in
+    block, layer = divmod(int(number) - down, layers_per_block + 1)
+    return f"unet.{'down' if down else 'up'}_blocks.{block}.attentions.{layer}.{rest}"

@@ -1,0 +1,148 @@
+"""PEFT's directories: `adapter_config.json` and `adapter_model.safetensors`, peft_type OFT.
+
+PEFT turns the inputs, x R, like us. From one tensor v its exact transform makes R(-v) and its series R(v), so:
+
+    use_cayley_neumann = false    v = -Q    what is written
+    use_cayley_neumann = true     v = Q     read too, see `series.py`
+
+A directory is about one model. That of the UNet is the directory itself, that of the text encoder is `text_encoder` in
+it; `unet` and `text_encoder` are where PEFT's own examples put them, and are read too.
+
+Convolutions with a kernel above 1x1 are left out: PEFT turns overlapping patches of the picture and adds them up again,
+which changes the layer even where Q = 0, and is another function than a convolution with turned filters.
+"""
+
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..adapters import OFT, Attachment
+from ..adapters.attach import AdaptableBase
+from ..adapters.oft import OFTAdapter
+from ..adapters.token import TokenAdapter
+from ..errors import Refused
+from ..files import load_tensors, read_json, save_tensors, write_json
+from .found import Found
+from .packed import by_layer
+
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+_CONVOLUTION = "its layer {} is a convolution, and those with kernels above 1x1 PEFT does not turn but distort"
+_BEFORE_018 = "written by PEFT before 0.18, whose series ended otherwise, so that what is said of it is rough"
+_OLD = "{} is in a form of earlier versions of PEFT, which PEFT itself no longer reads; train it again with a newer one"
+
+
+def write_peft(attachment: Attachment, out: Path) -> list[Path]:
+    """Writes an OFT attachment at its present strength; returns the directories.
+
+    Raises:
+        Refused: another method, a convolution, or a gain per neuron, which PEFT's OFT does not have.
+    """
+    method = attachment.method
+    if not isinstance(method, OFT):
+        raise Refused(f"a PEFT directory is written for oft, and this adapter is {method.name}; --to diff takes any")
+    tensors: dict[str, dict[str, Tensor]] = defaultdict(dict)  # by part
+    for path, adapter in attachment.adapters.items():
+        if isinstance(adapter, TokenAdapter):
+            continue
+        assert isinstance(adapter, OFTAdapter)
+        if not _turned_by_peft(adapter.innermost()):
+            raise Refused(f"PEFT cannot hold this adapter: {_CONVOLUTION.format(path)}; use --to diff, which is exact")
+        if adapter.log_gain is not None and adapter.log_gain.any():
+            raise Refused("PEFT's OFT has no gain per neuron, and this adapter was trained with rescale; use --to diff")
+        part, _, name = path.partition(".")
+        tensors[part][f"base_model.model.{name}.oft_R.weight"] = -attachment.strength * adapter.q
+    folders = []
+    for part, own in tensors.items():
+        folder = out if part == "unet" else out / part
+        save_tensors(folder / TENSORS, own, {"format": "pt"})
+        names = [key.removeprefix("base_model.model.").removesuffix(".oft_R.weight") for key in own]
+        bounded = method.constraint == "peft" and abs(attachment.strength) <= 1
+        write_json(folder / CONFIG, _config(method, names, attachment.base.name, bounded))
+        folders.append(folder)
+    return folders
+
+
+def _config(method: OFT, layers: list[str], base: str, bounded: bool) -> dict[str, Any]:
+    return {
+        "peft_type": "OFT",
+        "task_type": None,
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        "r": method.blocks or 0,
+        "oft_block_size": 0 if method.blocks else method.block_size,
+        "block_share": method.share_blocks,
+        "module_dropout": method.dropout,
+        "coft": bounded,
+        "eps": method.radius if bounded else 6e-5,
+        "use_cayley_neumann": False,
+        "num_cayley_neumann_terms": 5,
+        "target_modules": layers,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_weights": True,
+    }
+
+
+def read_peft(directory: Path, base: AdaptableBase) -> Found:
+    """Reads a PEFT directory, that of one part of the base or of several.
+
+    Raises:
+        Refused: another method or an old version of PEFT's, no safetensors, a layer that the base does not have, a
+            convolution, directories of the parts that do not agree.
+    """
+    folders = [
+        each for each in (directory, directory / "unet", directory / "text_encoder") if (each / CONFIG).is_file()
+    ]
+    if not folders:
+        raise Refused(f"{directory} is no PEFT directory: there is no {CONFIG} in it")
+    found = Found(f"a PEFT directory, {directory.name}")
+    for folder in folders:
+        config = _read_config(folder)
+        series, settings = config.get("use_cayley_neumann", True), _settings(config)
+        terms = int(config.get("num_cayley_neumann_terms", 5)) if series else None
+        if found.q and (terms, settings) != (found.terms, found.settings):
+            raise Refused(f"{' and '.join(map(str, folders))} have different settings; import each by itself")
+        found.terms, found.settings, found.by_blocks = terms, settings, bool(config.get("r"))
+        found.remarks = [_BEFORE_018] if series and "peft_version" not in config else []
+        for path, v in by_layer(folder / TENSORS, _read_tensors(folder), base)[0].items():
+            if not _turned_by_peft(base.module(path)):
+                raise Refused(f"{folder} cannot be read: {_CONVOLUTION.format(path)}; train it in diffadapt")
+            found.q[path] = v if series else -v
+    return found
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    """`OFT`'s settings of a PEFT config, beside the blocks' size and number, which the tensors' shapes tell."""
+    settings = {"share_blocks": bool(config.get("block_share")), "dropout": float(config.get("module_dropout", 0))}
+    if config.get("coft"):
+        settings |= {"constraint": "peft", "radius": float(config.get("eps", 6e-5))}
+    return settings
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    config = read_json(folder / CONFIG)
+    if not isinstance(config, dict) or config.get("peft_type") != "OFT":
+        kind = config.get("peft_type") if isinstance(config, dict) else None
+        raise Refused(f"{folder} is a PEFT directory of {kind}; diffadapt reads those of OFT")
+    if "oft_block_size" not in config:
+        raise Refused(_OLD.format(folder))
+    return config
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    if not (folder / TENSORS).exists() and (folder / "adapter_model.bin").exists():
+        raise Refused(
+            f"{folder} holds a pickle, which can run code when read; load it in PEFT and call "
+            "save_pretrained(..., safe_serialization=True)"
+        )
+    tensors, _ = load_tensors(folder / TENSORS)
+    if any(re.search(r"\.oft_r(\.|$)", key) for key in tensors):
+        raise Refused(_OLD.format(folder))
+    return tensors
+
+
+def _turned_by_peft(layer: nn.Module) -> bool:
+    return not isinstance(layer, nn.Conv2d) or layer.kernel_size == (1, 1)
