@@ -19,7 +19,7 @@ def test_there_are_configs():
 def test_config_is_read_without_an_unknown_key(path: Path):
     job = read_job(read_toml(path))
     assert job.top.out
-    assert job.concept.noun
+    assert job.data.folder
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

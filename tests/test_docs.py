@@ -14,8 +14,7 @@ import diffadapt
 from diffadapt.adapters import METHODS, attach
 from diffadapt.cli.main import COMMANDS, parser
 from diffadapt.config import REQUIRED, Option, options
-from diffadapt.recipes.job import job_options
-from diffadapt.recipes.subject import SubjectConfig
+from diffadapt.recipes.job import RECIPES, job_options
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -49,6 +48,20 @@ def option_rows(page: Path) -> dict[str, str]:
         if header[:2] == ["option", "default"]:
             found |= {row[0].strip("`"): row[1].strip("`") for row in rows}
     return found
+
+
+def known_options(*recipes: str) -> dict[str, str]:
+    """Option -> default, of every method of the recipes."""
+    found: dict[str, str] = {}
+    for recipe in (RECIPES[name] for name in recipes):
+        for method in recipe.methods.values():
+            found |= {row.name: default(row) for row in job_options(method, recipe)}
+    return found
+
+
+def method_options() -> dict[str, str]:
+    """Option -> default, of every method, those that no recipe takes by name included."""
+    return {row.name: default(row) for method in METHODS.values() for row in options(method, "method")}
 
 
 def default(row: Option) -> str:
@@ -115,7 +128,7 @@ def test_diffadapt_command_lines_parse(page: Path, capsys):
 
 @every_page
 def test_settings_and_configs_on_command_lines_exist(page: Path):
-    known = {row.name for method in METHODS.values() for row in job_options(method, SubjectConfig)}
+    known = known_options(*RECIPES)
     for words in commands(page):
         given = diffadapt_arguments(words) or []
         if given[:1] not in (["train"], ["demo"]):
@@ -145,9 +158,8 @@ def test_commands_and_configs_named_in_the_text_exist(page: Path):
             assert match[1] in COMMANDS, f"{page.name}: no command in {code!r}"
         if re.fullmatch(r"configs/[\w./-]+\.toml", code):
             assert (ROOT / code).is_file(), f"{page.name}: no file {code}"
-        if match := re.match(r"(?:train|method|concept)\.(\w+)", code):
-            known = {row.name for method in METHODS.values() for row in job_options(method, SubjectConfig)}
-            assert match[0] in known, f"{page.name}: no option {match[0]}"
+        if match := re.match(r"(?:train|method|concept|pairs)\.(\w+)", code):
+            assert match[0] in known_options(*RECIPES) | method_options(), f"{page.name}: no option {match[0]}"
 
 
 @every_page
@@ -179,7 +191,7 @@ def test_a_methods_table_holds_its_options_and_their_defaults(page: Path):
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p not in METHOD_PAGES and option_rows(p)], ids=lambda p: p.stem)
 def test_other_tables_of_options_have_the_right_defaults(page: Path):
-    known = {row.name: default(row) for method in METHODS.values() for row in job_options(method, SubjectConfig)}
+    known = known_options("control" if page.stem == "control" else "subject")
     for name, written in option_rows(page).items():
         assert known.get(name) == written, f"{page.name}: {name} is {known.get(name)!r} and not {written!r}"
 

@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 
-from diffadapt.adapters import LoRA, Selective, Token, read_adapter
+from diffadapt.adapters import OFT, LoRA, Selective, Token, read_adapter
 from diffadapt.data.concept import load_concept
 from diffadapt.errors import Failed, Refused
 from diffadapt.files import load_tensors
@@ -247,3 +247,30 @@ def test_interrupt_is_passed_on(base, photos, tmp_path):
             watch=press_ctrl_c,
         )
     assert not base.attachments
+
+
+def test_gains_are_fitted_after_the_rotations_of_a_finished_run(base, photos, tmp_path):
+    concept = load_concept(photos, "cat")
+    turned = train_subject(
+        base, concept, method=OFT(block_size=4), out=tmp_path / "a", config=FAST, quiet=True, sample_every=3,
+    )  # fmt: skip
+    logged = [json.loads(line) for line in (turned.folder / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in logged if "cosine_change" in row] == [3, 6]
+    assert abs(logged[-1]["cosine_change"]) < 1e-6
+    scaled = train_subject(
+        base, concept, method=OFT(block_size=4, rescale="after"), out=tmp_path / "b", config=FAST, quiet=True,
+        start_from=str(turned.folder),
+    )  # fmt: skip
+    before, after = adapter_bits(turned), adapter_bits(scaled)
+    assert all(torch.equal(before[key], after[key]) for key in before if key.endswith(".q"))
+    assert all(after[key].abs().max() > 0 for key in after if key.endswith(".log_gain"))
+
+
+def test_going_on_from_another_method_is_refused_before_anything_is_written(base, photos, tmp_path):
+    concept = load_concept(photos, "cat")
+    run = train_subject(base, concept, method=LoRA(rank=2), out=tmp_path / "a", config=FAST, quiet=True)
+    with pytest.raises(Refused, match="made with method 'lora'"):
+        train_subject(
+            base, concept, method=OFT(block_size=4), out=tmp_path / "b", config=FAST, start_from=str(run.adapter)
+        )
+    assert not (tmp_path / "b").exists() and not base.attachments

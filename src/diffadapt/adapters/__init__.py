@@ -1,7 +1,7 @@
 """The methods: what may change in a base, and how."""
 
 from .adapter import Adapter, Mergeable, Method, SideInputs, effective_bias, effective_weight
-from .adapter_file import load_adapter, read_adapter
+from .adapter_file import copy_values, load_adapter, read_adapter
 from .attach import Attachment, attach
 from .hint import Hint
 from .lora import LoRA
@@ -23,6 +23,7 @@ __all__ = [
     "SideInputs",
     "Token",
     "attach",
+    "copy_values",
     "effective_bias",
     "effective_weight",
     "load_adapter",

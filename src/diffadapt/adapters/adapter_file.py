@@ -55,11 +55,8 @@ def load_adapter(base: AdaptableBase, path: str | Path, *, any_base: bool = Fals
         Refused: another base, a shape that does not fit, a newer format; says what to do.
     """
     method, roles, tokens, tensors, header = read_adapter(path)
-    if header["base_fingerprint"] != base.fingerprint and not any_base:
-        raise Refused(
-            f"{path} was trained on base {header['base']!r} ({header['base_fingerprint']}), this is {base.name!r} "
-            f"({base.fingerprint}); load that base, or pass any_base=True if the two are siblings"
-        )
+    if not any_base:
+        _refuse_another_base(base, path, header)
     vectors = method.vectors if isinstance(method, Token) else 1
     first_vectors = dict(list(tokens.items())[::vectors])  # "<t>", "<t>_1", ... stand one behind the other
     attachment = attach(base, method, roles, tokens=first_vectors)
@@ -69,3 +66,34 @@ def load_adapter(base: AdaptableBase, path: str | Path, *, any_base: bool = Fals
         attachment.detach()
         raise Refused(f"{path} does not fit base {base.name!r}: {error}") from error
     return attachment
+
+
+def copy_values(attachment: Attachment, path: str | Path) -> None:
+    """Copies a file's values into an attachment of the same method, so that training goes on from them.
+
+    What the file lacks keeps its own start: with `rescale="after"`, OFT takes the rotations of a file without gains.
+
+    Args:
+        attachment: of the method that made the file.
+        path: an adapter file of the same base.
+
+    Raises:
+        Refused: another method, another base, or values that the attachment has no place for.
+    """
+    method, _, _, tensors, header = read_adapter(path)
+    if method.name != attachment.method.name:
+        own = attachment.method.name
+        raise Refused(f"{path} was made with method {method.name!r}; training with {own!r} cannot go on from it")
+    _refuse_another_base(attachment.base, path, header)
+    try:
+        attachment.load_state_dict({**attachment.state_dict(), **tensors})
+    except Refused as error:
+        raise Refused(f"{path} does not fit what is to be trained: {error}") from error
+
+
+def _refuse_another_base(base: AdaptableBase, path: str | Path, header: dict[str, str]) -> None:
+    if header["base_fingerprint"] != base.fingerprint:
+        raise Refused(
+            f"{path} was trained on base {header['base']!r} ({header['base_fingerprint']}), this is {base.name!r} "
+            f"({base.fingerprint}); load that base, or pass any_base=True if the two are siblings"
+        )

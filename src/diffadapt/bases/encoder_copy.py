@@ -26,13 +26,13 @@ class EncoderCopy(nn.Module):
 
     def __init__(self, unet: Any, *, channels: Sequence[int], blocks: int, copy_weights: bool, seed: int) -> None:
         super().__init__()
-        from diffusers import ControlNetModel
+        from diffusers.models.controlnets.controlnet import ControlNetModel
 
         if blocks > len(unet.down_blocks):
             raise Refused(f"the base's encoder has {len(unet.down_blocks)} down blocks; {blocks} cannot be copied")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = ControlNetModel.from_unet(
+            network: Any = ControlNetModel.from_unet(
                 unet, conditioning_embedding_out_channels=tuple(channels), load_weights_from_unet=copy_weights
             )
         self.skips = _skips(unet.down_blocks)

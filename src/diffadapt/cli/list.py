@@ -106,8 +106,12 @@ def _entries(topic: str, arguments: argparse.Namespace) -> dict[str, str]:
         return BASES
     if topic == "methods":
         from ..adapters import METHODS
+        from ..recipes.job import RECIPES
 
-        return {name: (method.__doc__ or "").strip().splitlines()[0] for name, method in METHODS.items()}
+        found = dict(METHODS)
+        for recipe in RECIPES.values():
+            found |= recipe.methods
+        return {name: (method.__doc__ or "").strip().splitlines()[0] for name, method in found.items()}
     if topic == "recipes":
         from ..recipes.job import RECIPES
 

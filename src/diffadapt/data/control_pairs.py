@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from ..controls import SIGNALS, find_signal
@@ -26,6 +26,7 @@ from .picture import SUFFIXES, find_crop, fit, open_picture, to_tensor
 
 METADATA = "metadata.jsonl"
 MEMORY = "(in memory)"
+_STATE_SIZES = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # whose headers say how large and which way up they are
 
 
 Read = Callable[[int], tuple[Tensor, Tensor]]
@@ -113,7 +114,7 @@ class ControlPairs:
         """Pictures (n, 3, R, R) in [-1, 1] and their signals (n, 3, R, R) in [0, 1], float32.
 
         Raises:
-            Refused: a file cannot be used, or a signal has another size than its picture; names the file.
+            Refused: a file cannot be used; names it.
         """
         rows = [self.pairs[index].read(resolution) for index in indices]
         pictures, signals = (torch.stack([_as_float(row[i]) for row in rows]) for i in (0, 1))
@@ -154,22 +155,23 @@ def load_control_pairs(
         kind: which of `SIGNALS` the signals of files are, so that results can be scored.
 
     Raises:
-        Refused: no picture, no caption at all, a picture without a signal (names it), an unknown signal, or a signal of
-            another size than its picture. A file that is damaged is refused when it is read.
+        Refused: no picture, no caption at all, a picture without a signal, a signal of another size than its picture
+            (names the file), or an unknown signal. A file that is damaged is refused when it is read.
     """
     given = {"folder": folder, "signals": signals, "kind": kind}
     source = {name: str(value) for name, value in given.items() if value is not None}
     folder = Path(folder).expanduser()
     examples, notes = list_folder(folder)
-    named = isinstance(signals, str) and (signals in SIGNALS or not Path(signals).expanduser().is_dir())
-    if named:
-        kind, readers = signals, _computed(examples, str(signals))
+    if isinstance(signals, str) and (signals in SIGNALS or not Path(signals).expanduser().is_dir()):
+        kind, readers = signals, _computed(examples, signals)
     else:
         files = (
             _named_in_metadata(folder) if signals is None else _of_the_same_names(Path(signals).expanduser(), examples)
         )
         examples = [example for example in examples if example.path not in files.values()]
         readers = _read_from(files, examples, str(signals or folder / METADATA))
+        places = {part.name for file in files.values() for part in (file, *file.parents)}
+        notes = [note for note in notes if note.partition(":")[0] not in places]  # they are used, as signals
     notes += [f"{example.path.name}: left out, it has no caption" for example in examples if example.caption is None]
     pairs = [
         Pair(
@@ -201,11 +203,14 @@ def open_signal(path: str | Path) -> Image.Image:
     return picture.convert("RGB")
 
 
-# --- where the signals come from: picture -> its file, or what reads both ----------------------------------------------
+# --- where the signals come from --------------------------------------------------------------------------------------
 
 
 def _computed(examples: Sequence[Example], name: str) -> dict[Path, Read]:
-    signal = find_signal(name)
+    try:
+        signal = find_signal(name)
+    except Refused as error:
+        raise Refused(f"there is no folder of signals at {name!r}, and as a name it is an {error}") from error
     if signal.extract is None:
         raise Refused(f"the signal {name!r} cannot be computed from pictures; give a folder of signals")
     return {example.path: _with_computed(example, signal.extract) for example in examples}
@@ -216,6 +221,8 @@ def _read_from(files: Mapping[Path, Path], examples: Sequence[Example], where: s
     if missing:
         more = f", nor have {len(missing) - 1} more" if len(missing) > 1 else ""
         raise Refused(f"{missing[0]} has no signal in {where}{more}; add the signal, or remove the picture")
+    for example in examples:
+        _check_sizes(example.path, files[example.path])
     return {example.path: _with_file(example, files[example.path]) for example in examples}
 
 
@@ -263,16 +270,33 @@ def _in_memory(picture: Tensor, signal: Tensor, caption: str) -> Pair:
 def _with_file(example: Example, signal_file: Path) -> Read:
     def read(resolution: int) -> tuple[Tensor, Tensor]:
         picture, signal = example.open()[0], open_signal(signal_file)
-        if signal.size != picture.size:
-            raise Refused(
-                f"signal {signal_file} is {signal.width}x{signal.height}, its picture {example.path.name} "
-                f"{picture.width}x{picture.height}; make the signal at the picture's own size"
-            )
+        _refuse_other_size(signal_file, signal.size, example.path, picture.size)
         box = find_crop(picture.size).box
         square = signal.resize((resolution, resolution), Image.Resampling.BILINEAR, box=box)
         return to_tensor(fit(picture, resolution)[0]), to_tensor(square)
 
     return read
+
+
+def _check_sizes(picture: Path, signal: Path) -> None:
+    """Compares the sizes that the files' headers state; a file that cannot be read is refused when it is."""
+    sizes = []
+    for path in (picture, signal):
+        try:
+            with Image.open(path, formats=_STATE_SIZES) as file:
+                turned = file.getexif().get(ExifTags.Base.Orientation, 1) > 4
+                sizes.append(file.size[::-1] if turned else file.size)
+        except Exception:  # as many kinds as there are decoders
+            return
+    _refuse_other_size(signal, sizes[1], picture, sizes[0])
+
+
+def _refuse_other_size(signal: Path, its: tuple[int, int], picture: Path, size: tuple[int, int]) -> None:
+    if its != size:
+        raise Refused(
+            f"signal {signal} is {its[0]}x{its[1]}, its picture {picture.name} {size[0]}x{size[1]}; make the signal at "
+            "the picture's own size"
+        )
 
 
 def _with_computed(example: Example, extract: Callable[[Tensor], Tensor]) -> Read:

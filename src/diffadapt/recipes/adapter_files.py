@@ -1,8 +1,9 @@
 """What may be named where an adapter is asked for: a file of any kind that a training writes, or a run's folder."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from ..adapters import Attachment, load_adapter
+from ..adapters import Attachment, copy_values, load_adapter
 from ..bases import Base
 from ..errors import Refused
 from .control_net import is_control_net, load_control_net
@@ -27,3 +28,9 @@ def adapter_files(path: str | Path) -> list[Path]:
 def load_file(base: Base, path: Path) -> Attachment:
     """Loads one file onto the base that it was trained on; see `load_adapter`."""
     return load_control_net(base, path) if is_control_net(path) else load_adapter(base, path)
+
+
+def start_from(attachments: Mapping[str, Attachment], place: str) -> None:
+    """Lets attachments, by the name of their file, start from a file or a finished run's folder; "" leaves them."""
+    for path in adapter_files(place) if place else []:
+        copy_values(attachments.get(path.stem, attachments["adapter"]), path)

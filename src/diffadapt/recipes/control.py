@@ -28,6 +28,7 @@ from ..errors import Refused
 from ..objectives import NoiseSchedule, denoising_loss
 from ..training import seeds
 from ..training.log import say
+from .adapter_files import start_from
 from .control_batches import ControlBatch, ControlBatches
 from .control_net import ControlNet, attach_control_net, hint_for
 from .finish_control import control_samples, finish_control, write_pairs
@@ -98,6 +99,7 @@ def train_control(
     # --- what trains: first, so that what does not fit is refused before anything is written ------------------------
     attachments = attach_all(base, method, config, seed)
     try:
+        start_from(attachments, config.start_from)
         pairs.read([0], resolution)
         if first:
             mine = {"identity": pairs.identity(), "held_out": held_out.identity() if held_out else ""}
@@ -113,10 +115,10 @@ def train_control(
             resolution=resolution,
             batch_size=config.batch_size,
             caption_dropout=config.caption_dropout,
-            parts=config.gradient_accumulation,
+            cache=TensorCache(folder / "cache" if first and pairs.in_files else None),
             seed=seed,
             process=accelerator.process_index,
-            cache=TensorCache(folder / "cache" if first and pairs.in_files else None),
+            parts=config.gradient_accumulation,
         )  # fmt: skip
 
         # --- the loop -------------------------------------------------------------------------------------------------
@@ -148,11 +150,7 @@ def train_control(
                     learner.backward(loss)
                     told.append((batch, losses.detach(), loss.detach()))
                 journal.write(learner.update(_row(step + 1, told)))
-
-        # --- the result -----------------------------------------------------------------------------------------------
-        facts = learner.facts()
-        if first:
-            learner.save(folder, {"settings": dump_toml(settings)})
+        facts = learner.finish(dump_toml(settings))
     finally:
         release(base, attachments.values())
     accelerator.wait_for_everyone()

@@ -36,9 +36,9 @@ class ControlBatches:
         resolution: side of the training pictures, in pixels.
         batch_size: rows of a batch.
         caption_dropout: share of captions replaced by the empty prompt; the signal stays.
-        parts: batches in a step (gradient accumulation).
-        seed, process: what the draws depend on, beside the step.
         cache: keeps latents.
+        seed, process: what the draws depend on, beside the step.
+        parts: batches in a step (gradient accumulation).
     """
 
     def __init__(
@@ -49,10 +49,10 @@ class ControlBatches:
         resolution: int,
         batch_size: int,
         caption_dropout: float,
-        parts: int,
+        cache: TensorCache,
         seed: int,
         process: int,
-        cache: TensorCache,
+        parts: int,
     ) -> None:
         self.base, self.pairs, self.resolution, self.rows = base, pairs, resolution, batch_size
         self.caption_dropout, self.parts, self.seed, self.process = caption_dropout, parts, seed, process

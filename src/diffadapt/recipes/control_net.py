@@ -145,7 +145,7 @@ def load_control_net(base: Base, path: str | Path) -> Attachment:
     attachment = attach_control_net(base, ControlNet(**json.loads(header["config"])), copy_weights=False)
     try:
         attachment.load_state_dict(tensors)
+        return attachment
     except Refused as error:
         attachment.detach()
-        raise Refused(f"{path} does not fit base {base.name!r}: {error}") from error
-    return attachment
+        raise Refused(f"{path} is no whole ControlNet of {base.name!r}: {error}") from error

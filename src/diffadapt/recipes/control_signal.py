@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from PIL import Image
@@ -14,6 +15,7 @@ from ..errors import Refused
 
 Control = str | Path | Image.Image | Tensor
 """A picture's file, a PIL picture, or a tensor (3, H, W) in [0, 1]."""
+_ONE = (str, Path, Image.Image, NoneType)
 
 
 def each_control(control: Control | Sequence[Control] | None, count: int) -> list[Control | None]:
@@ -22,11 +24,13 @@ def each_control(control: Control | Sequence[Control] | None, count: int) -> lis
     Raises:
         Refused: another number of them.
     """
-    if control is None or isinstance(control, str | Path | Image.Image) or (_is_tensor(control) and control.ndim == 3):
-        return [control] * count
-    if len(control) != count:
-        raise Refused(f"{len(control)} control signals came for {count} prompts; give one for all, or one for each")
-    return list(control)
+    if isinstance(control, _ONE) or (isinstance(control, Tensor) and control.ndim == 3):
+        each: list[Any] = [control] * count
+    else:
+        each = list(control)
+    if len(each) != count:
+        raise Refused(f"{len(each)} control signals came for {count} prompts; give one for all, or one for each")
+    return each
 
 
 def read_signal(control: Control | None, size: tuple[int | None, int | None]) -> Tensor:
@@ -77,7 +81,3 @@ def check_control(base: Base, lines: Iterable[tuple[str, bool]]) -> None:
                 f"{prompt!r} has a control signal, and nothing attached follows one; add the adapter that was trained "
                 "with it, or leave the signal out"
             )
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)

@@ -61,8 +61,8 @@ def evaluate_control(
         base: a loaded base.
         pairs: held-out pairs; one picture is made for each.
         adapters: (file, run's folder or attachment, strength) pairs, one of which follows a control signal.
-        signal: what the signals are, one of `SIGNALS`; None takes `pairs.signal`. Where that is unknown too, only the
-            Frechet distance is measured.
+        signal: what the signals are, one of `SIGNALS`; None takes `pairs.signal`. Where that is unknown too, or cannot
+            be read from such pictures (segmentation of photographs), only the Frechet distance is measured.
         seed: picture i starts from seed + i, for the base and the adapted base alike.
         steps, guidance: of the sampling; None means the base's defaults.
         features: the encoder of the Frechet distance; None means the probe on the embedded base, else DINO from the
@@ -78,12 +78,18 @@ def evaluate_control(
         The interval of a figure draws whole pictures; the Frechet distance has none.
 
     Raises:
-        Refused: an adapter does not fit, no adapter follows a signal, a signal that cannot be read from such pictures,
-            an encoder that cannot be loaded.
+        Refused: an adapter does not fit, no adapter follows a signal, an encoder that cannot be loaded, nothing to
+            measure.
     """
     name = signal or pairs.signal
+    from_pixels = bool(name) and find_signal(str(name)).extract is not None
+    if name and not from_pixels and not base.world:
+        say(f"{name} cannot be read from pictures of {base.name}; only their features are compared", quiet=quiet)
+        name = None
     encoder = _encoder(base, features)
-    reader = load_reader() if base.world and name and find_signal(name).extract is None else None
+    if not name and not encoder:
+        raise Refused("neither a signal that can be read nor features: nothing would be measured")
+    reader = load_reader() if name and not from_pixels else None
     pixels, signals = pairs.read(range(len(pairs)), base.resolution)
     reals = (pixels + 1) / 2
     say(f"evaluating on {len(pairs) * (2 if compare_base else 1)} pictures", quiet=quiet)
@@ -158,7 +164,7 @@ def _values(scores: dict[str, Tensor], of_base: dict[str, Tensor], seed: int) ->
 def _row(name: str, row: dict[str, Any], base: float | None) -> dict[str, Any]:
     better, meaning = MEANINGS[name]
     unit = "px" if name == "error" else ""
-    return row | {"base": base, "better": better, "unit": unit, "meaning": meaning, "kind": "fidelity"}
+    return row | {"base": base, "better": better, "unit": unit, "meaning": meaning, "kind": "control"}
 
 
 def _items(scores: dict[str, Tensor]) -> dict[str, list[float | None]]:

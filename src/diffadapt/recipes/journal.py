@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ..training.log import RunLog, Steps, say
+from .geometry import geometry
 from .learner import Learner
 from .progress_samples import ProgressSamples
 
@@ -64,18 +65,24 @@ class Journal:
     def write(self, row: Mapping[str, Any]) -> None:
         """Logs a step, and writes the samples and the checkpoint that are due after it.
 
+        With the samples the log gets how far the neurons have moved, see `geometry`.
+
         Args:
             row: "step", 1-based, "loss", and whatever else the log shall hold.
         """
         now, config = row["step"], self.learner.config
         row = {**row, "seconds": time.perf_counter() - self._clock, "images": now * self.images}
+        last = now == config.steps
+        due = bool(config.sample_every) and (now % config.sample_every == 0 or last)
         if self.log:
+            if due:
+                with self.learner.averaged():
+                    row |= geometry(list(self.learner.attachments.values()))
             self.log.write(row)
         if self.watch:
             self.watch(now, row["loss"])
         self.bar.advance(f"loss {row['loss']:.4f}")
-        last = now == config.steps
-        if self.samples and (now % config.sample_every == 0 or last):
+        if self.samples and due:
             with self.learner.averaged():
                 self.samples.save(f"step-{now:06d}")
         if self.first and config.checkpoint_every and (now % config.checkpoint_every == 0 or last):

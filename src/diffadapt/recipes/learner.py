@@ -188,8 +188,14 @@ class Learner:
         save_checkpoint(place, step, state, {"of": self.config.steps}, keep=self.config.keep_checkpoints)
         self.kept = step
 
-    def facts(self) -> dict[str, Any]:
-        """Figures of the training for `metrics.json`."""
+    def finish(self, settings: str) -> dict[str, Any]:
+        """Writes the finished files, in the first process; returns figures of the training for `metrics.json`.
+
+        Args:
+            settings: TOML for the files' headers.
+        """
+        if self.accelerator.is_main_process:
+            self.save(self.folder, {"settings": settings})
         count = sum(parameter.numel() for parameter in self.parameters)
         return {"trainable_parameters": count, "peak_memory_mb": round(peak_memory_mb(), 1)}
 

@@ -19,7 +19,7 @@ COUNT = 6
 
 
 class ProgressSamples:
-    """Writes `samples/<name>/NN.png` of a run, and `samples/prompts.json` about them.
+    """Writes `samples/<name>/NN.png` of a run, and about them `samples/prompts.json` and `samples/signals/`.
 
     Args:
         base: with what is being trained on it.
@@ -54,6 +54,8 @@ class ProgressSamples:
                 **(about or {}),
             },
         )
+        for i, control in enumerate(controls or ()):
+            write_png(self.folder / "signals" / f"{i:02d}.png", to_picture(control))
 
     def save_base(self, attachments: Sequence[Attachment]) -> None:
         """The untouched base's pictures."""

@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..adapters import Attachment, Method, SideInputs, Token, attach
+from ..adapters import Attachment, Hint, Method, SideInputs, Token, attach
 from ..adapters.token import TokenAdapter
 from ..bases import Base
 from ..config import check, dump_toml, option, with_overrides
@@ -28,6 +28,7 @@ from ..errors import Refused
 from ..objectives import NoiseSchedule, denoising_loss
 from ..training import seeds
 from ..training.log import say
+from .adapter_files import start_from
 from .concept_batches import Batch, ConceptBatches
 from .finish import finish
 from .journal import Journal
@@ -109,6 +110,7 @@ def train_subject(
     attachment = attach(base, method, list(config.roles) or None, tokens=tokens, seed=seed)
     attachment.enabled = False
     try:
+        start_from({"adapter": attachment}, config.start_from)
         if first:
             claim_folder(folder, dump_toml({"base": base.fingerprint, **settings, "concept": pictures}))
             where = {"folder": str(concept.folder), "noun": concept.noun, "token": concept.token}
@@ -162,9 +164,7 @@ def train_subject(
                 journal.write(learner.update(_row(step + 1, told)))
 
         # --- the result -----------------------------------------------------------------------------------------------
-        facts = learner.facts()
-        if first:
-            learner.save(folder, {"settings": dump_toml(settings)})
+        facts = learner.finish(dump_toml(settings))
     finally:
         release(base, [attachment])
     accelerator.wait_for_everyone()
@@ -183,6 +183,8 @@ def _refuse_what_does_not_fit(base: Base, concept: Concept, method: Method, conf
     """All that can be known to be wrong before the first file is written."""
     if isinstance(method, Token) and not config.train_token:
         raise Refused("textual inversion learns the token and nothing else; leave train_token on")
+    if isinstance(method, Hint):
+        raise Refused("a hint feeds a control signal in, and a subject has none; see train_control")
     if config.masked and concept.masks(config.resolution or base.resolution) is None:
         raise Refused(f"masked = true, but no picture in {concept.folder} has a mask (alpha, or NAME-masklabel.png)")
     if not config.train_token and concept.token.startswith("<"):
