@@ -4,11 +4,12 @@
 #   make demo                    teach the embedded base a character; prints the path of the report
 #   make lint                    ruff and pyright
 #   make bench                   speed and memory beside PEFT (minutes)
+#   make evidence DATA=...       run what is missing of the papers' claims, then judge them (hours if all is missing)
 #   make clean                   remove .venv and caches; runs/ stays
 #
 #   PYTHON=python3.12            which Python makes .venv (only when it is made)
 #   PIP_ARGS="--index-url ..."   more arguments for pip, such as an index with torch for your GPU
-#   ARGS="-k lora"               more arguments for pytest, diffadapt demo or the benchmark
+#   ARGS="-k lora"               more arguments for pytest, diffadapt demo, the benchmark or evidence run
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -19,7 +20,7 @@ STAMP := $(VENV)/.set-up
 PIP_FLAGS = -q --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 SAY := @printf '\n== %s\n'
 
-.PHONY: test demo lint bench setup clean help
+.PHONY: test demo lint bench evidence setup clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -62,6 +63,11 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(SAY) "benchmarks"
 	$(BIN)/python benchmarks/step_time.py $(ARGS)
+
+evidence: $(STAMP)
+	$(SAY) "evidence"
+	$(BIN)/diffadapt evidence run all $(if $(DATA),--data $(DATA)) $(ARGS)
+	$(BIN)/diffadapt evidence report
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache build dist src/*.egg-info

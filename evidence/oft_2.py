@@ -4,6 +4,7 @@ from subjects import (
     CONTENDERS,
     ON_THE_WAY_STEPS,
     SUBJECTS,
+    average,
     by_subject,
     chosen_rates,
     draw_sheet,
@@ -12,12 +13,10 @@ from subjects import (
     tuning_units,
 )
 
-from diffadapt.evidence.claim import Claim, Settings, Verdict
-from diffadapt.evidence.context import Context
-from diffadapt.evidence.results import Results, Unit
-from diffadapt.metrics.bootstrap import interval_of_difference, interval_of_ratio
+from diffadapt.evidence import Claim, Context, Results, Settings, Unit, Verdict
+from diffadapt.metrics import interval_of_nested_mean, interval_of_nested_ratio
 
-DRAWN = ("fox", "koala", "lobster", "helicopter", "violin")
+DRAWN = ("fox", "koala", "helicopter")
 
 
 def units(results: Results, settings: Settings) -> list[Unit]:
@@ -44,7 +43,7 @@ def run(unit: Unit, context: Context) -> dict:
             for noun in DRAWN
             for name in CONTENDERS
         }
-        return {"picture": draw_sheet(context, adapters, context.pictures / "subjects.png")}
+        return {"picture": draw_sheet(context, adapters, {name: each.title for name, each in CONTENDERS.items()})}
     method = CONTENDERS[unit["contender"]].method
     on_the_way = ON_THE_WAY_STEPS if unit["stage"] == "test" else ()
     return teach(context, unit["subject"], method, unit["rate"], seed=unit["seed"], on_the_way=on_the_way)
@@ -52,12 +51,10 @@ def run(unit: Unit, context: Context) -> dict:
 
 def judge(results: Results) -> Verdict:
     tested = results.where(stage="test")
-    fidelity, groups = by_subject(tested, "oft", "fidelity")
-    lora_fidelity, _ = by_subject(tested, "lora", "fidelity")
-    drift, _ = by_subject(tested, "oft", "drift_features")
-    lora_drift, _ = by_subject(tested, "lora", "drift_features")
-    gain = interval_of_difference(fidelity, lora_fidelity, paired=True, groups=groups)
-    ratio = interval_of_ratio(drift, lora_drift, groups=groups)
+    fidelity = {name: by_subject(tested, name, average("fidelity")) for name in ("oft", "lora")}
+    drift = {name: by_subject(tested, name, average("drift_features")) for name in ("oft", "lora")}
+    gain = interval_of_nested_mean(fidelity["oft"] - fidelity["lora"])
+    ratio = interval_of_nested_ratio(drift["oft"], drift["lora"])
     met = gain.low >= 0 and ratio.high <= 0.5
     missed = gain.high < 0 or ratio.low > 0.5
     rates = ", ".join(f"{name} {rate:g}" for name, rate in chosen_rates(results, CONTENDERS).items())
@@ -69,7 +66,7 @@ def judge(results: Results) -> Verdict:
             f"drift over LoRA's: {ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]."
         ),
         tables=[subject_table(tested, CONTENDERS, f"learning rates chosen by tuning: {rates}")],
-        pictures=[("subjects.png", "One picture that was shown, then two of each contender, seed 0")],
+        pictures=[("subjects.png", "The same five prompts and the same noise for every contender, training seed 0")],
     )
 
 

@@ -1,13 +1,9 @@
 """OFT-3: OFT converges faster. Read off the runs of OFT-2, whose fidelity was scored on the way."""
 
-import torch
-from subjects import CONTENDERS, ON_THE_WAY_STEPS, STEPS, mean
+from subjects import CONTENDERS, ON_THE_WAY_STEPS, STEPS, by_subject, mean
 
-from diffadapt.evidence.claim import Claim, Settings, Verdict
-from diffadapt.evidence.context import Context
-from diffadapt.evidence.results import Finished, Results, Unit
-from diffadapt.metrics.bootstrap import interval_of_mean, interval_of_ratio
-from diffadapt.report.evidence_page import Curve, Plot, Table
+from diffadapt.evidence import Claim, Context, Curve, Finished, Plot, Results, Settings, Table, Unit, Verdict
+from diffadapt.metrics import interval_of_nested_mean, interval_of_nested_ratio
 
 NEVER = 2 * STEPS  # what a run counts that never gets there: a lower bound, favourable to it
 
@@ -33,29 +29,25 @@ def reaches(each: Finished, level: float) -> float:
 
 
 def judge(results: Results) -> Verdict:
-    tested = results.of("OFT-2")
-    own, peer, groups, never = [], [], [], 0
-    subjects = sorted({each.unit["subject"] for each in tested.where(stage="test")})
-    for each in tested.where(stage="test", contender="lora"):
-        (other,) = tested.where(stage="test", contender="oft", subject=each.unit["subject"], seed=each.unit["seed"])
-        level = mean(each.scores["fidelity_at"][str(STEPS)])
-        own.append(reaches(other, level))
-        peer.append(reaches(each, level))
-        groups.append(subjects.index(each.unit["subject"]))
-        never += own[-1] == NEVER
-    ratio = interval_of_ratio(torch.tensor(own), torch.tensor(peer), groups=torch.tensor(groups))
+    tested = results.of("OFT-2").where(stage="test")
+    levels = {
+        (each.unit["subject"], each.unit["seed"]): mean(each.scores["fidelity_at"][str(STEPS)])
+        for each in tested
+        if each.unit["contender"] == "lora"
+    }
+    steps = {
+        name: by_subject(tested, name, lambda each: reaches(each, levels[each.unit["subject"], each.unit["seed"]]))
+        for name in ("oft", "lora")
+    }
+    never = int((steps["oft"] == NEVER).sum())
+    ratio = interval_of_nested_ratio(steps["oft"], steps["lora"])
     status = "reproduced" if ratio.high <= 0.7 else "not reproduced" if ratio.low > 0.7 else "undecided"
     curves = []
     for name in ("oft", "lora", "dreambooth"):
-        runs = tested.where(stage="test", contender=name)
-        where = torch.tensor([subjects.index(each.unit["subject"]) for each in runs])
-        points = [
-            (
-                step,
-                interval_of_mean(torch.tensor([mean(r.scores["fidelity_at"][str(step)]) for r in runs]), groups=where),
-            )
-            for step in ON_THE_WAY_STEPS
-        ]
+        points = []
+        for step in ON_THE_WAY_STEPS:
+            values = by_subject(tested, name, lambda each, step=step: mean(each.scores["fidelity_at"][str(step)]))
+            points.append((step, interval_of_nested_mean(values)))
         curves.append(Curve(name=CONTENDERS[name].title, points=points))
     rows = [[curve.name, *(interval for _, interval in curve.points)] for curve in curves]
     return Verdict(
@@ -63,7 +55,7 @@ def judge(results: Results) -> Verdict:
         sentence=(
             "Steps to LoRA's final fidelity, OFT's over LoRA's: "
             f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]; "
-            f"{never} of {len(own)} OFT runs never got there and count as {NEVER} steps."
+            f"{never} of {steps['oft'].numel()} OFT runs never got there and count as {NEVER} steps."
         ),
         tables=[Table(title="Fidelity on the way", columns=["", *map(str, ON_THE_WAY_STEPS)], rows=rows)],
         plots=[

@@ -1,15 +1,11 @@
 """OFT-4: COFT does not collapse at nine times the steps."""
 
-import torch
-from subjects import CONTENDERS, STEPS, Contender, chosen_rates, mean, teach
+from subjects import CONTENDERS, STEPS, Contender, average, by_subject, chosen_rates, mean, teach
 
 from diffadapt.adapters import OFT
-from diffadapt.evidence.claim import Claim, Settings, Verdict
-from diffadapt.evidence.context import Context
-from diffadapt.evidence.results import Finished, Results, Unit
-from diffadapt.metrics.bootstrap import interval_of_mean
+from diffadapt.evidence import Claim, Context, Curve, Finished, Plot, Results, Settings, Table, Unit, Verdict
+from diffadapt.metrics import interval_of_nested_mean, interval_of_nested_ratio
 from diffadapt.metrics.harmonic import harmonic_mean
-from diffadapt.report.evidence_page import Curve, Plot, Table
 
 SUBJECTS = ("fox", "helicopter")
 TIMES = 9
@@ -48,15 +44,13 @@ def quality(each: Finished) -> list[float]:
 def judge(results: Results) -> Verdict:
     curves, rows, kept = [], [], {}
     for name, contender in LONG.items():
-        runs = results.where(contender=name)
-        groups = torch.tensor([SUBJECTS.index(each.unit["subject"]) for each in runs])
-        values = torch.tensor([quality(each) for each in runs])  # (runs, marks)
+        values = [by_subject(list(results), name, lambda each, i=i: quality(each)[i]) for i in range(len(MARKS))]
         # The best of nine noisy marks is too high by itself: the mark is chosen on the mean over runs.
-        best = int(values.mean(0).argmax())
-        kept[name] = interval_of_mean(values[:, -1] / values[:, best], groups=torch.arange(len(runs)))
-        points = [(mark, interval_of_mean(values[:, i], groups=groups)) for i, mark in enumerate(MARKS)]
+        best = max(range(len(MARKS)), key=lambda i: float(values[i].mean()))
+        kept[name] = interval_of_nested_ratio(values[-1], values[best])
+        points = [(mark, interval_of_nested_mean(each)) for mark, each in zip(MARKS, values, strict=True)]
         curves.append(Curve(name=contender.title, points=points))
-        drift = interval_of_mean(torch.tensor([mean(each.scores["drift_features"]) for each in runs]))
+        drift = interval_of_nested_mean(by_subject(list(results), name, average("drift_features")))
         rows.append([contender.title, MARKS[best], points[best][1], points[-1][1], kept[name], drift])
     coft = kept["coft"]
     status = "reproduced" if coft.low >= 0.95 else "not reproduced" if coft.high < 0.95 else "undecided"

@@ -5,11 +5,12 @@ that differ in a learning rate are tuned alike: three rates a factor of two apar
 the rate with the highest mean of the harmonic mean of fidelity and alignment is taken.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from contact_sheet import write_sheet
 from torch import Tensor
 
 from diffadapt.adapters import OFT, LoRA, Method, Selective, Token
@@ -21,13 +22,12 @@ from diffadapt.evidence.context import Context
 from diffadapt.evidence.results import Finished, Results, Unit
 from diffadapt.files import load_tensors, save_tensors
 from diffadapt.metrics.alignment import text_alignment
-from diffadapt.metrics.bootstrap import interval_of_mean
+from diffadapt.metrics.bootstrap import interval_of_nested_mean
 from diffadapt.metrics.diversity import diversity
 from diffadapt.metrics.drift import drift_features, drift_pixels
 from diffadapt.metrics.features import load_features
 from diffadapt.metrics.fidelity import subject_fidelity
 from diffadapt.metrics.harmonic import harmonic_mean
-from diffadapt.recipes.pictures import write_png
 from diffadapt.recipes.sample import adapted, default_line, generate, to_picture
 from diffadapt.recipes.scene_concept import write_scene_concept
 from diffadapt.recipes.subject import train_subject
@@ -165,25 +165,24 @@ class Judge:
         return generate(self.base, lines)
 
 
-def draw_sheet(context: Context, adapters: Mapping[tuple[str, str], Path], path: Path) -> str:
-    """A contact sheet: one row a subject, what was shown first, then two pictures of each contender.
+def draw_sheet(context: Context, adapters: Mapping[tuple[str, str], Path], titles: Mapping[str, str]) -> str:
+    """A contact sheet of the same prompts and seeds: each subject as it was shown, then as each contender draws it.
 
     Args:
         context: of the unit.
-        adapters: (subject, contender) -> file; those of one subject stand together.
-        path: where to; its name is returned.
+        adapters: (subject, contender) -> file.
+        titles: contender -> what the sheet calls it.
     """
     base, world, rows = context.base, world_of(context.base), []
     for noun in dict.fromkeys(noun for noun, _ in adapters):
         concept = concept_of(context, noun)
-        asked = benchmark_prompts(concept.noun, concept.token, world)[:2]
-        row = [(concept.pixels(base.resolution)[0] + 1) / 2]
-        for file in (file for (its_noun, _), file in adapters.items() if its_noun == noun):
-            with adapted(base, [(file, 1.0)]):
-                row += generate(base, [default_line(base, prompt, i) for i, prompt in enumerate(asked)])
-        rows.append(torch.cat(row, dim=2))
-    write_png(path, to_picture(torch.cat(rows, dim=1)))
-    return path.name
+        shown = [to_picture((pixels + 1) / 2) for pixels in concept.pixels(base.resolution)]
+        rows.append((f"{noun}, as it was shown", shown))
+        lines = [default_line(base, prompt, 0) for prompt in benchmark_prompts(concept.noun, concept.token, world)[:5]]
+        for name, title in titles.items():
+            with adapted(base, [(adapters[noun, name], 1.0)]):
+                rows.append((title, [to_picture(pixels) for pixels in generate(base, lines)]))
+    return write_sheet(context.pictures / "subjects.png", rows)
 
 
 def tuning_units(claim_contenders: Mapping[str, Contender]) -> list[Unit]:
@@ -209,25 +208,26 @@ def chosen_rates(results: Results, claim_contenders: Mapping[str, Contender]) ->
     }
 
 
-def by_subject(runs: Sequence[Finished], contender: str, score: str) -> tuple[Tensor, Tensor]:
-    """The mean score of every run of a contender, and the number of its subject: what intervals draw as a whole."""
+def by_subject(runs: Sequence[Finished], contender: str, score: Callable[[Finished], float]) -> Tensor:
+    """(subjects, seeds): one figure of every run of a contender."""
     own = sorted(
         (e for e in runs if e.unit["contender"] == contender), key=lambda e: (e.unit["subject"], e.unit["seed"])
     )
-    subjects = sorted({each.unit["subject"] for each in own})
-    groups = [subjects.index(each.unit["subject"]) for each in own]
-    return torch.tensor([mean(each.scores[score]) for each in own]), torch.tensor(groups)
+    return torch.tensor([score(each) for each in own]).view(len({each.unit["subject"] for each in own}), -1)
+
+
+def average(name: str) -> Callable[[Finished], float]:
+    """The mean of one raw score of a run."""
+    return lambda each: mean(each.scores[name])
 
 
 def subject_table(runs: Sequence[Finished], contenders: Mapping[str, Contender], note: str) -> Table:
-    """Every figure of every contender, with intervals over subjects."""
+    """Every figure of every contender, with intervals over subjects and seeds."""
     names = ("fidelity", "alignment", "diversity", "drift_features", "drift_pixels")
     rows = []
     for name, contender in contenders.items():
         own = [each for each in runs if each.unit["contender"] == name]
-        cells = [
-            interval_of_mean(values, groups=groups) for values, groups in (by_subject(own, name, s) for s in names)
-        ]
+        cells = [interval_of_nested_mean(by_subject(own, name, average(figure))) for figure in names]
         seconds = mean([each.scores["seconds_train"] for each in own])
         rows.append([contender.title, own[0].scores["trainable_parameters"], *cells, round(seconds, 1)])
     columns = ["contender", "parameters", *(name.replace("_", " ") for name in names), "seconds"]

@@ -29,29 +29,21 @@ EXAMPLES = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    each = actions.add_parser(
-        "list", help="the claims and how far each is", description="The claims and how far each is."
-    )
-    _add_shared(each)
-    each = actions.add_parser("run", help="run what is missing", description="Runs what no result file holds yet.")
-    each.add_argument("claims", nargs="+", metavar="CLAIM", help="such as OFT-2; all for every one")
-    _add_shared(each)
-    each.add_argument("--data", metavar="DATA", help="folder of the pictures that some claims need")
-    each.add_argument("--workers", type=int, default=1, metavar="N", help="processes of one thread each (default 1)")
-    each.add_argument(
-        "--out", default="runs/evidence", metavar="DIR", help="where trainings are kept (default: runs/evidence)"
-    )
-    each.add_argument("--limit-minutes", type=float, metavar="M", help="start nothing new after M minutes")
-    each.add_argument("--dry-run", action="store_true", help="say what would be run and stop")
-    each = actions.add_parser("report", help="write the report page", description="Writes the report of all claims.")
-    _add_shared(each)
-
-
-def _add_shared(parser: argparse.ArgumentParser) -> None:
-    add_base(parser)
-    parser.add_argument("--seeds", default="0,1,2", metavar="N,N", help="of the trainings (default 0,1,2)")
-    parser.add_argument("--folder", default="evidence", metavar="DIR", help="with the definitions (default: evidence)")
-    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    listing = actions.add_parser("list", help="the claims, and how much of each is done")
+    running = actions.add_parser("run", help="run what no result file holds yet")
+    running.add_argument("claims", nargs="+", metavar="CLAIM", help="such as OFT-2; all for every one")
+    running.add_argument("--data", metavar="DATA", help="folder of the pictures that some claims need")
+    running.add_argument("--workers", type=int, default=1, metavar="N", help="processes of one thread each (default 1)")
+    running.add_argument("--out", default="runs/evidence", metavar="DIR", help="for trainings (default: runs/evidence)")
+    running.add_argument("--limit-minutes", type=float, metavar="M", help="start nothing new after M minutes")
+    running.add_argument("--dry-run", action="store_true", help="say what would be run, and stop")
+    report = actions.add_parser("report", help="judge the results; write report.html and report.md beside them")
+    for each in (listing, running, report):
+        add_base(each)
+        each.add_argument("--seeds", default="0,1,2", metavar="N,N", help="of the trainings (default 0,1,2)")
+        each.add_argument("--folder", default="evidence", metavar="DIR", help="of the definitions (default: evidence)")
+        each.add_argument("--results", metavar="DIR", help="of the result files (default: results in the folder)")
+        each.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -59,24 +51,18 @@ def run(arguments: argparse.Namespace) -> int:
     from ..evidence import claim_names, load_claim
 
     folder = Path(arguments.folder).expanduser()
-    known = claim_names(folder)
-    chosen = known if arguments.action != "run" or "all" in arguments.claims else list(dict.fromkeys(arguments.claims))
-    for name in chosen:
+    claims = claim_names(folder)
+    if arguments.action == "run" and "all" not in arguments.claims:
+        claims = [*dict.fromkeys(arguments.claims)]
+    for name in claims:
         load_claim(folder, name)  # one that cannot be loaded is refused before hours of work
     base = load(arguments)
-    evidence = open_evidence(folder, base, arguments.seeds)
-    if arguments.action == "run":
-        return run_claims(evidence, base, chosen, arguments)
-    if arguments.action == "report":
-        raise Refused("the report is not there yet")
-    for name in chosen:
-        plan, claim = evidence.plan(name), load_claim(folder, name)
-        print(f"{name:8}{len(plan.results):4} finished {len(plan.pending):4} to do  {claim.title}")
-    return 0
+    evidence = open_evidence(folder, base, arguments)
+    return {"list": list_claims, "run": run_claims, "report": report}[arguments.action](evidence, claims, arguments)
 
 
-def open_evidence(folder: Path, base: "Base", seeds: str) -> "Evidence":
-    """The evidence on a base, with --seeds read.
+def open_evidence(folder: Path, base: "Base", arguments: argparse.Namespace) -> "Evidence":
+    """The evidence on a base, with --seeds and --results read.
 
     Raises:
         Refused: the seeds are not whole numbers.
@@ -84,61 +70,80 @@ def open_evidence(folder: Path, base: "Base", seeds: str) -> "Evidence":
     from ..evidence import Evidence, Settings
 
     try:
-        numbers = tuple(dict.fromkeys(int(text) for text in seeds.split(",")))
+        seeds = tuple(dict.fromkeys(int(text) for text in arguments.seeds.split(",")))
     except ValueError:
-        raise Refused(f"--seeds: expected whole numbers, such as 0,1,2; got {seeds!r}") from None
-    return Evidence(folder, base.fingerprint, Settings(seeds=numbers, base=public_name(base)))
+        raise Refused(f"--seeds: expected whole numbers, such as 0,1,2; got {arguments.seeds!r}") from None
+    name = Path(base.name).name if Path(base.name).expanduser().exists() else base.name  # no paths in results
+    results = Path(arguments.results).expanduser() if arguments.results else folder / "results"
+    return Evidence(folder, results, base.fingerprint, Settings(seeds=seeds, base=name))
 
 
-def public_name(base: "Base") -> str:
-    """A base's name without the path to it."""
-    return Path(base.name).name if Path(base.name).expanduser().exists() else base.name
+def list_claims(evidence: "Evidence", claims: Sequence[str], arguments: argparse.Namespace) -> int:
+    """Prints a line for each claim."""
+    from ..evidence import load_claim
+    from ..evidence.report import state
+
+    for name in claims:
+        print(f"{name:8}{state(evidence.plan(name)):42}{load_claim(evidence.folder, name).title}")
+    return 0
 
 
-def run_claims(evidence: "Evidence", base: "Base", claims: Sequence[str], arguments: argparse.Namespace) -> int:
+def run_claims(evidence: "Evidence", claims: Sequence[str], arguments: argparse.Namespace) -> int:
     """Runs claims one after the other; with --dry-run only says what is missing."""
     from ..evidence.plan import seconds_left
-    from ..evidence.results import commit_of
-    from ..evidence.runner import in_words, run_claim
+    from ..evidence.report import state
+    from ..evidence.runner import about, in_words, run_claim
     from ..evidence.worker import Job
-    from ..recipes.run import made_by
-    from ..report.page import duration
 
     failed = 0
     for name in claims:
-        plan = evidence.plan(name)
-        rest = seconds_left(plan.pending, plan.results, arguments.workers)
         if arguments.dry_run:
-            print(f"{name}: {len(plan.results)} units finished, {len(plan.pending)} to do in this stage, "
-                  + (f"about {duration(rest)}" if rest else "nothing measured yet" if plan.pending else "complete"))  # fmt: skip
+            plan = evidence.plan(name)
+            rest = f": {about(seconds_left(plan.pending, plan.results, arguments.workers))}" if plan.pending else ""
+            print(f"{name}: {state(plan)}{rest}")
             for unit in plan.pending:
                 print(f"  {in_words(unit)}")
             continue
         job = Job(
-            claim=name, folder=evidence.folder, work=Path(arguments.out).expanduser(),
+            claim=name, folder=evidence.folder, work=Path(arguments.out).expanduser(), pictures=evidence.pictures(name),
             data=Path(arguments.data).expanduser() if arguments.data else None,
             base={"name": arguments.base, "device": arguments.device, "dtype": arguments.dtype,
                   "config": arguments.base_config, "prediction_type": arguments.prediction_type},
         )  # fmt: skip
-        commit, changed = commit_of(evidence.folder)
-        facts: dict[str, Any] = {
-            "claim": name,
-            "base": {"name": evidence.settings.base, "fingerprint": evidence.fingerprint},
-            "seeds": list(evidence.settings.seeds),
-            "commit": commit,
-            "uncommitted_changes": changed,
-            **made_by(),
-            "workers": arguments.workers,
-            "command": command(name, evidence, arguments),
-        }
-        failed += run_claim(evidence, job, facts=facts, workers=arguments.workers, minutes=arguments.limit_minutes)
+        failed += run_claim(
+            evidence, job, facts=facts(name, evidence, arguments), workers=arguments.workers,
+            minutes=arguments.limit_minutes,
+        )  # fmt: skip
     if failed:
-        raise Failed(f"{failed} units failed; the result files say why, and the same command tries them again")
+        raise Failed(f"units that failed: {failed}; their result files say why, and the same command tries them again")
     return 0
 
 
-def command(claim: str, evidence: "Evidence", arguments: argparse.Namespace) -> str:
-    """The command that gave a result file, without paths."""
-    seeds = ",".join(map(str, evidence.settings.seeds))
-    options = f"--base {evidence.settings.base} --seeds {seeds} --workers {arguments.workers}"
-    return f"diffadapt evidence run {claim} {options}" + (" --data DATA" if arguments.data else "")
+def facts(claim: str, evidence: "Evidence", arguments: argparse.Namespace) -> dict[str, Any]:
+    """The head of a result file: what made it, without paths."""
+    from ..evidence.results import commit_of
+    from ..recipes.run import made_by
+
+    commit, changed = commit_of(evidence.folder)
+    seeds = evidence.settings.seeds
+    command = f"diffadapt evidence run {claim} --base {evidence.settings.base} --seeds {','.join(map(str, seeds))}"
+    return {
+        "claim": claim,
+        "base": {"name": evidence.settings.base, "fingerprint": evidence.fingerprint},
+        "seeds": list(seeds),
+        "commit": commit,
+        "uncommitted_changes": changed,
+        **made_by(),
+        "command": command + f" --workers {arguments.workers}" + (" --data DATA" if arguments.data else ""),
+    }
+
+
+def report(evidence: "Evidence", claims: Sequence[str], arguments: argparse.Namespace) -> int:
+    """Writes the report and prints the verdicts."""
+    from ..evidence.report import write_report
+
+    page, chapters = write_report(evidence, claims)
+    for each in chapters:
+        print(f"{each.id:8}{each.verdict.status:16}{each.verdict.sentence}")
+    print(page)
+    return 0

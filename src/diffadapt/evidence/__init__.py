@@ -1,7 +1,7 @@
 """The papers' claims as experiments: what a definition under `evidence/` needs, and the harness that runs it."""
 
-from ..report.evidence_page import Curve, Forest, Plot, Table
-from .claim import Claim, Settings, Verdict, claim_names, load_claim
+from ..report.evidence_page import Curve, Forest, Plot, Table, Verdict
+from .claim import Claim, Settings, claim_names, load_claim
 from .context import Context
 from .plan import Evidence, Plan
 from .results import Finished, Results, Unit

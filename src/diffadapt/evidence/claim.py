@@ -1,22 +1,21 @@
 """What a paper claims, as an experiment: which units of work it needs, how one is run, and what the results say."""
 
-import importlib
+import functools
+import importlib.util
 import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from ..config import unknown
 from ..errors import Refused
-from ..report.evidence_page import Forest, Plot, Table
+from ..report.evidence_page import Verdict
 from .results import Results, Unit
 
 if TYPE_CHECKING:
     from .context import Context
-
-Status = Literal["reproduced", "not reproduced", "undecided"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,26 +29,6 @@ class Settings:
 
     seeds: tuple[int, ...] = (0, 1, 2)
     base: str = "embedded"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What the results say.
-
-    Args:
-        status: "reproduced" when the goal is met with its interval, "not reproduced" when it is missed with its
-            interval, else "undecided".
-        sentence: one sentence with the figures that decide.
-        tables: all figures behind it.
-        plots: where a picture says more than a table.
-        pictures: names of files in `evidence/pictures/<claim>/`, (name, caption).
-    """
-
-    status: Status
-    sentence: str
-    tables: Sequence[Table] = ()
-    plots: Sequence[Plot | Forest] = ()
-    pictures: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,15 +65,14 @@ def claim_names(folder: Path) -> list[str]:
     Raises:
         Refused: there are none; says where definitions are.
     """
-    names = [
-        path.stem.upper().replace("_", "-") for path in folder.glob("*.py") if re.fullmatch(r"[a-z]+_\d+", path.stem)
-    ]
-    if not names:
+    files = [path.stem for path in folder.glob("*.py") if re.fullmatch(r"[a-z]+_\d+", path.stem)]
+    if not files:
         raise Refused(
             f"no definitions of claims in {folder}; they are in the folder evidence/ of a clone of the repository: run "
             "this there, or name the folder with --folder"
         )
-    return sorted(names, key=lambda name: (name.split("-")[0], int(name.split("-")[1])))
+    split = sorted((family, int(number)) for family, number in (name.split("_") for name in files))
+    return [f"{family.upper()}-{number}" for family, number in split]
 
 
 def load_claim(folder: Path, name: str) -> Claim:
@@ -105,11 +83,21 @@ def load_claim(folder: Path, name: str) -> Claim:
     """
     known = claim_names(folder)
     if name not in known:
-        raise Refused(unknown(name, known))
-    place = str(folder.resolve())
-    if place not in sys.path:  # definitions import what they share from the files beside them
-        sys.path.insert(0, place)
-    claim = getattr(importlib.import_module(name.lower().replace("-", "_")), "CLAIM", None)
+        raise Refused(f"no claim {name!r} in {folder}; there are {', '.join(known)}")
+    file = folder.resolve() / f"{name.lower().replace('-', '_')}.py"
+    claim = getattr(_module(file), "CLAIM", None)
     if not isinstance(claim, Claim) or claim.id != name:
-        raise Refused(f"{name.lower().replace('-', '_')}.py in {folder} must define CLAIM = Claim(id={name!r}, ...)")
+        raise Refused(f"{file.name} in {folder} must define CLAIM = Claim(id={name!r}, ...)")
     return claim
+
+
+@functools.cache
+def _module(file: Path) -> ModuleType:
+    """Runs a definition file once."""
+    if str(file.parent) not in sys.path:  # definitions import what they share from the files beside them
+        sys.path.insert(0, str(file.parent))
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -55,7 +55,11 @@ class Context:
         return self.work / "shared"
 
     def folder_of(self, unit: Unit, claim: str | None = None) -> Path:
-        """The folder of another unit, to read what it left there; missing where the unit was run elsewhere."""
-        words = "-".join(re.sub(r"[^\w.]+", "-", str(value)).strip("-") for value in unit.values())
+        """The folder of another unit, to read what it left there; missing where the unit was run elsewhere.
+
+        Its name begins with the unit's values, for people, and ends in what tells it from others.
+        """
+        place = self.work / (claim or self.claim)
         mark = hashlib.sha256(f"{self.base.fingerprint} {identity(unit)}".encode()).hexdigest()[:8]
-        return self.work / (claim or self.claim) / f"{words[:60]}-{mark}"
+        words = "-".join(re.sub(r"[^\w.]+", "-", str(value)).strip("-") for value in unit.values())
+        return next(place.glob(f"*-{mark}"), place / f"{words[:60]}-{mark}")

@@ -15,10 +15,17 @@ class Plan:
     Args:
         results: the units asked for that are finished.
         pending: those that are not; the units of later stages are not known before these are finished.
+        waits_for: claims that it uses and that are not complete; until they are, it is not asked for units.
     """
 
     results: Results
-    pending: Sequence[Unit]
+    pending: Sequence[Unit] = ()
+    waits_for: Sequence[str] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the claim can be judged."""
+        return not self.pending and not self.waits_for
 
 
 @dataclass(frozen=True)
@@ -26,24 +33,33 @@ class Evidence:
     """A folder of definitions and results, read for one base and one choice of settings.
 
     Args:
-        folder: with definitions, `results/` and `pictures/`.
+        folder: with the definitions.
+        results: with a folder of result files for each claim; `pictures/` and the report are beside it.
         fingerprint: the base's.
         settings: what units depend on.
     """
 
     folder: Path
+    results: Path
     fingerprint: str
     settings: Settings
 
     def stored(self, claim: str) -> Stored:
         """What the result files of a claim hold."""
-        return read_results(self.folder / "results" / claim, self.fingerprint)
+        return read_results(self.results / claim, self.fingerprint)
+
+    def pictures(self, claim: str) -> Path:
+        """Where a claim's pictures are."""
+        return self.results.parent / "pictures" / claim
 
     def plan(self, claim: str) -> Plan:
         """Where a claim stands, after those that it uses."""
         definition = load_claim(self.folder, claim)
-        used = {name: self.plan(name).results for name in definition.uses}
-        return plan(definition, self.stored(claim).finished, self.settings, used)
+        used = {name: self.plan(name) for name in definition.uses}
+        results = {name: each.results for name, each in used.items()}
+        if waits_for := [name for name, each in used.items() if not each.complete]:
+            return Plan(Results((), results), waits_for=waits_for)
+        return plan(definition, self.stored(claim).finished, self.settings, results)
 
 
 def plan(claim: Claim, stored: Mapping[str, Finished], settings: Settings, used: Mapping[str, Results]) -> Plan:

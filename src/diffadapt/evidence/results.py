@@ -10,13 +10,13 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import Refused
-from ..files import read_json, write_json
+from ..files import read_json, write_atomic
 
 Unit = dict[str, Any]  # a small JSON object, such as {"stage": "test", "contender": "oft", "subject": "fox", "seed": 0}
 FORMAT = 1
@@ -72,6 +72,10 @@ class Stored:
     failed: Mapping[str, tuple[Unit, str]] = field(default_factory=dict)
     files: Sequence[Mapping[str, Any]] = ()
 
+    def facts(self, name: str) -> list[str]:
+        """The distinct values of a fact over the files."""
+        return list(dict.fromkeys(str(file[name]) for file in self.files if name in file))
+
 
 def read_results(folder: Path, fingerprint: str) -> Stored:
     """Reads the files of one claim that were made with one base.
@@ -86,7 +90,7 @@ def read_results(folder: Path, fingerprint: str) -> Stored:
     finished: dict[str, Finished] = {}
     failed: dict[str, tuple[Unit, str]] = {}
     files = []
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(folder.glob("*.json"), key=lambda path: path.stem):
         held = read_json(path)
         if held.get("format", 0) > FORMAT:
             raise Refused(f"{path} was written by a newer diffadapt (format {held['format']}); update to read it")
@@ -125,7 +129,10 @@ class ResultFile:
         self._write()
 
     def _write(self) -> None:
-        write_json(self.path, {**self.facts, "units": self.units, "failed": self.failed})
+        lists = {"units": self.units, "failed": self.failed}
+        parts = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in self.facts.items()]
+        parts += [f'"{key}": [' + ",".join(f"\n{json.dumps(row)}" for row in rows) + "]" for key, rows in lists.items()]
+        write_atomic(self.path, "{" + ",\n".join(parts) + "}\n")  # a line for each unit
 
 
 def commit_of(folder: Path) -> tuple[str, bool]:

@@ -47,13 +47,15 @@ def run_claim(
     """
     if workers < 1:
         raise Refused(f"--workers: expected at least 1, got {workers}")
-    deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
-    file = ResultFile(evidence.folder / "results" / job.claim, facts)
+    deadline = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
+    file = ResultFile(evidence.results / job.claim, facts)
     failed: set[str] = set()
     with Pool(job, workers) as pool:
         while True:
             plan = evidence.plan(job.claim)
             units = [unit for unit in plan.pending if identity(unit) not in failed]
+            if plan.waits_for:
+                say(f"{job.claim} waits for {' and '.join(plan.waits_for)}: run that first")
             if not units or time.monotonic() > deadline:
                 return len(failed)
             timed, left, started = list(plan.results), list(units), time.monotonic()
@@ -68,11 +70,13 @@ def run_claim(
                     timed.append(Finished(unit, outcome.scores, outcome.seconds))
                     file.add(timed[-1])
                     end = duration(outcome.seconds)
-                rest = seconds_left(left, timed, workers)
-                more = (
-                    f"; {len(left)} left in this stage" + (f", about {duration(rest)}" if rest else "") if left else ""
-                )
-                say(f"  {in_words(unit)}: {end}{more} ({duration(time.monotonic() - started)} so far)")
+                more = f"; {len(left)} left in this stage, {about(seconds_left(left, timed, workers))}" if left else ""
+                say(f"  {in_words(unit)}: {end} ({duration(time.monotonic() - started)} so far{more})")
+
+
+def about(seconds: float | None) -> str:
+    """An estimate in words."""
+    return "time not known yet" if seconds is None else f"about {duration(seconds)}"
 
 
 def in_words(unit: Unit) -> str:
@@ -91,7 +95,9 @@ class Pool:
     def __enter__(self) -> "Pool":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
+        for worker, _ in self._busy.values():
+            worker.process.terminate()
         for worker in [*self._idle, *(worker for worker, _ in self._busy.values())]:
             worker.end()
 
@@ -130,6 +136,7 @@ class _Worker:
         theirs.close()
 
     def end(self) -> None:
-        self.connection.close()
-        self.process.terminate()
+        self.connection.close()  # which an idle worker takes as its leave
+        self.process.join(10)
+        self.process.kill()
         self.process.join()

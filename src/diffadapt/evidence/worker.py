@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import re
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -32,7 +33,7 @@ class Job:
         claim: its id.
         folder: of the definitions.
         base: arguments of `load_base`.
-        work: see `Context`.
+        work, pictures: see `Context`.
         data: what --data named, or None.
     """
 
@@ -40,7 +41,8 @@ class Job:
     folder: Path
     base: Mapping[str, Any]
     work: Path
-    data: Path | None
+    pictures: Path
+    data: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Outcome:
 def work(job: Job, connection: Connection) -> None:
     """Takes units from a connection and answers each with its `Outcome`, until the other side closes it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # an exit that cleans up
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     torch.set_num_threads(1)
     base: Base | None = None
@@ -81,10 +84,7 @@ def work(job: Job, connection: Connection) -> None:
 
 def run_unit(job: Job, unit: Unit, base: Base) -> dict[str, Any]:
     """Runs one unit; a failure leaves its traceback beside the unit's folder."""
-    context = Context(
-        base=base, claim=job.claim, unit=unit, work=job.work, pictures=job.folder / "pictures" / job.claim,
-        data_folder=job.data,
-    )  # fmt: skip
+    context = Context(base=base, claim=job.claim, unit=unit, work=job.work, pictures=job.pictures, data_folder=job.data)
     try:
         text = json.dumps(load_claim(job.folder, job.claim).run(unit, context), allow_nan=False)
         if found := re.search(r'"(/|[A-Za-z]:\\)[^"]*"', text):

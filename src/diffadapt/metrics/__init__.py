@@ -2,7 +2,14 @@
 
 from .alignment import text_alignment
 from .attributes import attribute_accuracy
-from .bootstrap import Interval, interval_of_difference, interval_of_mean, interval_of_ratio
+from .bootstrap import (
+    Interval,
+    interval_of_difference,
+    interval_of_mean,
+    interval_of_nested_mean,
+    interval_of_nested_ratio,
+    interval_of_ratio,
+)
 from .diversity import diversity
 from .drift import drift_features, drift_pixels
 from .energy import GeometryChange, geometry_change, hyperspherical_energy
@@ -33,6 +40,8 @@ __all__ = [
     "hyperspherical_energy",
     "interval_of_difference",
     "interval_of_mean",
+    "interval_of_nested_mean",
+    "interval_of_nested_ratio",
     "interval_of_ratio",
     "kid",
     "load_features",

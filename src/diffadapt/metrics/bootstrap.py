@@ -134,7 +134,7 @@ def interval_of_nested_mean(values: Tensor, *, seed: int = 0, resamples: int = 2
         Refused: another shape, values that are not finite, or a setting out of range.
     """
     values = _nested(values)
-    means = _redrawn(values, _nested_draws(*values.shape, resamples, seed))
+    means = _redrawn(values, _nested_draws(values, resamples, seed))
     return _interval(float(values.mean()), means, len(values), _widened(level, len(values)))
 
 
@@ -155,7 +155,7 @@ def interval_of_nested_ratio(
         raise Refused(f"paired values expected, but their shapes are {tuple(top.shape)} and {tuple(bottom.shape)}")
     if bottom.mean() <= 0:
         raise Refused(f"ratio to a mean of {float(bottom.mean()):.4g}; expected a positive mean below the line")
-    draws = _nested_draws(*top.shape, resamples, seed)
+    draws = _nested_draws(top, resamples, seed)
     ratios = _redrawn(top, draws) / _redrawn(bottom, draws).clamp(min=torch.finfo(torch.float64).tiny)
     return _interval(float(top.mean() / bottom.mean()), ratios, len(top), _widened(level, len(top)))
 
@@ -166,8 +166,9 @@ def _nested(values: Tensor) -> Tensor:
     return values.detach().double().cpu()
 
 
-def _nested_draws(groups: int, members: int, resamples: int, seed: int) -> Tensor:
+def _nested_draws(values: Tensor, resamples: int, seed: int) -> Tensor:
     """(resamples, S, K) places in the flattened values: groups are drawn, then as many members of each."""
+    groups, members = values.shape
     rows = _draws(groups, resamples, seed)[..., None] * members
     columns = torch.randint(members, (resamples, groups, members), generator=torch.Generator().manual_seed(seed + 1))
     return rows + columns
@@ -186,7 +187,7 @@ def _widened(level: float, n: int) -> float:
         z + (z**3 + z) / (4 * v) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
         + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
     )  # fmt: skip
-    return 2 * NormalDist().cdf(math.sqrt(n / v) * t) - 1
+    return min(2 * NormalDist().cdf(math.sqrt(n / v) * t) - 1, 1 - 1e-9)
 
 
 def _by_group(values: Tensor, groups: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -46,6 +46,8 @@ def _convolutions(inside: int, outside: int, *, stride: int = 1) -> nn.Sequentia
 class Reader(nn.Module):
     """A U-Net (Ronneberger et al., 2015) from 64 to 4 pixels that adds, where that one concatenates.
 
+    What an object is gets said at 32 pixels; the few channels at 64 only have to find its outline.
+
     Args:
         widths: channels at 64, 32, 16, 8 and 4 pixels.
     """
@@ -59,7 +61,8 @@ class Reader(nn.Module):
         self.whole = nn.Linear(widths[-1], widths[-1])
         self.across = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in steps)
         self.up = nn.ModuleList(_convolutions(a, a) for a, _ in steps)
-        self.last = nn.Conv2d(widths[0], 2 + len(CLASSES) - 1, 1)
+        self.what = nn.Conv2d(widths[1], len(CLASSES), 1)  # front or not, and the kinds
+        self.where = nn.Conv2d(widths[0], 1, 1)
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What each pixel is.
@@ -76,10 +79,11 @@ class Reader(nn.Module):
             levels.append(down(levels[-1]))
         x = levels.pop()
         x = x + self.whole(x.mean((2, 3)))[:, :, None, None]  # whether there is another object is seen anywhere
+        what = x
         for across, up in zip(reversed(self.across), reversed(self.up), strict=True):
-            x = up(levels.pop() + F.interpolate(across(x), scale_factor=2))
-        x = self.last(x)
-        return x[:, 0], x[:, 1], x[:, 2:]
+            what, x = x, up(levels.pop() + F.interpolate(across(x), scale_factor=2))
+        what = F.interpolate(self.what(what), scale_factor=2)
+        return self.where(x)[:, 0], what[:, 0], what[:, 1:]
 
     @torch.no_grad()
     def read(self, pictures: Tensor) -> Reading:
@@ -102,7 +106,7 @@ class Reader(nn.Module):
                 "sample at that size"
             )
         parts = []
-        for part in pictures.to(self.last.weight.device, torch.float32).split(128):
+        for part in pictures.to(self.where.weight.device, torch.float32).split(128):
             objects, front, kinds = self(part)
             layers = torch.where(objects > 0, 1 + (front > 0).long(), 0)
             parts.append(torch.stack([layers, torch.where(objects > 0, 1 + kinds.argmax(1), 0)]))

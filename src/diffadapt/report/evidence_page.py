@@ -1,11 +1,22 @@
-"""The page of the papers' claims: verdict, tables, plots and pictures of each, on one self-contained page."""
+"""The page of the papers' claims: verdict, tables, plots and pictures of each, as HTML and as Markdown."""
 
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
+from markupsafe import Markup
+
+from ..files import write_atomic
 from ..metrics.bootstrap import Interval
+from .page import Picture, embed_picture, number, render
+from .plots import forest_plot, interval_plot
 
 Cell = str | int | float | Interval | None
+Status = Literal["reproduced", "not reproduced", "undecided"]
+COLOURS: dict[Status, str] = {"reproduced": "good", "not reproduced": "bad", "undecided": "undecided"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +31,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Named points (x, y); y may be an `Interval`. At most three curves share a plot."""
+    """Named points (x, y); y may be an `Interval`."""
 
     name: str
     points: Sequence[tuple[float, float | Interval]]
@@ -28,7 +39,7 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
-    """Curves over a common x axis."""
+    """Up to six curves over a common x axis."""
 
     title: str
     caption: str
@@ -47,3 +58,141 @@ class Forest:
     label: str
     rows: Sequence[tuple[str, Interval]]
     mark: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What the results of one claim say.
+
+    Args:
+        status: "reproduced" when the goal is met with its interval, "not reproduced" when it is missed with its
+            interval, else "undecided".
+        sentence: the figures that decide, in one sentence.
+        tables: all figures behind it.
+        plots: where a drawing says more than a table.
+        pictures: (name, caption) of files in `evidence/pictures/<claim>/`.
+    """
+
+    status: Status
+    sentence: str
+    tables: Sequence[Table] = ()
+    plots: Sequence[Plot | Forest] = ()
+    pictures: Sequence[tuple[str, str]] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chapter:
+    """One claim on the page.
+
+    Args:
+        id, title, paper, goal: as `Claim` has them.
+        verdict: what the results say.
+        pictures: folder of the verdict's pictures.
+        facts: name and value of what made the results.
+        commands: how to repeat them.
+        failed: (unit in words, error) of those that never finished.
+    """
+
+    id: str
+    title: str
+    paper: str
+    goal: str
+    verdict: Verdict
+    pictures: Path
+    facts: Sequence[tuple[str, str]]
+    commands: str
+    failed: Sequence[tuple[str, str]] = ()
+
+    @property
+    def colour(self) -> str:
+        return COLOURS[self.verdict.status]
+
+    def embedded(self) -> list[tuple[Picture, str]]:
+        """The pictures that are there, with their captions."""
+        found = [
+            (embed_picture(self.pictures / name, alt=caption, longest=1600), caption)
+            for name, caption in self.verdict.pictures
+        ]
+        return [(picture, caption) for picture, caption in found if picture]
+
+    def drawn(self) -> list[tuple[Plot | Forest, Markup]]:
+        """The plots as SVG."""
+        return [(plot, draw(plot)) for plot in self.verdict.plots]
+
+
+def write_evidence(folder: Path, chapters: Sequence[Chapter], *, base: str) -> Path:
+    """Writes `report.html`, which needs nothing else, and `report.md` into a folder.
+
+    Args:
+        folder: where they go.
+        chapters: the claims, in order.
+        base: the base that they were tested on, in words.
+
+    Returns:
+        the HTML page
+    """
+    write_atomic(folder / "report.md", markdown(chapters, base=base, folder=folder))
+    page = render("evidence.html", title="diffadapt: what the papers claim", chapters=chapters, base=base, cell=cell)
+    return write_atomic(folder / "report.html", page)
+
+
+def cell(value: Cell) -> str:
+    """One cell of a table as text."""
+    if isinstance(value, Interval):
+        return interval_text(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return number(value) if value is None or isinstance(value, float) else str(value)
+
+
+def interval_text(it: Interval) -> str:
+    """ "0.62 [0.58, 0.66]", with as many decimals as the interval's width is worth."""
+    width = it.high - it.low
+    if not 1e-4 < width < 1e6:
+        return f"{number(it.value)} [{number(it.low)}, {number(it.high)}]"
+    decimals = max(0, 1 - math.floor(math.log10(width)))
+    return f"{it.value:.{decimals}f} [{it.low:.{decimals}f}, {it.high:.{decimals}f}]"
+
+
+def draw(plot: Plot | Forest) -> Markup:
+    """A plot as SVG."""
+    if isinstance(plot, Forest):
+        rows = [(name, interval_text(it), it.value, it.low, it.high) for name, it in plot.rows]
+        return forest_plot(rows, label=plot.label, mark=plot.mark, description=plot.title)
+
+    def point(x: float, y: float | Interval) -> tuple[float, float, float, float]:
+        return (x, y.value, y.low, y.high) if isinstance(y, Interval) else (x, y, y, y)
+
+    curves = [(each.name, [point(x, y) for x, y in each.points]) for each in plot.curves]
+    return interval_plot(curves, x_label=plot.x_label, y_label=plot.y_label, description=plot.title, log_y=plot.log_y)
+
+
+def markdown(chapters: Sequence[Chapter], *, base: str, folder: Path) -> str:
+    """The same without plots, to be read where the repository is."""
+    lines = ["# What the papers claim", "", f"On the base {base}. Written by `diffadapt evidence report`, which also"]
+    lines += ["writes `report.html`, with plots. In brackets: 95 % bootstrap intervals.", ""]
+    verdicts = [(f"{each.id}: {each.title}", each.verdict.status, each.verdict.sentence) for each in chapters]
+    lines += _rows(("claim", "verdict", "figures"), verdicts)
+    for each in chapters:
+        lines += ["", f"## {each.id}: {each.title}", "", f"- Paper: {each.paper}", f"- Goal: {each.goal}"]
+        lines += [f"- **{each.verdict.status.capitalize()}.** {each.verdict.sentence}", ""]
+        for table in each.verdict.tables:
+            lines += [f"**{table.title}**", "", *_rows(table.columns, [list(map(cell, row)) for row in table.rows]), ""]
+            lines += [table.note, ""] if table.note else []
+        for name, caption in each.verdict.pictures:
+            if (each.pictures / name).exists():
+                place = Path(os.path.relpath(each.pictures / name, folder)).as_posix()
+                lines += [f"![{caption}]({place})", "", caption, ""]
+        for unit, error in each.failed:
+            lines += [f"Failed: {unit}: {error}", ""]
+        lines += [f"{'; '.join(f'{name}: {value}' for name, value in each.facts)}.", "", "```sh", each.commands, "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(each.replace("|", "\\|") for each in cells) + " |"
+
+    return [line(columns), "|" + "---|" * len(columns), *map(line, rows)]
