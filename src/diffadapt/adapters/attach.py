@@ -181,27 +181,30 @@ class Attachment:
                 raise Refused(f"another attachment stands beneath this one on {path}; merge that one first")
             if not isinstance(adapter, Mergeable | TokenAdapter):
                 raise Refused(f"{type(adapter).__name__} on {path} depends on its input and cannot be merged")
-        kept: dict[str, dict[str, Tensor]] = {}
-        for path, adapter in self.adapters.items():
-            layer = adapter.layer
-            if isinstance(adapter, TokenAdapter):
-                table = table_with_rows(layer, adapter.rows())
-                self._swap(path, adapter, table)
-                kept[path] = {}  # the table itself is untouched under the adapter
-                continue
-            before = {name: p.detach().clone() for name, p in layer.named_parameters(recurse=False)}
-            weight, bias = effective_weight(adapter), effective_bias(adapter)
-            if bias is not None and getattr(layer, "bias", None) is None:
-                raise Refused(
-                    f"{type(adapter).__name__} on {path} adds a bias to a layer without one; it cannot be merged"
-                )
-            if (held := getattr(layer, "weight", None)) is not None:
-                held.copy_(weight)
-            if (held := getattr(layer, "bias", None)) is not None and bias is not None:
-                held.copy_(bias)
-            kept[path] = before
-            self._swap(path, adapter, layer)
-        self._unmerged = kept
+        self._unmerged = {}
+        try:
+            for path, adapter in self.adapters.items():
+                self._unmerged[path] = self._merge_layer(path, adapter)
+        except Refused:  # halfway: what is merged comes back
+            self.unmerge_()
+            raise
+
+    def _merge_layer(self, path: str, adapter: Adapter) -> dict[str, Tensor]:
+        """Puts the adapted layer where the adapter stood; returns what its parameters were."""
+        layer = adapter.layer
+        if isinstance(adapter, TokenAdapter):
+            self._swap(path, adapter, table_with_rows(layer, adapter.rows()))
+            return {}  # the table itself is untouched under the adapter
+        before = {name: p.detach().clone() for name, p in layer.named_parameters(recurse=False)}
+        weight, bias = effective_weight(adapter), effective_bias(adapter)
+        if bias is not None and getattr(layer, "bias", None) is None:
+            raise Refused(f"{type(adapter).__name__} on {path} adds a bias to a layer without one; it cannot be merged")
+        if (held := getattr(layer, "weight", None)) is not None:
+            held.copy_(weight)
+        if (held := getattr(layer, "bias", None)) is not None and bias is not None:
+            held.copy_(bias)
+        self._swap(path, adapter, layer)
+        return before
 
     def _swap(self, path: str, old: nn.Module, new: nn.Module) -> None:
         """Puts `new` where `old` stands in the chain of adapters at `path`."""

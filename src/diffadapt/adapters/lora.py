@@ -67,7 +67,7 @@ class LoRAAdapter(Mergeable):
             h = F.dropout(h, self.dropout, self.training)
         y, scale = self.layer(x), self.strength * self.scale
         if isinstance(inner, nn.Conv2d):
-            h = F.conv2d(h, self.down, None, inner.stride, inner.padding, inner.dilation)  # (N, r, H', W')
+            h = inner._conv_forward(h, self.down, None)  # (N, r, H', W')
             return y + F.conv2d(h, (scale * self.up)[:, :, None, None]).to(y.dtype)
         h = F.linear(h, self.down).flatten(0, -2)  # (rows, r)
         if y.dtype == h.dtype:  # product, scale and sum in one pass

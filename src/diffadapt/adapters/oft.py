@@ -6,8 +6,8 @@ The rows of W (out, in) are the layer's neurons. One orthogonal R turns them all
 norm, every angle between two neurons and with them the hyperspherical energy stay what they were. A convolution's
 neurons are its flattened filters (appendix D). s is 1, or with `rescale` a positive gain per neuron (section 3.4).
 
-Only the strict upper triangle of each Q_j is kept, so Q_j is skew whatever the optimizer does; the Cayley transform is
-exact and in fp32, and R = 2M - I with M = (I - Q)^-1 needs but dL/dQ = 2 M^T (dL/dR) M^T on the way back.
+Only the strict upper triangle of each Q_j is kept, so Q_j is skew whatever the optimizer does. The Cayley transform is
+exact, R = 2M - I with M = (I - Q)^-1, and needs but dL/dQ = 2 M^T (dL/dR) M^T on the way back.
 
 Strength t is the Cayley transform of t Q, never a mixture of matrices: orthogonal at every t, the inverse at -1.
 
@@ -171,7 +171,7 @@ class OFTAdapter(Mergeable):
     def _turns_inputs(self, x: Tensor) -> bool:
         """Whether to turn the T inputs rather than the n neurons, by what each costs beyond the frozen layer.
 
-        In multiplications: T d b forward and twice that backward, against n d b, twice that, and T n d for the weight's
+        In multiplications: T d b forward and twice that backward, against n d b each way and T n d for the weight's
         gradient. Weights that are adapted, quantised or in half precision (which rounds small turns off) stay as they
         are.
         """
@@ -179,7 +179,7 @@ class OFTAdapter(Mergeable):
         if not isinstance(layer, nn.Linear) or layer.weight.dtype != torch.float32 or x.dtype != torch.float32:
             return True
         t, n, b = x.numel() // self.inputs, layer.out_features, self.block_size
-        return 3 * t * b <= 3 * n * b + t * n if torch.is_grad_enabled() else t <= n
+        return 3 * t * b <= 2 * n * b + t * n if torch.is_grad_enabled() else t <= n
 
     def weight(self, w0: Tensor) -> Tensor:
         if not w0.is_floating_point():
@@ -201,6 +201,7 @@ class OFTAdapter(Mergeable):
 
     def project_(self) -> None:
         """Scales each block that left its ball back to the edge; what is inside stays as it is, bit for bit."""
+        self._kept = None  # fused optimizers do not count q's versions
         spectral, frobenius = self.bound
         if not math.isfinite(min(spectral, frobenius)):
             return
@@ -226,13 +227,13 @@ def skew(v: Tensor, size: int) -> Tensor:
 
 def _divide(inputs: int, method: OFT, path: str) -> tuple[int, int]:
     """(b, r) of a layer with `inputs` inputs."""
-    asked = f"{method.block_size}" if method.blocks is None else f"{method.blocks} blocks"
+    asked = f"block size {method.block_size} does" if method.blocks is None else f"{method.blocks} blocks do"
     divisor = method.block_size if method.blocks is None else method.blocks
     size = divisor if method.blocks is None else inputs // divisor
     if inputs % divisor or size < 2:
         fitting = [str(b) for b in range(2, min(inputs, 128) + 1) if inputs % b == 0]
         raise Refused(
-            f"OFT: block size {asked} does not divide the {inputs} inputs of {path}; sizes that do: "
+            f"OFT: {asked} not divide the {inputs} inputs of {path}; block sizes that do: "
             f"{', '.join(fitting) or inputs}"
         )
     return size, inputs // size
@@ -246,13 +247,14 @@ def _rebuilds(layer: nn.Module) -> bool:
 
 
 class _Cayley(torch.autograd.Function):
-    """Strict upper triangles (N, b(b-1)/2) of Q -> R = 2 (I - Q)^-1 - I (N, b, b), in the precision of the input."""
+    """Strict upper triangles (N, b(b-1)/2) of Q -> R = 2 (I - Q)^-1 - I (N, b, b), solved in double precision."""
 
     @staticmethod
     def forward(ctx: Any, v: Tensor, size: int) -> Tensor:
         identity = torch.eye(size, dtype=v.dtype, device=v.device)
+        precise = v.dtype if v.device.type == "mps" else torch.float64  # float32 alone strays to 2e-5 for large Q
         with torch.autocast(v.device.type, enabled=False):
-            m = torch.linalg.inv(identity - skew(v, size))
+            m = torch.linalg.inv((identity - skew(v, size)).to(precise)).to(v.dtype)
         ctx.save_for_backward(m)
         return 2 * m - identity
 
