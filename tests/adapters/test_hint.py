@@ -169,3 +169,11 @@ def test_it_depends_on_its_input_and_cannot_be_merged(base):
 def test_a_layer_that_is_no_convolution_is_refused(base):
     with pytest.raises(Refused, match="can adapt none"):
         attach(base, TINY, ["cross_attention.key"])
+
+
+def test_the_signal_keeps_its_size_through_the_encoder():
+    encoder = HintAdapter(nn.Conv2d(4, 64, 3, padding=1), Hint(), "here", torch.Generator().manual_seed(0)).encoder
+    signal = (torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(1)) > 0.9).float()
+    with torch.no_grad():
+        inside = encoder[:-1](signal)  # what the last convolution, which starts at zero, is given
+    assert 0.3 < inside.std() / signal.std() < 3
