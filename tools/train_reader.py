@@ -169,11 +169,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of sprite folders")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--count", type=int, default=1000, help="held-back scenes to measure on")
-    parser.add_argument("--generated", type=int, default=200, help="pictures to generate of one and of two objects")
+    parser.add_argument("--generated", type=int, default=100, help="pictures to generate of one and of two objects")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     base = load_base("embedded", device="cpu")
@@ -182,10 +182,10 @@ def main() -> None:
     sprites = load_sprites(args.data, world)
     reader = train(args, world, sprites, base)
     minutes = cpu_minutes()
-    accuracy: dict = measure(reader, world, sprites, base, args.count)
-    accuracy["generated"] = measure_generated(reader, world, base, args.generated)
     half = {key: value.half() for key, value in reader.state_dict().items() if value.is_floating_point()}
     save_tensors(args.out / "reader.safetensors", half, {"format": "diffadapt-reader", "format_version": "1"})
+    accuracy: dict = measure(reader, world, sprites, base, args.count)
+    accuracy["generated"] = measure_generated(reader, world, base, args.generated)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     facts = {
         "format_version": FORMAT_VERSION,
