@@ -1,7 +1,7 @@
 # Everything sets itself up in .venv; `make test` from a fresh clone needs Python 3.10 or newer with pip, and make.
 #
 #   make test                    set up if need be, run the tests
-#   make demo                    teach the embedded base a character; prints the path of the report
+#   make demo                    teach the embedded base a character with OFT and LoRA; prints the reports' paths
 #   make lint                    ruff and pyright
 #   make bench                   speed and memory beside PEFT (minutes)
 #   make evidence DATA=...       run what is missing of the papers' claims, then judge them (hours if all is missing)
@@ -51,7 +51,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
 
 demo: $(STAMP)
-	$(SAY) "demo: teaching the embedded base a character (about two minutes on two cores)"
+	$(SAY) "demo: teaching the embedded base a character, with OFT and with LoRA (about three minutes on two cores)"
 	$(BIN)/diffadapt demo $(ARGS)
 
 lint: $(STAMP)

@@ -19,9 +19,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": {"controls"},
     "data": {"controls"},
     "report": {*LEAVES},
+    "interchange": {"adapters"},
     "recipes": {*LEAVES, "report"},
     "evidence": {*LEAVES, "report", "recipes"},
-    "cli": {*LEAVES, "report", "recipes", "evidence"},
+    "cli": {*LEAVES, "report", "recipes", "evidence", "interchange"},
 }
 # Only these load networks of others, and only inside functions.
 MAY_LOAD_NETWORKS = ("bases/", "metrics/features.py", "controls/")

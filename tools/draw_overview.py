@@ -1,27 +1,30 @@
-"""Draws the README's picture from a finished demo run: the concept, the base's pictures, the adapter's.
+"""Draws the README's picture from the runs of a finished demo: the concept, the base's pictures, each adapter's.
 
-python tools/draw_overview.py runs/demo/run docs/images/overview.png
+python tools/draw_overview.py runs/demo/run runs/demo/lora docs/images/overview.png
 """
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 from diffadapt.recipes.pictures import write_png
+from diffadapt.report.run_folder import read_run_folder
+from diffadapt.report.run_report import read_subject
 
 SIDE, GAP, LABEL, COUNT = 128, 8, 20, 6
 
 
-def draw(run: Path) -> Image.Image:
-    """Three rows of six pictures, each 64 px picture at twice its size, with the prompts between."""
+def draw(runs: Sequence[Path]) -> Image.Image:
+    """Rows of six pictures, each 64 px picture at twice its size, and the prompts below."""
+    run = runs[0]
     told = json.loads((run / "samples" / "prompts.json").read_text())
-    last = sorted((run / "samples").glob("step-*"))[-1]
     rows = [
         (f"shown: {len(list((run / 'concept').glob('*.png')))} pictures of {told['token']}", run / "concept"),
         ("the base, without the token", run / "samples" / "base"),
-        ("after training", last),
+        *((f"after training, {read_subject(read_run_folder(each)).short}", _last(each)) for each in runs),
     ]
     width = COUNT * (SIDE + GAP) + GAP
     height = len(rows) * (LABEL + SIDE + GAP) + 2 * LABEL
@@ -41,6 +44,11 @@ def draw(run: Path) -> Image.Image:
     return page
 
 
+def _last(run: Path) -> Path:
+    """The samples of the last step."""
+    return sorted((run / "samples").glob("step-*"))[-1]
+
+
 def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
     lines = [""]
     for word in text.split():
@@ -53,4 +61,5 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, widt
 
 
 if __name__ == "__main__":
-    write_png(Path(sys.argv[2]), draw(Path(sys.argv[1])))
+    *folders, out = map(Path, sys.argv[1:])
+    write_png(out, draw(folders))

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .data.concept import Concept, load_concept
     from .data.control_pairs import ControlPairs, load_control_pairs
     from .errors import Failed, Refused
+    from .interchange import export_adapter, import_adapter
     from .recipes.control import ControlConfig, train_control
     from .recipes.control_net import ControlNet
     from .recipes.evaluate import evaluate
@@ -40,6 +41,8 @@ _HOME = {
     "attach": "adapters",
     "evaluate": "recipes.evaluate",
     "evaluate_control": "recipes.evaluate_control",
+    "export_adapter": "interchange",
+    "import_adapter": "interchange",
     "load_adapter": "adapters",
     "load_base": "bases",
     "load_captioned": "data.captioned",
@@ -69,6 +72,8 @@ __all__ = [
     "attach",
     "evaluate",
     "evaluate_control",
+    "export_adapter",
+    "import_adapter",
     "load_adapter",
     "load_base",
     "load_captioned",

@@ -1,4 +1,4 @@
-"""sample, merge, inspect, list and demo: what they read and where they write, without a trained base."""
+"""sample, merge, inspect and list: what they read and where they write, without a trained base."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,6 @@ import torch
 
 from diffadapt.adapters import OFT, LoRA, Token, attach
 from diffadapt.cli.arguments import new_folder, split_adapter
-from diffadapt.cli.demo import unfinished
 from diffadapt.cli.evaluate import first_token, table
 from diffadapt.cli.main import main
 from diffadapt.cli.sample import next_number, read_prompts
@@ -209,14 +208,6 @@ def test_pictures_are_numbered_on_and_never_overwritten(tmp_path: Path):
     for name in ("0003.png", "0010.png", "cat.png"):
         (tmp_path / name).touch()
     assert next_number(tmp_path) == 11
-
-
-def test_a_demo_goes_on_or_starts_anew(tmp_path: Path):
-    assert unfinished(tmp_path) == tmp_path / "demo"
-    (tmp_path / "demo" / "run").mkdir(parents=True)
-    assert unfinished(tmp_path) == tmp_path / "demo"
-    (tmp_path / "demo" / "run" / "report.html").touch()
-    assert unfinished(tmp_path) == tmp_path / "demo-2"
 
 
 def test_the_token_comes_from_the_adapter_unless_it_is_ambiguous():

@@ -160,7 +160,7 @@ class OFTAdapter(Mergeable):
             weight = self.weight(effective_weight(self.layer)).to(x.dtype)
             return inner._conv_forward(x, weight, effective_bias(self.layer))
         if not self._turns_inputs(x):
-            return nn.functional.linear(x, self.weight(self.layer.get_parameter("weight")), inner.bias)
+            return nn.functional.linear(x, self.weight(effective_weight(self.layer)), effective_bias(self.layer))
         y = self.layer(_Rotate.apply(x, self._blocks().to(x.dtype)))
         if self.log_gain is None:
             return y

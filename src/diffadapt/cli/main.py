@@ -19,18 +19,35 @@ from typing import NoReturn
 
 from ..config import unknown
 from ..errors import Failed, Refused
-from . import demo, evaluate, evidence, inspect, list, merge, sample, train
+from . import (
+    compare,
+    demo,
+    evaluate,
+    evidence,
+    export_adapter,
+    import_adapter,
+    inspect,
+    list,
+    merge,
+    sample,
+    train,
+)
 
 COMMANDS: dict[str, ModuleType] = {
     "demo": demo,
     "train": train,
     "sample": sample,
     "evaluate": evaluate,
+    "compare": compare,
     "merge": merge,
+    "export": export_adapter,
+    "import": import_adapter,
     "inspect": inspect,
     "evidence": evidence,
     "list": list,
 }
+
+RESUMED = ("train", "demo", "evidence")  # the same command goes on with what was interrupted
 
 EXAMPLES = """\
 examples:
@@ -97,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        again = f"; resume with: diffadapt {shlex.join(given)}" if arguments.command in ("train", "demo", "evidence") else ""
+        again = f"; resume with: diffadapt {shlex.join(given)}" if arguments.command in RESUMED else ""
         return _end(f"interrupted{again}", 130, debug=arguments.debug)
     except Refused as error:
         return _end(f"diffadapt {arguments.command}: {error}", 2, debug=arguments.debug)

@@ -1,5 +1,6 @@
-"""A run folder in, one self-contained HTML page out."""
+"""Run folders in, one self-contained HTML page out."""
 
+from .comparison import write_comparison
 from .run_report import write_report
 
-__all__ = ["write_report"]
+__all__ = ["write_comparison", "write_report"]

@@ -25,8 +25,9 @@ class Moved:
 
 @dataclass(frozen=True, kw_only=True)
 class Movement:
-    """The layers that changed most and all roles, largest first; `in_all` layers were measured."""
+    """The layers that changed most and all roles, largest first; `whole` is all `in_all` layers that were measured."""
 
+    whole: Moved | None
     roles: Sequence[Moved]
     layers: Sequence[Moved]
     in_all: int
@@ -43,6 +44,7 @@ def read_movement(metrics: Mapping[str, Any]) -> Movement | None:
     names = dict.fromkeys(str(row.get("role") or "") for row in rows)
     roles = [_moved(name, [row for row in rows if str(row.get("role") or "") == name]) for name in names if name]
     return Movement(
+        whole=_moved("all", rows) if rows else None,
         roles=sorted(roles, key=lambda moved: -moved.change),
         layers=layers[:MOST_LAYERS],
         in_all=len(layers),

@@ -171,9 +171,10 @@ def interval_plot(
     if not reach:
         return Markup("")
     x, y = _axes(reach, log_y)
+    whiskers = any(low < high for _, points in curves for _, _, low, high in points)  # must not cover each other
     body: list[Markup] = []
     for index, ((_, points), each) in enumerate(zip(curves, series, strict=False)):
-        aside = (index - (len(series) - 1) / 2) * 4  # whiskers of two curves must not cover each other
+        aside = (index - (len(series) - 1) / 2) * 4 * whiskers
         body.append(_path([(x(place) + aside, y(value)) for place, value, _, _ in points], each.look))
         for place, value, low, high in points:
             if low < high:
@@ -200,7 +201,9 @@ def forest_plot(
         line += '<text class="tick" x="{0:.1f}" y="{2}" text-anchor="middle">{3}</text>'
         parts.append(Markup(line).format(axis(tick), height, height + 17, short_number(tick)))
     if mark is not None:
-        parts.append(Markup('<line class="base" x1="{0:.1f}" x2="{0:.1f}" y1="0" y2="{1}"/>').format(axis(mark), height))
+        parts.append(
+            Markup('<line class="base" x1="{0:.1f}" x2="{0:.1f}" y1="0" y2="{1}"/>').format(axis(mark), height)
+        )
     for index, (name, figures, value, low, high) in enumerate(rows):
         top = 40 * index
         text = '<text class="legend" x="{0}" y="{1}">{2}</text>'

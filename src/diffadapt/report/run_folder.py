@@ -35,6 +35,7 @@ class RunFolder:
     concept: list[Path]
     samples: Mapping[int, list[Path]]  # step -> pictures, steps rising
     base_samples: list[Path]
+    signals: list[Path]  # the control signals of the samples
     strengths: Mapping[float, list[Path]]  # strength -> pictures, strengths rising
     adapter: Path | None
     metadata: Mapping[str, str]  # of the adapter file
@@ -101,6 +102,7 @@ def read_run_folder(folder: str | Path) -> RunFolder:
         concept=_pictures(folder / "concept"),
         samples={int(step): files for step, files in _numbered(folder / "samples", r"step-(\d+)")},
         base_samples=_pictures(folder / "samples" / "base"),
+        signals=_pictures(folder / "samples" / "signals"),
         strengths=dict(_numbered(folder / "samples", r"strength-(\d+(?:\.\d+)?)")),
         adapter=adapter,
         metadata=metadata,

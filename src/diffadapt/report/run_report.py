@@ -2,18 +2,28 @@
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from ..files import write_atomic
 from .movement import read_movement
-from .page import Picture, PictureRow, PictureTable, duration, embed_picture, file_size, longest_side, render, spread
-from .plots import crop_mark, interval_mark
-from .run_folder import RunFolder, finite, inside, read_run_folder
+from .page import Picture, PictureTable, duration, file_size, longest_side, render
+from .plots import interval_mark
+from .run_folder import RunFolder, finite, read_run_folder
+from .run_pictures import (
+    MOST_PAIRS,
+    MOST_ROWS,
+    Concept,
+    asked_for,
+    concept_pictures,
+    drift_pairs,
+    embedded_pairs,
+    picture_table,
+    step_columns,
+    strength_columns,
+)
 from .run_plots import geometry_plot, loss_plot, noise_plot
 from .usage import usage
 from .verdict import KINDS, read_figures, read_verdict
@@ -23,12 +33,8 @@ METHOD_NAMES = {
     "token": "token learning (textual inversion)",
     "selective": "selective fine-tuning",
     "oft": "OFT",
+    "controlnet": "ControlNet",
 }
-MOST_ROWS, MOST_COLUMNS, MOST_PAIRS = 8, 6, 12
-
-# of each training picture: itself, its caption, what the crop kept in words, the same as a sketch
-Concept = list[tuple[Picture, str, str, Markup]]
-Columns = list[tuple[str, Mapping[int, Path]]]  # title, picture number -> file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +44,7 @@ class Subject:
     token: str
     noun: str
     base: str
+    short: str  # the method's name alone
     method: str
     name: str
 
@@ -59,13 +66,13 @@ def write_report(run_folder: str | Path) -> Path:
         Failed: the page cannot be written.
     """
     run = read_run_folder(run_folder)
-    subject = _subject(run)
+    subject = read_subject(run)
     figures = read_figures(run.metrics)
-    by_step, by_strength, pairs = _step_columns(run), _strength_columns(run), _drift_pairs(run)
+    by_step, by_strength, pairs = step_columns(run), strength_columns(run), drift_pairs(run)
     shown = sum(min(len(files), MOST_ROWS) for _, files in by_step + by_strength)
     longest = longest_side(shown + len(run.concept) + 2 * min(len(pairs), MOST_PAIRS))
-    concept = _concept(run, longest)
-    step_table = _picture_table(run, by_step, longest)
+    concept = concept_pictures(run, longest)
+    step_table = picture_table(by_step, *asked_for(run), longest)
     seen = [picture for picture, *_ in concept]
     seen += [picture for row in (step_table.rows if step_table else ()) for picture in row.pictures if picture]
     page = render(
@@ -79,9 +86,10 @@ def write_report(run_folder: str | Path) -> Path:
         large=any(not picture.pixel_art for picture in seen),
         opening=_opening(concept, step_table),
         concept=concept,
+        controlled=bool(run.signals),
         by_step=step_table,
-        by_strength=_picture_table(run, by_strength, longest),
-        pairs=_embedded_pairs(pairs, longest),
+        by_strength=picture_table(by_strength, *asked_for(run), longest),
+        pairs=embedded_pairs(pairs, longest),
         pairs_in_all=len(pairs),
         plots=[plot for plot in (loss_plot(run), geometry_plot(run), noise_plot(run)) if plot is not None],
         figure_groups=[(KINDS[kind], [each for each in figures if each.kind == kind]) for kind in KINDS],
@@ -89,27 +97,29 @@ def write_report(run_folder: str | Path) -> Path:
         interval_mark=interval_mark,
         features=str(run.metrics.get("features") or ""),
         movement=read_movement(run.metrics),
-        costs=_costs(run),
+        costs=costs(run),
         config_text=run.config_text.strip(),
         usage=usage(run, token=subject.token, noun=subject.noun, base=subject.base) if run.adapter else [],
     )
     return write_atomic(run.folder / "report.html", page)
 
 
-def _subject(run: RunFolder) -> Subject:
+def read_subject(run: RunFolder) -> Subject:
+    """What the run's folder says it is about."""
     method, details = run.metadata.get("method"), ""
     table = run.config.get("method")
     if isinstance(table, dict):
         method = method or next((str(table[key]) for key in ("name", "kind", "type") if key in table), None)
-        details = "".join(
-            f", {key.replace('_', ' ')} {table[key]}" for key in ("train", "rank", "block_size") if key in table
-        )
+        named = ("train", "rank", "blocks" if "blocks" in table else "block_size")  # blocks replace the block size
+        details = "".join(f", {key.replace('_', ' ')} {table[key]}" for key in named if key in table)
     method = str(method or run.setting("method") or "")
+    short = METHOD_NAMES.get(method, method)
     return Subject(
         token=str(run.prompts.get("token") or run.setting("token") or ""),
         noun=str(run.prompts.get("noun") or run.setting("noun") or ""),
         base=str(run.metadata.get("base") or _made_by(run).get("base") or run.setting("base") or ""),
-        method=METHOD_NAMES.get(method, method) + details,
+        short=short,
+        method=short + details,
         name=run.folder.resolve().name,
     )
 
@@ -159,7 +169,7 @@ def _seconds(run: RunFolder) -> float | None:
     return finite(run.metrics.get("seconds_train")) or (sum(logged) or None)
 
 
-def _costs(run: RunFolder) -> list[tuple[str, str]]:
+def costs(run: RunFolder) -> list[tuple[str, str]]:
     """Time, memory, sizes, hardware, versions: name and value of each that is known."""
     logged = [seconds for record in run.log if (seconds := finite(record.get("seconds"))) is not None]
     total, memory = finite(run.metrics.get("seconds_total")), finite(run.metrics.get("peak_memory_mb"))
@@ -191,96 +201,6 @@ def _opening(concept: Concept, table: PictureTable | None) -> list[tuple[Picture
         return []
     at = table.columns[-1]
     return [(first, "a training picture"), (last, "with the adapter" if at.startswith("final") else f"at {at}")]
-
-
-def _concept(run: RunFolder, longest: int) -> Concept:
-    shown: Concept = []
-    for index, file in enumerate(run.concept):
-        crop = run.crops[index] if index < len(run.crops) else {}
-        caption = str(crop.get("caption") or "")
-        name = str(crop.get("file") or file.name)
-        alt = f"Training picture {index + 1}: {caption or Path(name).name}"
-        picture = embed_picture(file, alt=alt, longest=longest)
-        if picture:
-            shown.append((picture, caption, *_crop(crop)))
-    return shown
-
-
-def _crop(crop: Mapping[str, Any]) -> tuple[str, Markup]:
-    try:
-        width, height = (int(side) for side in crop["original"])
-        left, top, right, bottom = (int(side) for side in crop["box"])
-    except (KeyError, TypeError, ValueError):
-        return "", Markup("")
-    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
-        return f"{width} x {height}", Markup("")
-    whole = (left, top, right, bottom) == (0, 0, width, height)
-    kept = "whole" if whole else f"{100 * (right - left) * (bottom - top) / (width * height):.0f} % kept"
-    return f"{width} x {height}, {kept}", crop_mark((width, height), (left, top, right, bottom))
-
-
-def _by_number(files: Iterable[Path]) -> Mapping[int, Path]:
-    """Files by the number in their name (07.png -> 7), so that a missing one leaves a gap and shifts nothing."""
-    return {int(file.stem) if file.stem.isdigit() else place: file for place, file in enumerate(files)}
-
-
-def _step_columns(run: RunFolder) -> Columns:
-    columns: Columns = [("base", _by_number(run.base_samples))] if run.base_samples else []
-    steps = list(run.samples)
-    # the last step's samples are the finished adapter's; else its pictures at strength 1 are
-    apart = run.complete and 1.0 in run.strengths and (not steps or steps[-1] < run.last_step)
-    for place in spread(len(steps), MOST_COLUMNS - len(columns) - apart):
-        last = run.complete and not apart and steps[place] == steps[-1]
-        columns.append(("final, " * last + f"step {steps[place]:,}", _by_number(run.samples[steps[place]])))
-    if apart:
-        columns.append(("final", _by_number(run.strengths[1.0])))
-    # the base alone shows nothing of the run
-    return columns if len(columns) > bool(run.base_samples) else []
-
-
-def _strength_columns(run: RunFolder) -> Columns:
-    columns: Columns = [("0, the base", _by_number(run.base_samples))] if run.base_samples else []
-    columns += [(f"{strength:g}", _by_number(files)) for strength, files in run.strengths.items()]
-    return columns if run.strengths else []
-
-
-def _picture_table(run: RunFolder, columns: Columns, longest: int) -> PictureTable | None:
-    numbers = sorted({number for _, files in columns for number in files})
-    prompts, seeds = run.prompts.get("prompts"), run.prompts.get("seeds")
-    rows: list[PictureRow] = []
-    for place in spread(len(numbers), MOST_ROWS):
-        index = numbers[place]
-        prompt = str(prompts[index]) if isinstance(prompts, list) and index < len(prompts) else f"picture {index}"
-        seed = f"seed {seeds[index]}" if isinstance(seeds, list) and index < len(seeds) else ""
-        pictures = [
-            embed_picture(files[index], alt=f"{prompt} ({title})", longest=longest) if index in files else None
-            for title, files in columns
-        ]
-        rows.append(PictureRow(title=prompt, note=seed, pictures=pictures))
-    return PictureTable(columns=[title for title, _ in columns], rows=rows) if rows else None
-
-
-def _drift_pairs(run: RunFolder) -> list[tuple[str, Path, Path]]:
-    pairs = run.metrics.get("drift_pictures")
-    found: list[tuple[str, Path, Path]] = []
-    for pair in pairs if isinstance(pairs, list) else ():
-        if not isinstance(pair, list) or len(pair) != 3:
-            continue
-        before, after = inside(run.folder, pair[1]), inside(run.folder, pair[2])
-        if before and after:
-            found.append((str(pair[0]), before, after))
-    return found
-
-
-def _embedded_pairs(pairs: Sequence[tuple[str, Path, Path]], longest: int) -> list[tuple[str, Picture, Picture]]:
-    shown: list[tuple[str, Picture, Picture]] = []
-    for place in spread(len(pairs), MOST_PAIRS):
-        prompt, before, after = pairs[place]
-        base = embed_picture(before, alt=f"{prompt} (base)", longest=longest)
-        adapted = embed_picture(after, alt=f"{prompt} (with the adapter)", longest=longest)
-        if base and adapted:
-            shown.append((prompt, base, adapted))
-    return shown
 
 
 def _metadata_json(run: RunFolder, key: str) -> Any:

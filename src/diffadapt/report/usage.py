@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from .run_folder import RunFolder
 
 # methods whose change can be written into the base's weights
-MERGEABLE = ("lora", "selective", "token")
+MERGEABLE = ("lora", "oft", "selective", "token")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,9 @@ class Snippet:
 
 def usage(run: RunFolder, *, token: str, noun: str, base: str) -> list[Snippet]:
     """Command line and Python for the run's adapter (which must exist), on the base that it was trained on."""
-    path = str((run.folder / "adapter.safetensors").resolve())
+    controlled = bool(run.signals)  # then the folder stands for its adapter and its hint
+    path = str((run.folder if controlled else run.folder / "adapter.safetensors").resolve())
+    strength = 1.0 if controlled else 0.8
     prompts = run.prompts.get("prompts")
     subject = " ".join(part for part in (token, noun) if part) or "picture"
     prompt = str(prompts[0]) if isinstance(prompts, list) and prompts else f"a {subject}"
@@ -27,19 +29,19 @@ def usage(run: RunFolder, *, token: str, noun: str, base: str) -> list[Snippet]:
     shell = (
         f"diffadapt sample {shlex.quote(prompt)} \\\n"
         f"    --base {shlex.quote(base)} --seed 0 --out pictures \\\n"
-        f"    --adapter {shlex.quote(path + ':0.8')}"
+        f"    --adapter {shlex.quote(f'{path}:{strength:g}')}" + (" --control signal.png" if controlled else "")
     )
     python = (
         "import diffadapt as da\n\n"
         f"base = da.load_base({base!r})\n"
         "pictures = da.sample(\n"
         f"    base, {prompt!r},\n"
-        f"    adapters=[({path!r}, 0.8)], seed=0,\n"
+        f"    adapters=[({path!r}, {strength:g})], seed=0," + (' control="signal.png",' if controlled else "") + "\n"
         ")\n"
         'pictures[0].save("picture.png")'
     )
     snippets = [Snippet(title="Command line", code=shell), Snippet(title="Python", code=python)]
-    if run.metadata.get("method") in MERGEABLE:
+    if run.metadata.get("method") in MERGEABLE and not controlled:
         merge = f"diffadapt merge --base {shlex.quote(base)} --out merged \\\n    --adapter {shlex.quote(path)}"
         title = "Merged into the weights, for any program that opens diffusers folders"
         snippets.append(Snippet(title=title, code=merge))

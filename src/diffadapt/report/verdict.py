@@ -8,9 +8,10 @@ from typing import Any, Literal
 from .page import number
 from .run_folder import finite
 
-Kind = Literal["fidelity", "alignment", "diversity", "drift", "other"]
+Kind = Literal["fidelity", "control", "alignment", "diversity", "drift", "other"]
 KINDS: Mapping[Kind, str] = {
     "fidelity": "Fidelity: is it the subject?",
+    "control": "Control: does the picture follow the signal?",
     "drift": "Drift: what changed on prompts that have nothing to do with it?",
     "alignment": "Alignment: does the picture follow the prompt?",
     "diversity": "Diversity: do the pictures differ?",
@@ -123,6 +124,13 @@ def read_verdict(figures: list[Figure], subject: str, noun: str = "") -> list[Cl
             bad=f"It did not learn {subject}",
             undecided=f"Whether it learned {subject} is not decided",
             unknown=f"Its likeness to {subject} was measured with nothing to judge it by",
+        ),
+        _claim(
+            _headline([figure for figure in figures if figure.kind == "control"]),
+            good="It follows the signal",
+            bad="It follows the signal less than the base does by chance",
+            undecided="Whether it follows the signal is not decided",
+            unknown="How well it follows the signal was measured with nothing to judge it by",
         ),
         _claim(
             quality,

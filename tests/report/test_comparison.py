@@ -1,0 +1,172 @@
+"""Invented runs side by side: what the page shows, how sure it is, and what does not compare."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from diffadapt.cli.main import main
+from diffadapt.errors import Refused
+from diffadapt.files import save_tensors, write_json
+from diffadapt.report import write_comparison
+from diffadapt.report.comparison import read_comparison
+from diffadapt.report.verdict import Figure, read_figures
+
+from .test_run_report import Reader
+
+Change = Callable[[dict[str, Any]], None]
+
+
+def change_json(path: Path, change: Change) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    write_json(path, content)
+
+
+def as_method(run: Path, method: str, base: str = "sha256:0") -> Path:
+    """Says in the adapter's header which method and base it is of."""
+    header = {"format": "diffadapt", "method": method, "base": "embedded", "base_fingerprint": base}
+    save_tensors(run / "adapter.safetensors", {"a": torch.zeros(8, 4)}, header)
+    return run
+
+
+@pytest.fixture
+def pair(run: Path, tmp_path: Path) -> list[Path]:
+    """The same invented run as OFT, with rotated neurons and more drift, and as LoRA."""
+    other = shutil.copytree(run, tmp_path / "lora")
+
+    def rotated(metrics: dict[str, Any]) -> None:
+        metrics["values"]["drift_features"] |= {"value": 0.15, "low": 0.12, "high": 0.19}
+        metrics["values"]["subject_fidelity"] |= {"value": 0.79, "low": 0.76, "high": 0.82}
+        for row in metrics["weight_drift"]:
+            row |= {"cosine_change": 2e-7, "norm_change": 1e-7, "energy_change": 3e-7}
+        metrics["trainable_parameters"] = 69_120
+
+    change_json(run / "metrics.json", rotated)
+    return [as_method(run, "oft"), as_method(other, "lora")]
+
+
+def read(runs: list[Path], out: Path) -> Reader:
+    return Reader(write_comparison(runs, out).read_text(encoding="utf-8"))
+
+
+def test_the_page_is_one_file_with_every_part_in_order(pair: list[Path], tmp_path: Path) -> None:
+    page = read(pair, tmp_path / "page.html")
+    parts = ("OFT beside LoRA", "was shown", "was learned", "else changed", "Figures", "Cost and geometry")
+    places = [page.words.index(part) for part in parts]
+    assert places == sorted(places)
+    assert not page.of("script") and all(picture["src"].startswith("data:") for picture in page.of("img"))
+    assert all(attributes.get("href", "data:").startswith("data:") for _, attributes in page.tags)
+
+
+def test_every_column_shows_the_same_prompts(pair: list[Path], tmp_path: Path) -> None:
+    page = read(pair, tmp_path / "page.html")
+    alts = [picture["alt"] for picture in page.of("img")]
+    assert (
+        len(alts) == 5 + 4 * 3 + 6 * 3
+    )  # concept; four prompts and six of eight unrelated ones: the base and both runs
+    for column in ("base", "OFT", "LoRA"):
+        assert f"a <biscuit> cat at night ({column})" in alts
+        assert f"a cat on a yellow background ({column})" in alts
+
+
+def test_figures_costs_and_geometry_stand_in_tables(pair: list[Path], tmp_path: Path) -> None:
+    words = read(pair, tmp_path / "page.html").words
+    assert "subject fidelity 0.431 0.790 [0.760, 0.820] 0.812 [0.784, 0.837] higher" in words
+    assert "trainable parameters 69,120 48,128" in words
+    assert "adapter file 201 kB 201 kB training 2 min 31 s 2 min 31 s" in words
+    assert "largest change of the cosine of two neurons 2e-07" in words
+
+
+def test_the_sentence_says_who_learned_more_and_who_changed_more(pair: list[Path], tmp_path: Path) -> None:
+    words = read(pair, tmp_path / "page.html").words
+    undecided = "Whether OFT or LoRA learned the <biscuit> cat better is not decided : subject fidelity OFT 0.790"
+    assert undecided in words and "0.837], the base 0.431 ;" in words
+    assert "OFT changed the rest more than LoRA : drift features OFT 0.15" in words
+
+
+def figures(fidelity: tuple[float, float, float], drift: tuple[float, float, float]) -> dict[str, Figure]:
+    def entry(numbers: tuple[float, float, float], **more: Any) -> dict[str, Any]:
+        return dict(zip(("value", "low", "high"), numbers, strict=True)) | more
+
+    values = {
+        "class_leakage": entry((0.5, 0.4, 0.6), base=0.4, better="near base"),
+        "drift_features": entry(drift, better="lower"),
+        "subject_fidelity": entry(fidelity, base=0.3, better="higher"),
+    }
+    return {each.name: each for each in read_figures({"values": values})}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "sentences"),
+    [
+        (((0.7, 0.6, 0.8), (0.2, 0.1, 0.3)), ((0.5, 0.4, 0.55), (0.02, 0.01, 0.03)),
+         ["A learned it better than B", "A changed the rest more than B"]),
+        (((0.5, 0.4, 0.62), (0.2, 0.1, 0.3)), ((0.7, 0.6, 0.8), (0.25, 0.15, 0.35)),
+         ["Whether A or B learned it better is not decided", "whether A or B changed the rest more is not decided"]),
+        (((0.35, 0.2, 0.5), (0.2, 0.1, 0.3)), ((0.2, 0.1, 0.25), (0.02, 0.01, 0.03)),
+         ["None is shown to have learned it", "A changed the rest more than B"]),
+    ],
+)  # fmt: skip
+def test_the_sentence_is_no_more_certain_than_the_intervals(first: Any, second: Any, sentences: list[str]) -> None:
+    claims = read_comparison({"A": figures(*first), "B": figures(*second)}, "it")
+    assert [claim.text for claim in claims] == sentences
+
+
+def test_of_three_only_those_that_reach_the_best_are_undecided() -> None:
+    it = (0.01, 0.005, 0.015)
+    measured = {
+        "A": figures((0.5, 0.4, 0.55), it),
+        "B": figures((0.7, 0.6, 0.8), it),
+        "C": figures((0.65, 0.58, 0.72), (0.3, 0.2, 0.4)),
+    }
+    texts = [claim.text for claim in read_comparison(measured, "it")]
+    assert texts == ["Whether B or C learned it better is not decided", "C changed the rest more than A and B"]
+
+
+def test_nothing_is_said_about_what_was_not_measured(pair: list[Path], tmp_path: Path) -> None:
+    (pair[0] / "metrics.json").unlink()
+    page = read(pair, tmp_path / "page.html")
+    assert "learned the" not in page.words and "measured differently" in page.words
+    assert "subject fidelity 0.431 \u2013 0.812 [0.784, 0.837] higher" in page.words
+
+
+def test_runs_of_one_method_are_told_apart_by_their_folders(pair: list[Path], tmp_path: Path) -> None:
+    as_method(pair[0], "lora")
+    assert "biscuit run beside lora" in read(pair, tmp_path / "page.html").words
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda run: as_method(run, "lora", base="sha256:1"), "different bases"),
+        (lambda run: (run / "concept" / "00.png").unlink(), "different pictures"),
+        (lambda run: change_json(run / "samples" / "prompts.json", lambda it: it["seeds"].reverse()), "other prompts"),
+        (lambda run: (run / "adapter.safetensors").unlink(), "no finished adapter"),
+    ],
+)
+def test_runs_that_do_not_compare_are_refused(
+    pair: list[Path], tmp_path: Path, change: Callable[[Path], Any], said: str
+) -> None:
+    change(pair[1])
+    with pytest.raises(Refused, match=said):
+        write_comparison(pair, tmp_path / "page.html")
+
+
+def test_two_different_runs_are_needed(pair: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="two or more runs, got 1"):
+        write_comparison(pair[:1], tmp_path / "page.html")
+    with pytest.raises(Refused, match="given twice"):
+        write_comparison([pair[0], pair[0]], tmp_path / "page.html")
+
+
+def test_the_command_writes_the_page_once(pair: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "page.html"
+    assert main(["compare", *map(str, pair), "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}\n" and out.is_file()
+    assert main(["compare", *map(str, pair), "--out", str(out)]) == 2
+    assert "nothing is overwritten" in capsys.readouterr().err
