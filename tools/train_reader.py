@@ -4,8 +4,8 @@
 
 EMOJI is the folder of sprite folders that `tools/train_embedded_base.py` reads. Scenes of the embedded base's own 48
 nouns and two styles are rendered, and their masks are the truth. Half of every batch passes through the base's
-autoencoder, which is not what is judged (the denoiser is), for the look of decoded pictures; blur, noise and other
-brightness at times do the rest. Batches are drawn from (seed, step). The averaged weights are written, and measured on
+autoencoder, which is not what is judged (the denoiser is), for the look of decoded pictures; other colours, blur, noise
+and other brightness at times do the rest. Batches are drawn from (seed, step). The averaged weights are written, and measured on
 scenes that no training step draws, as they are and through the autoencoder, and on pictures that the base generates
 from captions: is what the reader finds there what the caption asked for? Some eight minutes of one core.
 """
@@ -41,6 +41,14 @@ Sprites = dict[tuple[str, str], Tensor]
 
 def kinds_of(scenes: list[Scene]) -> list[list[str]]:
     return [[KIND_OF[thing.noun] for thing in scene.objects] for scene in scenes]
+
+
+def recoloured(sprites: Sprites, rng: np.random.Generator) -> Sprites:
+    """Red, green and blue in another order half of the time: what an object is must not be read off its colours."""
+    if rng.random() < 0.5:
+        return sprites
+    order = [*rng.permutation(3).tolist(), 3]
+    return {name: sprite[order] for name, sprite in sprites.items()}
 
 
 def decoded(base: Base, pictures: Tensor) -> Tensor:
@@ -97,7 +105,7 @@ def train(args, world: World, sprites: Sprites, base: Base) -> Reader:
     for step in range(args.steps):
         rng = np.random.default_rng([args.seed, step])
         scenes = [sample_scene(rng, world, two_objects=0.4) for _ in range(args.batch)]
-        pictures, masks = render(scenes, sprites)
+        pictures, masks = render(scenes, recoloured(sprites, rng))
         half = args.batch // 2
         pictures[:half] = decoded(base, pictures[:half])
         layers, labels = layers_of(masks), labels_of(masks, kinds_of(scenes))

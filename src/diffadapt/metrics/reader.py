@@ -57,6 +57,7 @@ class Reader(nn.Module):
         self.widths = widths
         steps = list(zip(widths, widths[1:], strict=False))
         self.first = _convolutions(3, widths[0])
+        self.contrast = nn.Conv2d(3, widths[0], 3, padding=1)
         self.down = nn.ModuleList(_convolutions(a, b, stride=2) for a, b in steps)
         self.whole = nn.Linear(widths[-1], widths[-1])
         self.across = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in steps)
@@ -74,7 +75,10 @@ class Reader(nn.Module):
             logits that it is of an object (N, 64, 64); if so, of the front one (N, 64, 64), and of each kind
             (N, 11, 64, 64)
         """
-        levels = [self.first((pictures - 0.5) * 4)]
+        # Backgrounds are shaded from top to bottom and objects rarely touch the sides: what differs from the ends of
+        # its row is an object, of whatever colours.
+        ends = torch.cat([pictures[..., :2], pictures[..., -2:]], -1).mean(-1, keepdim=True)
+        levels = [self.first((pictures - 0.5) * 4) + self.contrast((pictures - ends) * 4)]
         for down in self.down:
             levels.append(down(levels[-1]))
         x = levels.pop()
