@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from diffadapt.adapters import OFT
+from diffadapt.adapters.oft import solve_together
 
 # width: transformer blocks of that width in the UNet; each has self-attention and cross-attention on 768 inputs
 BLOCKS = {320: 5, 640: 5, 1280: 6}
@@ -34,7 +35,7 @@ def merge_seconds(method: OFT) -> float:
     for adapter in adapters:
         adapter.q.normal_(std=0.02, generator=generator)
     start = time.perf_counter()
-    method.share(adapters)
+    solve_together(adapters)
     for adapter in adapters:
         adapter.layer.weight.copy_(adapter.weight(adapter.layer.weight))
     return time.perf_counter() - start

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from diffadapt.adapters import OFT, LoRA, Method, Selective, SideInputs, attach
+from diffadapt.adapters.oft import OFTAdapter, solve_together
 from diffadapt.bases import load_base
 from diffadapt.files import write_json
 from diffadapt.recipes.run import made_by, peak_memory_mb
@@ -151,7 +152,8 @@ class Contender:
                 adapter = method.build(layer, path, generator)
                 setattr(module.get_submodule(parent), last, adapter)
                 adapters.append(adapter)
-        self.begin = lambda: method.share(adapters)
+        turning = [adapter for adapter in adapters if isinstance(adapter, OFTAdapter)]
+        self.begin = lambda: solve_together(turning)
         return [parameter for adapter in adapters for _, parameter in adapter.own_parameters()]
 
     def step(self) -> float:

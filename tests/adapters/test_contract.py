@@ -251,8 +251,8 @@ class Toy(Method):
     def build(self, layer: nn.Module, path: str, generator: torch.Generator) -> Adapter:
         return ToyAdapter(layer)
 
-    def share(self, adapters) -> None:
-        self.shared.append(len(adapters))
+    def share(self, attachment, side) -> None:
+        self.shared.append(len(attachment.adapters))
 
 
 class ToyAdapter(Adapter):

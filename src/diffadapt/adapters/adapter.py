@@ -9,14 +9,17 @@ step, `receive()` before a step or a generation.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import Refused
+
+if TYPE_CHECKING:
+    from .attach import Attachment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,11 +104,28 @@ class Mergeable(Adapter):
         return b0
 
 
+class Shared(nn.Module):
+    """What the adapters of one attachment have in common, if a method needs it; its parameters train and are saved."""
+
+    strength = 1.0
+
+    def project_(self) -> None:
+        """Called after each optimizer step, as an adapter's."""
+
+    def facts(self) -> dict[str, str]:
+        """What a file's header says beside the method's settings."""
+        return {}
+
+    def check(self, header: Mapping[str, str]) -> None:
+        """Raises Refused when a file's header does not fit what is here."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """A method's settings, and how it builds the adapter of one layer."""
 
     name: ClassVar[str]
+    replaces_noun: ClassVar[bool] = False  # whether the new word stands for the class noun instead of in front of it
 
     def default_roles(self, known: Iterable[str]) -> list[str]:
         """The roles to adapt when the user names none; `known` are the base's. The denoiser's attention."""
@@ -123,7 +143,14 @@ class Method(ABC):
             Refused: the settings do not fit the layer; names `path`.
         """
 
-    def share(self, adapters: Sequence[Adapter]) -> None:
+    def settle(self, attachment: "Attachment") -> Shared | None:
+        """Makes what the adapters share; called once, when all are built and know the layers that they stand on.
+
+        Raises:
+            Refused: the settings do not fit the base or its tokens.
+        """
+
+    def share(self, attachment: "Attachment", side: SideInputs) -> None:
         """Computes once what all layers need; called once per training step and once per generation."""
 
 

@@ -61,6 +61,8 @@ def load_adapter(base: AdaptableBase, path: str | Path, *, any_base: bool = Fals
     first_vectors = dict(list(tokens.items())[::vectors])  # "<t>", "<t>_1", ... stand one behind the other
     attachment = attach(base, method, roles, tokens=first_vectors)
     try:
+        if attachment.shared:
+            attachment.shared.check(header)
         attachment.load_state_dict(tensors)
     except Refused as error:
         attachment.detach()

@@ -21,7 +21,16 @@ from torch import Tensor, nn
 from ..config import check
 from ..errors import Refused
 from ..files import save_tensors
-from .adapter import SIDE_INPUTS, Adapter, Mergeable, Method, SideInputs, effective_bias, effective_weight
+from .adapter import (
+    SIDE_INPUTS,
+    Adapter,
+    Mergeable,
+    Method,
+    Shared,
+    SideInputs,
+    effective_bias,
+    effective_weight,
+)
 from .token import Token, TokenAdapter
 from .tokenizer import expand_vectors, initial_vectors, innermost, renew_tokenizer, table_with_rows
 
@@ -37,7 +46,11 @@ class AdaptableBase(Protocol):
     attachments: list["Attachment"]
     fingerprint: str
     tokenizer: Any
+    world: Any
 
+    def covariance(self) -> Any: ...
+    def tokenize(self, prompts: Sequence[str]) -> Tensor: ...
+    def encode_ids(self, ids: Tensor) -> Tensor: ...
     def module(self, path: str) -> nn.Module: ...
     def replace_(self, path: str, module: nn.Module) -> None: ...
     def select(self, patterns: Sequence[str]) -> dict[str, str]: ...
@@ -53,6 +66,7 @@ class Attachment:
         roles: the role patterns it was attached with.
         tokens: new token -> the text whose embedding it started from.
         adapters: layer path -> adapter; the token adapters are among them.
+        shared: what the adapters have in common, for methods that need it.
     """
 
     def __init__(
@@ -66,6 +80,7 @@ class Attachment:
         self.base, self.method, self.adapters = base, method, adapters
         self.roles, self.tokens = list(roles), dict(tokens)
         self._strength, self._enabled, self._attached = 1.0, True, False
+        self.shared = method.settle(self)
         self._unmerged: dict[str, dict[str, Tensor]] | None = None  # per layer what merge_ wrote over
 
     # --- on and off ---------------------------------------------------------------------------------------------------
@@ -93,8 +108,16 @@ class Attachment:
     def _apply_strength(self) -> None:
         if self._unmerged is not None:
             raise Refused("the strength of a merged attachment is fixed; call unmerge_() first")
-        for adapter in self.adapters.values():
-            adapter.strength = self._strength if self._enabled else 0.0
+        for each in self._modules():
+            each.strength = self._strength if self._enabled else 0.0
+
+    @property
+    def live(self) -> bool:
+        """Whether it has an effect now: on its base, switched on, at a strength other than 0."""
+        return self._attached and self._enabled and self._strength != 0
+
+    def _modules(self) -> list[Adapter | Shared]:
+        return [*self.adapters.values(), *([self.shared] if self.shared else [])]
 
     def attach_(self) -> None:
         """Puts the adapters on their layers, outermost of what stands there."""
@@ -131,14 +154,16 @@ class Attachment:
         for path, adapter in self.adapters.items():
             for name, parameter in adapter.own_parameters():
                 yield f"{path}.{name}", parameter
+        for name, parameter in self.shared.named_parameters() if self.shared else ():
+            yield f"shared.{name}", parameter
 
     def parameters(self) -> Iterator[nn.Parameter]:
         return (parameter for _, parameter in self.named_parameters())
 
     def train(self, mode: bool = True) -> None:
         """Training mode of the adapters (dropout); the base stays in evaluation mode."""
-        for adapter in self.adapters.values():
-            adapter.training = mode
+        for each in self._modules():
+            each.training = mode
 
     def begin(self, side: SideInputs) -> None:
         """Before a training step or a generation: hands out side inputs and lets the method compute what layers share.
@@ -152,7 +177,7 @@ class Attachment:
                 raise Refused(f"{type(adapter).__name__} on {path} needs {', '.join(missing)}, which was not given")
             if adapter.needs:
                 adapter.receive(side)
-        self.method.share([a for a in self.adapters.values() if not isinstance(a, TokenAdapter)])
+        self.method.share(self, side)
 
     def penalty(self) -> Tensor | None:
         """The sum of the adapters' penalties, a scalar to add to the loss, or None."""
@@ -162,8 +187,8 @@ class Attachment:
     def project_(self) -> None:
         """After each optimizer step: every adapter returns to where its method allows it."""
         with torch.no_grad():
-            for adapter in self.adapters.values():
-                adapter.project_()
+            for each in self._modules():
+                each.project_()
 
     # --- merging ------------------------------------------------------------------------------------------------------
 
@@ -237,7 +262,8 @@ class Attachment:
 
     def state_dict(self) -> dict[str, Tensor]:
         """{"<layer path>.<parameter>": tensor}: what is saved."""
-        return {f"{path}.{n}": t for path, a in self.adapters.items() for n, t in a.own_state().items()}
+        own = {f"{path}.{n}": t for path, a in self.adapters.items() for n, t in a.own_state().items()}
+        return own | {f"shared.{n}": t for n, t in (self.shared.state_dict() if self.shared else {}).items()}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Copies saved values in.
@@ -277,7 +303,8 @@ class Attachment:
             "diffadapt_version": package_version(),
             "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         }
-        return save_tensors(path, self.state_dict(), {**header, **(metadata or {})})
+        more = self.shared.facts() if self.shared else {}
+        return save_tensors(path, self.state_dict(), {**header, **more, **(metadata or {})})
 
 
 def attach(
@@ -330,9 +357,9 @@ def attach(
                     f"{path} cannot be adapted and learn new tokens at once; leave {TOKEN_ROLE} out of the roles"
                 )
             adapters[path] = TokenAdapter(base.module(path), initial_vectors(base, path, tokens))
-    for adapter in adapters.values():
-        adapter.eval()
     attachment = Attachment(base, method, patterns, tokens, adapters)
+    for each in attachment._modules():
+        each.eval()
     attachment.attach_()
     return attachment
 

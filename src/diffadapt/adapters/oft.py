@@ -16,16 +16,19 @@ name, so that a radius counts together with its `constraint`; see `OFT.bound`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..config import option
 from ..errors import Refused
-from .adapter import Adapter, Mergeable, Method, effective_bias, effective_weight
+from .adapter import Adapter, Mergeable, Method, SideInputs, effective_bias, effective_weight
+
+if TYPE_CHECKING:
+    from .attach import Attachment
 
 CONSTRAINTS = ("none", "angle", "frobenius", "official", "peft")
 RESCALES = ("none", "joint", "after")
@@ -80,17 +83,20 @@ class OFT(Method):
         factor = {"frobenius": 0.5, "official": block_size**2 / math.sqrt(r), "peft": 1 / math.sqrt(r)}
         return math.inf, radius * factor.get(self.constraint, math.inf)
 
-    def share(self, adapters: Sequence[Adapter]) -> None:
-        """Solves all blocks of equal size of all layers in one batched call."""
-        groups: dict[tuple[int, torch.device], list[OFTAdapter]] = {}
-        for adapter in adapters:
-            assert isinstance(adapter, OFTAdapter)
-            if adapter.strength != 0:
-                groups.setdefault((adapter.block_size, adapter.q.device), []).append(adapter)
-        for (size, _), group in groups.items():
-            solved = _Cayley.apply(torch.cat([adapter.strength * adapter.q for adapter in group]), size)
-            for adapter, rotations in zip(group, solved.split([len(adapter.q) for adapter in group]), strict=True):
-                adapter.keep(rotations)
+    def share(self, attachment: "Attachment", side: SideInputs) -> None:
+        solve_together(adapter for adapter in attachment.adapters.values() if isinstance(adapter, OFTAdapter))
+
+
+def solve_together(adapters: Iterable["OFTAdapter"]) -> None:
+    """Solves all blocks of equal size of all layers in one batched call."""
+    groups: dict[tuple[int, torch.device], list[OFTAdapter]] = {}
+    for adapter in adapters:
+        if adapter.strength != 0:
+            groups.setdefault((adapter.block_size, adapter.q.device), []).append(adapter)
+    for (size, _), group in groups.items():
+        solved = _Cayley.apply(torch.cat([adapter.strength * adapter.q for adapter in group]), size)
+        for adapter, rotations in zip(group, solved.split([len(adapter.q) for adapter in group]), strict=True):
+            adapter.keep(rotations)
 
 
 class OFTAdapter(Mergeable):
