@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import Failed, Refused
+from .covariance import Covariance, load_covariance
 from .defaults import Defaults, write_defaults
 from .fingerprint import fingerprint
 from .quiet import quiet
@@ -38,6 +39,8 @@ class Base:
         attachments: what stands on the base now, innermost first.
         world: the word lists of a base with a small vocabulary, or None.
         default_guidance, default_steps: sampling defaults.
+        text_fingerprint: the same of the text encoder alone.
+        folder: the one it was loaded from, if it was.
     """
 
     family: ClassVar[str]
@@ -46,6 +49,7 @@ class Base:
 
     def __init__(self, pipeline: Any, *, name: str, defaults: Defaults, prediction_type: str | None = None) -> None:
         self.name, self.pipeline = name, pipeline
+        self.folder: Path | None = None
         self.world: Mapping[str, tuple[str, ...]] | None = defaults.world
         self.default_guidance, self.default_steps = defaults.guidance, defaults.steps
         if prediction_type not in (None, "epsilon", "v_prediction"):
@@ -61,11 +65,14 @@ class Base:
             raise Refused(f"{name} is no text-to-image model: UNet with {channels} channels on latents of {latent}")
         # The base's own parameters: those of adapters come later and stay trainable when the base is frozen again.
         whole = (pipeline.unet, pipeline.text_encoder, pipeline.vae)
+        self._covariance: Covariance | None = None
         self._own = [parameter for part in whole for parameter in part.parameters()]
         self.freeze_()
         self.fingerprint: str = fingerprint(
             (f"{part}.{key}", value) for part in self.parts for key, value in getattr(pipeline, part).named_parameters()
         )
+
+        self.text_fingerprint: str = fingerprint(pipeline.text_encoder.named_parameters())
 
     def find_roles(self) -> dict[str, tuple[str, ...]]:
         """The family's role table; raises Refused when a layer fits no role."""
@@ -223,13 +230,49 @@ class Base:
             prompt = prompt.replace(token, " ".join([token, *further]))
         return prompt
 
+    def encode_ids(self, ids: Tensor) -> Tensor:
+        """Identities (N, L) -> text (N, L, D), with gradient where it is enabled."""
+        return self.text_encoder(ids).last_hidden_state
+
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """N prompts -> text (N, L, D), with gradient where it is enabled."""
-        return self.text_encoder(self.tokenize(prompts)).last_hidden_state
+        return self.encode_ids(self.tokenize(prompts))
 
     def denoise(self, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
         """The denoiser's prediction (N, C, h, w) for noisy latents (N, C, h, w), timesteps (N,) and text (N, L, D)."""
         return self.denoiser(noisy.to(self.dtype), timesteps, encoder_hidden_states=text.to(self.dtype)).sample
+
+    # --- the text encoder's second moment -----------------------------------------------------------------------------
+
+    @property
+    def covariance_file(self) -> Path:
+        """Where the second moment of its text encoder is: beside the base's own files, else in the user's cache."""
+        if self.folder and (self.folder / "covariance.safetensors").is_file():
+            return self.folder / "covariance.safetensors"
+        cache = Path(os.environ.get("DIFFADAPT_CACHE", "~/.cache/diffadapt")).expanduser()
+        return cache / "covariance" / f"{self.text_fingerprint.split(':')[-1]}.safetensors"
+
+    def covariance(self) -> Covariance:
+        """The second moment of its text encoder's outputs; read once.
+
+        Raises:
+            Refused: it was not measured yet, or on another text encoder; says how to.
+        """
+        if self._covariance is None:
+            file = self.covariance_file
+            if not file.is_file():
+                raise Refused(
+                    f"the text encoder of {self.name!r} has no covariance yet, expected at {file}; measure it once: "
+                    f"diffadapt covariance --base {self.name} --captions CAPTIONS.txt"
+                )
+            found = load_covariance(file)
+            if found.facts.get("encoder") != self.text_fingerprint:
+                raise Refused(
+                    f"{file} was measured on another text encoder ({found.facts.get('encoder')}), {self.name!r} has "
+                    f"{self.text_fingerprint}; measure it again: diffadapt covariance --base {self.name} ..."
+                )
+            self._covariance = found
+        return self._covariance
 
     # --- words and files ----------------------------------------------------------------------------------------------
 

@@ -78,7 +78,9 @@ def _open(name: str, dtype: torch.dtype, config: str | os.PathLike[str] | None, 
     family = _family(path)
     check_components(path, family.components)
     pipeline = open_stable_diffusion(path, dtype)
-    return family(pipeline, name=name, defaults=read_defaults(path), prediction_type=prediction_type)
+    base = family(pipeline, name=name, defaults=read_defaults(path), prediction_type=prediction_type)
+    base.folder = path
+    return base
 
 
 def _download(name: str) -> Path:

@@ -21,6 +21,7 @@ from ..config import unknown
 from ..errors import Failed, Refused
 from . import (
     compare,
+    covariance,
     demo,
     evaluate,
     evidence,
@@ -40,6 +41,7 @@ COMMANDS: dict[str, ModuleType] = {
     "evaluate": evaluate,
     "compare": compare,
     "merge": merge,
+    "covariance": covariance,
     "export": export_adapter,
     "import": import_adapter,
     "inspect": inspect,

@@ -18,6 +18,7 @@ EXAMPLES = """\
   diffadapt sample "a <biscuit> cat at night" --adapter runs/biscuit:0.8 --out pictures
   diffadapt sample --prompts prompts.txt --adapter runs/biscuit --adapter runs/style:0.5
   diffadapt sample "a cat --n dog --w 64 --h 64 --d 3 --l 4 --s 20"
+  diffadapt sample "a <teddy> next to a <cup>" --adapter runs/teddy --adapter runs/cup --bias "<cup>=0.5"
   diffadapt sample "a cat at night" --adapter runs/edges --control edges.png
 """
 
@@ -30,6 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--control", action="append", default=[], metavar="FILE",
         help="the signal that a control adapter follows, of the picture's size; once for all prompts, or once for each",
+    )  # fmt: skip
+    parser.add_argument(
+        "--bias", action="append", default=[], metavar="WORD=B",
+        help="of a perfusion concept's gate, such as '<biscuit>=0.5'; less shows more of it; may be repeated",
     )  # fmt: skip
     parser.add_argument("--out", default="samples", metavar="DIR", help="where the pictures go (default: samples)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first picture; the next has N + 1")
@@ -50,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.batch < 1:
         raise Refused(f"--batch: expected at least 1, got {arguments.batch}")
     chosen = adapters(arguments, folders=True)
+    bias = read_bias(arguments.bias)
     folder = Path(arguments.out).expanduser()
     if folder.exists() and not folder.is_dir():
         raise Refused(f"--out {folder} is a file; give a folder")
@@ -59,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     lines = [parse_prompt_line(text) for text in texts]
     control = arguments.control[0] if len(arguments.control) == 1 else arguments.control or None
     pictures = sample(
-        load(arguments), lines, adapters=chosen, control=control, seed=arguments.seed, steps=arguments.steps,
+        load(arguments), lines, adapters=chosen, control=control, bias=bias, seed=arguments.seed, steps=arguments.steps,
         guidance=arguments.guidance, negative=arguments.negative, batch=arguments.batch, width=arguments.width,
         height=arguments.height, progress=True,
     )  # fmt: skip
@@ -69,6 +75,24 @@ def run(arguments: argparse.Namespace) -> int:
         write_png(path, picture)
         print(path)
     return 0
+
+
+def read_bias(texts: list[str]) -> dict[str, float]:
+    """["<biscuit>=0.5"] -> {"<biscuit>": 0.5}.
+
+    Raises:
+        Refused: a text is not of this form.
+    """
+    result = {}
+    for text in texts:
+        word, _, value = text.rpartition("=")
+        try:
+            result[word] = float(value)
+        except ValueError:
+            word = ""
+        if not word:
+            raise Refused(f"--bias: expected WORD=NUMBER, such as '<biscuit>=0.5', got {text!r}")
+    return result
 
 
 def read_prompts(file: str) -> list[str]:
