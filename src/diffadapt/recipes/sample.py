@@ -5,7 +5,7 @@ pictures = sample(base, "a cat at night", adapters=[("runs/edges", 1.0)], contro
 """
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,11 +16,13 @@ from torch import Tensor
 
 from ..adapters import Attachment, SideInputs
 from ..adapters.hint import SIGNAL
+from ..adapters.perfusion import ConceptEdit
 from ..bases import Base
 from ..errors import Refused
 from ..training.log import Steps
 from .adapter_files import adapter_files, load_file
 from .control_signal import Control, check_control, each_control, read_signal
+from .remembered import remembered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +106,35 @@ def adapted(base: Base, adapters: Sequence[tuple[str | Path | Attachment, float]
             attachment.detach()
 
 
+@contextmanager
+def biased(attachments: Sequence[Attachment], bias: Mapping[str, float]) -> Iterator[None]:
+    """Within the block perfusion's concepts have these biases, by their word.
+
+    Raises:
+        Refused: no such concept is among the attachments; lists those that are.
+    """
+    concepts = {each.shared.token: each.shared for each in attachments if isinstance(each.shared, ConceptEdit)}
+    for word in bias:
+        if word not in concepts:
+            known = ", ".join(concepts) or "no concept of perfusion"
+            raise Refused(f"a bias for {word!r}, but what is attached knows {known}")
+    before = {word: concepts[word].bias for word in bias}
+    for word, value in bias.items():
+        concepts[word].bias = value
+    try:
+        yield
+    finally:
+        for word, value in before.items():
+            concepts[word].bias = value
+
+
 def sample(
     base: Base,
     prompts: str | PromptLine | Sequence[str | PromptLine],
     *,
     adapters: Sequence[tuple[str | Path | Attachment, float]] = (),
     control: Control | Sequence[Control] | None = None,
+    bias: Mapping[str, float] | None = None,
     seed: int = 0,
     steps: int | None = None,
     guidance: float | None = None,
@@ -127,6 +152,7 @@ def sample(
         adapters: (file, run's folder or attachment, strength) pairs; strength 0 is the base, 1 as trained.
         control: the signal that a control adapter follows, of the picture's size: a picture's file, a PIL picture or a
             tensor (3, H, W) in [0, 1]; one for all prompts, or one for each.
+        bias: word of a concept -> bias of its gate, for perfusion; less shows more of the concept.
         seed: picture i starts from seed + i, whatever the batch size.
         steps: denoising steps, None for the base's default; guidance: classifier-free guidance scale, 1 for none.
         negative: negative prompt.
@@ -159,7 +185,7 @@ def sample(
         )
         for i, line in enumerate(lines)
     ]
-    with adapted(base, adapters):
+    with adapted(base, adapters) as attachments, biased(attachments, bias or {}):
         pixels = generate(base, whole, batch=batch, progress=progress)
     return [to_picture(row) for row in pixels]
 
@@ -202,7 +228,8 @@ def _generate_batch(base: Base, lines: list[PromptLine]) -> Tensor:
 
     hook = base.denoiser.register_forward_pre_hook(tell_timesteps)
     try:
-        return _run_pipeline(base, lines, text, guided)
+        with remembered(base):
+            return _run_pipeline(base, lines, text, guided)
     finally:
         hook.remove()
 

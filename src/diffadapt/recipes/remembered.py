@@ -1,0 +1,55 @@
+"""Keys and values of a prompt, computed once per generation: its text is the same at every denoising step."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from ..adapters import Adapter
+from ..bases import Base
+
+ROLES = ("cross_attention.key", "cross_attention.value")
+
+
+class Remembered(nn.Module):
+    """A projection that answers the same tensor, the object itself, from memory.
+
+    Args:
+        layer: the projection, with whatever is adapted on it.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._last is None or self._last[0] is not x:
+            self._last = x, self.layer(x)
+        return self._last[1]
+
+
+@contextmanager
+def remembered(base: Base) -> Iterator[None]:
+    """Within the block the base's text projections remember their last answer, to be used for one generation.
+
+    What is attached, its strengths and settings must not change inside it. Projections with an adapter that looks at
+    the noise level are left as they are.
+    """
+    layers = {path: base.module(path) for role in ROLES for path in base.roles.get(role, ())}
+    for path, layer in layers.items():
+        if not _looks_at_time(layer):
+            base.replace_(path, Remembered(layer))
+    try:
+        yield
+    finally:
+        for path, layer in layers.items():
+            base.replace_(path, layer)
+
+
+def _looks_at_time(layer: nn.Module) -> bool:
+    while isinstance(layer, Adapter):
+        if "timesteps" in layer.needs:
+            return True
+        layer = layer.layer
+    return False
