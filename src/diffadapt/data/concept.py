@@ -1,6 +1,8 @@
 """A concept: a few pictures of one thing, the class noun that it belongs to, and the token that will name it."""
 
+import copy
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -28,7 +30,10 @@ class Concept:
         crops: which square of each picture is used.
         contents: one SHA-256 (hex) a picture over the bytes of its file and mask; a key for caches.
         notes: sentences for a person: skipped files, duplicates, enlarged pictures.
+        alone: whether the token stands for the noun instead of in front of it; see `standing_alone`.
     """
+
+    alone = False
 
     def __init__(self, folder: Path, noun: str, token: str, examples: list[Example], notes: list[str]) -> None:
         self.folder, self.noun, self.token, self.name = folder, noun, token, folder.resolve().name
@@ -46,10 +51,23 @@ class Concept:
     def __repr__(self) -> str:
         return f"Concept({self.phrase!r}, {len(self)} pictures in {str(self.folder)!r})"
 
+    def standing_alone(self) -> "Concept":
+        """The same concept with a token that is the noun: "a <biscuit> at night", not "a <biscuit> cat at night".
+
+        Methods ask for it whose `replaces_noun` is true.
+        """
+        concept = copy.copy(self)
+        concept.alone = True
+        return concept
+
     @property
     def phrase(self) -> str:
-        """The concept in a prompt: "<biscuit> cat"."""
-        return f"{self.token} {self.noun}"
+        """The concept in a prompt: "<biscuit> cat", or "<biscuit>" when it stands alone."""
+        return self.token if self.alone else f"{self.token} {self.noun}"
+
+    def said(self, prompts: Iterable[str]) -> list[str]:
+        """Prompts about "<biscuit> cat" as this concept is asked for."""
+        return [prompt.replace(f"{self.token} {self.noun}", self.phrase) for prompt in prompts]
 
     @property
     def prompt(self) -> str:
@@ -66,7 +84,8 @@ class Concept:
 
         Without a caption file: "a <biscuit> cat". In a caption, "[token]", "{token}" and "[trigger]" become the token,
         and a caption with the token stays as it is. If it has only the noun, the token goes in front of the noun; if
-        it has neither, "a <biscuit> cat, " goes in front of everything.
+        it has neither, "a <biscuit> cat, " goes in front of everything. A token that stands alone takes the place of
+        the noun.
         """
         text = self.examples[index].caption
         if text is None:
@@ -74,12 +93,12 @@ class Concept:
         for placeholder in _PLACEHOLDERS:
             text = text.replace(placeholder, self.token)
         if re.search(rf"(?<!\w){re.escape(self.token)}(?!\w)", text, re.IGNORECASE):
-            return text
+            return self.said([text])[0]
         found = re.search(rf"\b(an )?({re.escape(self.noun)})\b", text, re.IGNORECASE)
         if found is None:
             return f"{self.prompt}, {text}"
-        article = "a " if found[1] else ""
-        return f"{text[: found.start()]}{article}{self.token} {found[2]}{text[found.end() :]}"
+        article, named = "a " if found[1] else "", self.token if self.alone else f"{self.token} {found[2]}"
+        return f"{text[: found.start()]}{article}{named}{text[found.end() :]}"
 
     def captions(self) -> list[str]:
         """The prompt of every picture, in order."""

@@ -79,16 +79,19 @@ def evaluate(
     asked, plain = (spread(benchmark_prompts(concept.noun, token, world), prompts) for token in (concept.token, ""))
     unrelated = drift_prompts(world, drift_count, seed, without=concept.noun)
     lines = {
-        "subject": [default_line(base, p, seed + i, steps=steps) for p in asked for i in range(per_prompt)],
         "plain": [default_line(base, p, seed + i, steps=steps) for p in plain for i in range(per_prompt)],
         "class": [default_line(base, concept.class_prompt, seed + i, steps=steps) for i in range(max(4, per_prompt))],
         "unrelated": [default_line(base, p, seed, steps=steps) for p in unrelated],
     }
-    total = len(lines["subject"]) + len(lines["plain"]) + 2 * (len(lines["class"]) + len(lines["unrelated"]))
+    total = 2 * len(lines["plain"]) + 2 * (len(lines["class"]) + len(lines["unrelated"]))
     say(f"evaluating on {total} pictures", quiet=quiet)
     with adapted(base, [(a, 0.0) for a, _ in adapters if isinstance(a, Attachment)]):
         before = {key: torch.stack(generate(base, lines[key])) for key in ("plain", "class", "unrelated")}
     with adapted(base, adapters) as attachments:
+        if any(each.method.replaces_noun and concept.token in each.tokens for each in attachments):
+            concept = concept.standing_alone()
+        asked = concept.said(asked)
+        lines["subject"] = [default_line(base, p, seed + i, steps=steps) for p in asked for i in range(per_prompt)]
         after = {key: torch.stack(generate(base, lines[key])) for key in ("subject", "class", "unrelated")}
         moved = movement(attachments)
 

@@ -96,7 +96,7 @@ def subject_samples(base: Base, concept: Concept, folder: Path, seed: int) -> Pr
     return ProgressSamples(
         base,
         folder,
-        progress_prompts(base, concept.prompt, concept.noun, concept.token),
+        concept.said(progress_prompts(base, concept.prompt, concept.noun, concept.token)),
         progress_prompts(base, concept.class_prompt, concept.noun, ""),
         seed,
         about={"noun": concept.noun, "token": concept.token},

@@ -91,6 +91,8 @@ def train_subject(
     """
     config = with_overrides(config or SubjectConfig(), overrides)
     check(method)
+    if method.replaces_noun:
+        concept = concept.standing_alone()
     refuse_the_impossible(base, config)
     _refuse_what_does_not_fit(base, concept, method, config)
     accelerator = make_accelerator(base, config)
@@ -187,6 +189,13 @@ def _refuse_what_does_not_fit(base: Base, concept: Concept, method: Method, conf
         raise Refused("a hint feeds a control signal in, and a subject has none; see train_control")
     if config.masked and concept.masks(config.resolution or base.resolution) is None:
         raise Refused(f"masked = true, but no picture in {concept.folder} has a mask (alpha, or NAME-masklabel.png)")
+    if method.replaces_noun and not config.train_token:
+        raise Refused(f"{method.name} learns a new word for the concept; leave train_token on")
+    masks = concept.masks(config.resolution or base.resolution) if config.masked else None
+    for i, mask in enumerate([] if masks is None else masks):
+        if not mask.any():
+            name = concept.examples[i].path.name
+            raise Refused(f"the mask of {name} is all black: nothing of it would count; paint the subject white")
     if not config.train_token and concept.token.startswith("<"):
         raise Refused(
             f"train_token = false takes the token as a word of the tokenizer, and {concept.token!r} is none; "
@@ -233,10 +242,8 @@ def _class_pictures(
 
 def _groups(attachment: Attachment, config: SubjectConfig) -> list[dict[str, Any]]:
     """Parameter groups: layers and tokens, each with its peak learning rate."""
-    layers, vectors = [], []
-    for adapter in attachment.adapters.values():
-        own = [parameter for _, parameter in adapter.own_parameters()]
-        (vectors if isinstance(adapter, TokenAdapter) else layers).extend(own)
+    vectors = [each.vectors for each in attachment.adapters.values() if isinstance(each, TokenAdapter)]
+    layers = [each for each in attachment.parameters() if not any(each is vector for vector in vectors)]
     return [
         {"params": layers, "peak": config.learning_rate},
         {"params": vectors, "peak": config.token_learning_rate, "weight_decay": 0.0},
