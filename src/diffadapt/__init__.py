@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .adapters import OFT, Attachment, Hint, LoRA, Selective, Token, attach, load_adapter
+    from .adapters import OFT, Attachment, Hint, LoRA, Perfusion, Selective, Token, attach, load_adapter
     from .bases import Base, load_base
     from .data.captioned import load_captioned
     from .data.concept import Concept, load_concept
@@ -33,6 +33,7 @@ _HOME = {
     "Hint": "adapters",
     "LoRA": "adapters",
     "OFT": "adapters",
+    "Perfusion": "adapters",
     "Refused": "errors",
     "Run": "recipes.run",
     "Selective": "adapters",
@@ -64,6 +65,7 @@ __all__ = [
     "Hint",
     "LoRA",
     "OFT",
+    "Perfusion",
     "Refused",
     "Run",
     "Selective",

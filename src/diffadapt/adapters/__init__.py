@@ -7,6 +7,7 @@ from .hint import Hint
 from .lora import LoRA
 from .methods import METHODS
 from .oft import OFT
+from .perfusion import Perfusion
 from .selective import Selective
 from .token import Token
 
@@ -19,6 +20,7 @@ __all__ = [
     "LoRA",
     "Mergeable",
     "Method",
+    "Perfusion",
     "Selective",
     "SideInputs",
     "Token",

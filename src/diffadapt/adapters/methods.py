@@ -4,7 +4,8 @@ from .adapter import Method
 from .hint import Hint
 from .lora import LoRA
 from .oft import OFT
+from .perfusion import Perfusion
 from .selective import Selective
 from .token import Token
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (LoRA, OFT, Selective, Token, Hint)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (LoRA, OFT, Perfusion, Selective, Token, Hint)}

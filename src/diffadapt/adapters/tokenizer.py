@@ -32,6 +32,21 @@ def expand_vectors(base: Any, tokens: Mapping[str, str], vectors: int) -> dict[s
     return result
 
 
+def only_identity(base: Any, noun: str) -> int:
+    """The identity of a noun that is one token.
+
+    Raises:
+        Refused: it is several, or none that the tokenizer knows.
+    """
+    ids = base.tokenizer(noun, add_special_tokens=False).input_ids
+    if len(ids) != 1:
+        raise Refused(
+            f"the super-category {noun!r} is {len(ids)} tokens of the base {base.name!r}; expected a common word "
+            "of one token, such as 'cat' for 'tabby cat'"
+        )
+    return ids[0]
+
+
 def initial_vectors(base: Any, path: str, tokens: Mapping[str, str]) -> Tensor:
     """The rows (n, D) where new tokens start: the mean embedding of each one's initial text."""
     table = innermost(base.module(path)).get_parameter("weight").detach()
