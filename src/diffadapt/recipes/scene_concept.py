@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.folder import MASK_ENDING
 from ..data.scenes import KIND_OF, Scene, World, caption, load_sprites, place, render
 from ..files import write_atomic
 from .pictures import write_png
@@ -15,7 +16,7 @@ SCENES = (("large", "center", "red"), ("medium", "left", "meadow"), ("medium", "
 
 
 def write_scene_concept(folder: Path, sprites: str | Path, noun: str, style: str) -> Path:
-    """Writes pictures and captions that `load_concept` reads; the captions call the emoji "[token] KIND".
+    """Writes pictures, masks and captions that `load_concept` reads; the captions call the emoji "[token] KIND".
 
     Args:
         folder: where to.
@@ -29,7 +30,9 @@ def write_scene_concept(folder: Path, sprites: str | Path, noun: str, style: str
     rng = np.random.default_rng(0)
     for i, (size, position, background) in enumerate(SCENES):
         scene = Scene(objects=(place(rng, noun, style, size, position),), background=background)
-        write_png(folder / f"{i}.png", to_picture(render([scene], sprite)[0][0]))
+        pictures, masks = render([scene], sprite)
+        write_png(folder / f"{i}.png", to_picture(pictures[0]))
+        write_png(folder / f"{i}{MASK_ENDING}.png", to_picture(masks[0, :1].expand(3, -1, -1)))
         named = caption(scene).replace(f" {style} {noun}", f" [token] {KIND_OF[noun]}")
         write_atomic(folder / f"{i}.txt", named.replace("an [token]", "a [token]") + "\n")
     return folder
