@@ -1,7 +1,8 @@
 """OFT-5: under a control signal OFT follows it better than LoRA and a ControlNet copy with at least as many parameters.
 
-Scenes of the embedded base's world give exact signals; captions say what there is, signals where and how large. All contenders but ControlNet learn the paper's hint encoder
-beside the method; each is tuned on segmentation with three rates a factor of two apart and one seed of its own.
+Scenes of the embedded base's world give exact signals; captions say what there is, and the signals where and how large.
+All contenders but ControlNet learn the paper's hint encoder beside the method; each is tuned on segmentation with three
+rates a factor of two apart and one seed of its own.
 """
 
 from dataclasses import replace

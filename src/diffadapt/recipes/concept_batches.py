@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -43,6 +44,7 @@ class ConceptBatches:
         batch_size: concept rows of a batch; class rows come on top, as many again.
         masked: weigh places by the concept's masks.
         caption_dropout: share of concept captions replaced by the empty prompt.
+        templates: what pictures without a caption are learned with, one drawn at random; "{}" is the concept.
         parts: batches in a step (gradient accumulation).
         seed, process: what the draws depend on, beside the step.
         cache: keeps latents between runs of one folder.
@@ -58,6 +60,7 @@ class ConceptBatches:
         batch_size: int,
         masked: bool,
         caption_dropout: float,
+        templates: Sequence[str],
         parts: int,
         seed: int,
         process: int,
@@ -66,6 +69,8 @@ class ConceptBatches:
         self.base, self.batch_size, self.caption_dropout = base, batch_size, caption_dropout
         self.seed, self.process, self.parts = seed, process, parts
         self.captions = concept.captions()
+        self.plain = [example.caption is None for example in concept.examples]
+        self.templates = [template.replace("{}", concept.phrase) for template in templates]
         self.class_captions = bank.prompts if bank else []
         self.latents = _encoded(base, concept.pixels(resolution), concept.contents, cache)  # (P, C, h, w)
         self.class_latents = _encoded(base, bank.pixels(), bank.contents, cache) if bank else None
@@ -77,7 +82,7 @@ class ConceptBatches:
     def encode_text(self, attachment: Attachment) -> None:
         """Encodes every caption once, unless the attachment changes the text encoder, which then runs every step."""
         self._live = any(path.startswith("text_encoder") for path in attachment.adapters)
-        captions = sorted({*self.captions, *self.class_captions, ""})
+        captions = sorted({*self.captions, *self.class_captions, *self.templates, ""})
         ids = self.base.tokenize(captions)
         with torch.no_grad():
             text = self.base.encode_prompts(captions)
@@ -94,7 +99,7 @@ class ConceptBatches:
         size = self.batch_size
         place = (step * self.parts + part) * size
         chosen = shuffled(len(self.captions), size, first=place, seed=self.seed, process=self.process)
-        captions = ["" if rng.random() < self.caption_dropout else self.captions[i] for i in chosen]
+        captions = ["" if rng.random() < self.caption_dropout else self._caption(i, rng) for i in chosen]
         latents = self.latents[chosen]
         mask = None if self.masks is None else self.masks[chosen]
         if self.class_latents is not None:
@@ -118,6 +123,11 @@ class ConceptBatches:
             mask=None if mask is None else mask.to(device),
             concept_rows=size,
         )
+
+    def _caption(self, index: int, rng: np.random.Generator) -> str:
+        if self.templates and self.plain[index]:
+            return self.templates[int(rng.integers(len(self.templates)))]
+        return self.captions[index]
 
     def _text(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         ids = torch.stack([self._texts[caption][0] for caption in captions])

@@ -37,6 +37,7 @@ from .loop_config import LoopConfig
 from .progress_samples import subject_samples
 from .run import Run, claim_folder, write_header
 from .sample import PromptLine, generate, to_picture
+from .select_step import select_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,12 @@ class SubjectConfig(LoopConfig):
     memory_bank: str = option("", "folder of the class pictures; empty means memory_banks beside the run's folder")
     train_token: bool = option(True, "learn the token's vector; false takes the token as a rare word of the tokenizer")
     masked: bool = option(False, "count the loss inside the concept's masks only")
+    templates: tuple[str, ...] = option(
+        (), "prompts of pictures without a caption, one drawn at random; {} is the concept; empty means 'a {}'"
+    )
+    select: int = option(
+        0, "prompts that every checkpoint is scored on; the best becomes the adapter; 0 takes the last", low=0, high=25
+    )
     evaluation_prompts: int = option(
         25, "prompts of the evaluation at the end, up to 25; 0 measures nothing", low=0, high=25
     )
@@ -131,6 +138,7 @@ def train_subject(
             batch_size=config.batch_size,
             masked=config.masked,
             caption_dropout=config.caption_dropout,
+            templates=config.templates,
             parts=config.gradient_accumulation,
             seed=seed,
             process=accelerator.process_index,
@@ -172,6 +180,8 @@ def train_subject(
     accelerator.wait_for_everyone()
     if not first:
         return Run(folder)
+    if config.select:
+        facts["selection"] = select_step(base, concept, folder, prompts=config.select, seed=seed, quiet=quiet)
     return finish(
         base, concept, folder, seed=seed, facts=facts, started=time.time(),
         prompts=config.evaluation_prompts, per_prompt=config.evaluation_pictures, quiet=quiet,
@@ -191,11 +201,13 @@ def _refuse_what_does_not_fit(base: Base, concept: Concept, method: Method, conf
         raise Refused(f"masked = true, but no picture in {concept.folder} has a mask (alpha, or NAME-masklabel.png)")
     if method.replaces_noun and not config.train_token:
         raise Refused(f"{method.name} learns a new word for the concept; leave train_token on")
-    masks = concept.masks(config.resolution or base.resolution) if config.masked else None
-    for i, mask in enumerate([] if masks is None else masks):
-        if not mask.any():
-            name = concept.examples[i].path.name
-            raise Refused(f"the mask of {name} is all black: nothing of it would count; paint the subject white")
+    if config.select and (config.keep_checkpoints or not config.checkpoint_every):
+        raise Refused(
+            "select chooses among the checkpoints; set checkpoint_every, such as 25, and keep_checkpoints = 0"
+        )
+    for template in config.templates:
+        if template.count("{}") != 1:
+            raise Refused(f"template {template!r}: expected one {{}} where the concept goes, as in 'a photo of a {{}}'")
     if not config.train_token and concept.token.startswith("<"):
         raise Refused(
             f"train_token = false takes the token as a word of the tokenizer, and {concept.token!r} is none; "

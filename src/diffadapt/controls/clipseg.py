@@ -1,0 +1,71 @@
+"""Where in a picture a noun is: CLIPSeg's soft mask (Lüddecke and Ecker 2022, arXiv:2112.10003), by transformers.
+
+Perfusion and others weigh the loss with it where a concept has no mask of its own. The picture is prepared in torch,
+352 pixels wide and high as the model was trained.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import Refused
+from .signal import check_pictures
+
+MODEL = "CIDAS/clipseg-rd64-refined"
+SIDE = 352
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+TEMPLATES = ("a photo of a {}", "the photo of a {}", "image of a {}", "a {}")
+
+
+class ClipSeg:
+    """A loaded model.
+
+    Args:
+        name: a hub id or the folder of a CLIPSeg model.
+        device: where it computes.
+
+    Raises:
+        Refused: it cannot be had, or is of another kind.
+    """
+
+    def __init__(self, name: str = MODEL, *, device: str | torch.device = "cpu") -> None:
+        from transformers import AutoConfig, AutoTokenizer, CLIPSegForImageSegmentation
+
+        try:
+            kind = AutoConfig.from_pretrained(name).model_type
+            if kind != "clipseg":
+                raise Refused(f"{name} is a {kind!r} model; expected a CLIPSeg model, such as {MODEL}")
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(name)
+            model: Any = CLIPSegForImageSegmentation.from_pretrained(name, use_safetensors=True)
+        except (OSError, ValueError) as error:
+            raise Refused(
+                f"cannot load the mask model {name!r} ({error}); name the folder of a CLIPSeg model, or put masks "
+                "beside the pictures as NAME-masklabel.png"
+            ) from error
+        self.model: Any = model.to(device).eval().requires_grad_(False)
+        self.device = torch.device(device)
+
+    @torch.no_grad()
+    def masks(self, pictures: Tensor, noun: str, *, templates: Sequence[str] = TEMPLATES) -> Tensor:
+        """Soft masks (N, 1, H, W) in [0, 1], each with 1 at its own maximum.
+
+        Args:
+            pictures: (N, 3, H, W) in [0, 1].
+            noun: what is looked for, such as "cat".
+            templates: prompts, "{}" is the noun; the mask is the mean over them.
+        """
+        check_pictures("pictures", pictures)
+        prepared = F.interpolate(pictures.float(), (SIDE, SIDE), mode="bicubic", antialias=True)
+        prepared = (prepared - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+        asked = self.tokenizer([each.replace("{}", noun) for each in templates], padding=True, return_tensors="pt")
+        rows = []
+        for picture in prepared:
+            pixels = picture.expand(len(templates), -1, -1, -1).to(self.device)
+            logits = self.model(pixel_values=pixels, **asked.to(self.device)).logits.reshape(len(templates), SIDE, SIDE)
+            rows.append(logits.float().sigmoid().mean(0).cpu())
+        found = torch.stack(rows)[:, None]
+        found = F.interpolate(found, pictures.shape[2:], mode="bilinear", align_corners=False)
+        return found / found.amax((1, 2, 3), keepdim=True).clamp_min(1e-6)

@@ -1,0 +1,94 @@
+"""Chooses among the steps of a finished training: the one with the best harmonic mean of fidelity and alignment.
+
+Methods that learn a concept within a few dozen steps are customarily taken at their best step; perfusion's authors take
+one of every 25. The last step is always scored and kept beside it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..bases import Base
+from ..data.concept import Concept
+from ..data.prompts import benchmark_prompts, spread
+from ..errors import Refused
+from ..files import read_json, write_atomic, write_json
+from ..metrics.alignment import text_alignment
+from ..metrics.features import load_features
+from ..metrics.fidelity import subject_fidelity
+from ..metrics.harmonic import harmonic_mean
+from ..training.checkpoint import checkpoints
+from ..training.log import Steps
+from .evaluate import PHOTO_ENCODERS
+from .sample import adapted, default_line, generate
+from .world import world_of
+
+NAME = "adapter.safetensors"
+LAST = "adapter-last.safetensors"
+
+
+def select_step(
+    base: Base, concept: Concept, folder: Path, *, prompts: int, seed: int = 0, quiet: bool = False
+) -> dict[str, Any]:
+    """Scores every checkpoint of a run and makes the best one its `adapter.safetensors`.
+
+    The last step's adapter stays as `adapter-last.safetensors`. What is scored is kept in `selection.json`, so that an
+    interrupted selection goes on.
+
+    Args:
+        base: the untouched base.
+        concept: what was learned, standing alone where the method wants it so.
+        folder: the run's, with checkpoints of all steps.
+        prompts: of the benchmark, one picture each.
+        seed: of the pictures.
+        quiet: show no progress.
+
+    Returns:
+        {"chosen": step, "last": step, "steps": [{"step", "fidelity", "alignment", "harmonic_mean"}, ...]}
+
+    Raises:
+        Refused: there is no checkpoint.
+    """
+    places = checkpoints(folder / "checkpoints")
+    if not places:
+        raise Refused(f"no checkpoint in {folder} to choose from; set checkpoint_every, such as 25")
+    table = folder / "selection.json"
+    found: dict[str, Any] = read_json(table) if table.exists() else {"steps": []}
+    judge = _Judge(base, concept, prompts, seed)
+    with Steps("select", len(places), done=len(found["steps"]), quiet=quiet) as bar:
+        for place in places[len(found["steps"]) :]:
+            row = {"step": int(place.name.rpartition("-")[2]), **judge.score(place / NAME)}
+            found["steps"].append(row)
+            write_json(table, found)
+            bar.advance(f"step {row['step']}: {row['harmonic_mean']:.3f}")
+    best = max(found["steps"], key=lambda row: row["harmonic_mean"])
+    found |= {"chosen": best["step"], "last": found["steps"][-1]["step"]}
+    if not (folder / LAST).exists():
+        write_atomic(folder / LAST, (folder / NAME).read_bytes())
+    if found["chosen"] != found["last"]:
+        chosen = folder / "checkpoints" / f"step-{found['chosen']:06d}" / NAME
+        write_atomic(folder / NAME, chosen.read_bytes())
+    write_json(table, found)
+    return found
+
+
+class _Judge:
+    """Scores whatever adapter is put on the base, with the same prompts and seeds each time."""
+
+    def __init__(self, base: Base, concept: Concept, prompts: int, seed: int) -> None:
+        self.base = base
+        self.encoder = load_features("probe" if base.world else PHOTO_ENCODERS[0], device=base.device)
+        self.mine = self.encoder.subjects((concept.pixels(base.resolution) + 1) / 2)
+        world = world_of(base)
+        asked = concept.said(spread(benchmark_prompts(concept.noun, concept.token, world), prompts))
+        self.texts = self.encoder.texts(spread(benchmark_prompts(concept.noun, "", world), prompts))
+        self.lines = [default_line(base, prompt, seed + i) for i, prompt in enumerate(asked)]
+
+    def score(self, adapter: Path) -> dict[str, float]:
+        with adapted(self.base, [(adapter, 1.0)]):
+            pixels = torch.stack(generate(self.base, self.lines))
+        fidelity = float(subject_fidelity(self.encoder.subjects(pixels), self.mine).mean())
+        alignment = float(text_alignment(self.encoder.pictures(pixels), self.texts).mean())
+        both = harmonic_mean([max(fidelity, 0.0), max(alignment, 0.0)])
+        return {"fidelity": fidelity, "alignment": alignment, "harmonic_mean": both}
