@@ -1,4 +1,4 @@
-"""Where in a picture a noun is: CLIPSeg's soft mask (Lüddecke and Ecker 2022, arXiv:2112.10003), by transformers.
+"""Where in a picture a noun is: CLIPSeg's soft mask (Lueddecke and Ecker 2022, arXiv:2112.10003), by transformers.
 
 Perfusion and others weigh the loss with it where a concept has no mask of its own. The picture is prepared in torch,
 352 pixels wide and high as the model was trained.
