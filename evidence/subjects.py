@@ -65,11 +65,11 @@ CONTENDERS = {
 }
 
 
-def concept_of(context: Context, noun: str) -> Concept:
-    """The five scenes of a subject, written once."""
-    folder = context.shared / "subjects" / noun
+def concept_of(context: Context, noun: str, pictures: int = 5) -> Concept:
+    """The first of the five scenes of a subject, written once."""
+    folder = context.shared / "subjects" / (noun if pictures == 5 else f"{noun}-{pictures}")
     style = (SUBJECTS | TUNING_SUBJECTS)[noun]
-    write_scene_concept(folder, context.data / "emoji", noun, style)
+    write_scene_concept(folder, context.data / "emoji", noun, style, count=pictures)
     return load_concept(folder, KIND_OF[noun], token=f"<{noun}>")
 
 

@@ -12,6 +12,7 @@ from diffadapt.metrics import (
     drift_features,
     drift_pixels,
     harmonic_mean,
+    hypervolume,
     subject_fidelity,
     text_alignment,
 )
@@ -117,3 +118,14 @@ def test_harmonic_mean_is_zero_when_one_quality_is_missing():
     for bad in ([], [-1.0], [math.nan]):
         with pytest.raises(Refused):
             harmonic_mean(bad)
+
+
+def test_hypervolume_is_the_area_under_the_front():
+    assert hypervolume([(0.5, 0.4)]) == pytest.approx(0.2)
+    front = [(0.2, 0.9), (0.6, 0.5), (0.9, 0.1)]
+    area = 0.9 * 0.1 + 0.6 * 0.4 + 0.2 * 0.4
+    assert hypervolume(front) == pytest.approx(area)
+    assert hypervolume([*front, (0.5, 0.5), (0.6, 0.2), (-1.0, 2.0), (0.3, -0.1)]) == pytest.approx(area)
+    assert hypervolume(front, (0.3, 0.3)) == pytest.approx(0.3 * 0.2)
+    with pytest.raises(Refused, match="one or more points"):
+        hypervolume([])

@@ -17,6 +17,7 @@ from .features import Features, ProbeFeatures, load_features
 from .fidelity import subject_fidelity
 from .frechet import fid, frechet_distance, gaussian_of
 from .harmonic import harmonic_mean
+from .hypervolume import hypervolume
 from .kernel_distance import kid, mmd_squared
 from .probe import Probe, load_probe
 from .weight_drift import WeightDrift, neuron_angles, weight_drift, weight_drift_by_layer
@@ -38,6 +39,7 @@ __all__ = [
     "geometry_change",
     "harmonic_mean",
     "hyperspherical_energy",
+    "hypervolume",
     "interval_of_difference",
     "interval_of_mean",
     "interval_of_nested_mean",

@@ -15,20 +15,21 @@ SCENES = (("large", "center", "red"), ("medium", "left", "meadow"), ("medium", "
           ("large", "center", "blue"), ("medium", "bottom", "yellow"))  # fmt: skip
 
 
-def write_scene_concept(folder: Path, sprites: str | Path, noun: str, style: str) -> Path:
+def write_scene_concept(folder: Path, sprites: str | Path, noun: str, style: str, *, count: int = len(SCENES)) -> Path:
     """Writes pictures, masks and captions that `load_concept` reads; the captions call the emoji "[token] KIND".
 
     Args:
         folder: where to.
         sprites: folder of sprite folders, as `load_sprites` takes it.
         noun, style: which emoji, for example "fox" and "3d" out of `data.world`.
+        count: how many of the five scenes.
 
     Raises:
         Refused: there is no such emoji.
     """
     sprite = load_sprites(sprites, World(nouns=(noun,), styles=(style,)))
     rng = np.random.default_rng(0)
-    for i, (size, position, background) in enumerate(SCENES):
+    for i, (size, position, background) in enumerate(SCENES[:count]):
         scene = Scene(objects=(place(rng, noun, style, size, position),), background=background)
         pictures, masks = render([scene], sprite)
         write_png(folder / f"{i}.png", to_picture(pictures[0]))

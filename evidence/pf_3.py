@@ -1,0 +1,172 @@
+"""PF-3: two concepts, trained apart, in one picture; counted by a detector that knows neither model nor adapters."""
+
+from pathlib import Path
+from typing import Any
+
+import pf_2
+import torch
+from both_present import Detector
+from concepts import CONTENDERS, SAMPLING_STEPS, train
+from contact_sheet import write_sheet
+from subjects import SUBJECTS, by_subject, mean
+
+from diffadapt.adapters import Selective, attach, read_adapter
+from diffadapt.data.scenes import KIND_OF
+from diffadapt.evidence import Claim, Context, Finished, Forest, Results, Settings, Table, Unit, Verdict
+from diffadapt.metrics import interval_of_nested_mean, interval_of_nested_ratio
+from diffadapt.recipes.custom_diffusion import merge_custom_diffusion
+from diffadapt.recipes.sample import adapted, default_line, generate, to_picture
+
+PAIRS = (
+    ("fox", "helicopter"), ("koala", "backpack"), ("lobster", "cupcake"), ("ufo", "violin"), ("fox", "cupcake"),
+    ("koala", "ufo"),
+)  # fmt: skip
+GROUNDS = (
+    "on a red background",
+    "on a blue background",
+    "on a white background",
+    "in a meadow",
+    "at the sea",
+    "at night",
+)
+RELATIONS = ("next to", "above")
+TITLES = {
+    "perfusion": "Perfusion, two files", "custom": "Custom Diffusion, closed-form merge",
+    "dreambooth": "DreamBooth, sum of both changes",
+}  # fmt: skip
+PROMPTS = [(relation, ground) for ground in GROUNDS for relation in RELATIONS]
+
+
+def units(results: Results, settings: Settings) -> list[Unit]:
+    tested = results.of("PF-2").where(stage="test")
+    rates = {each.unit["contender"]: each.unit["rate"] for each in tested}
+    if not rates:
+        return []
+    tests = [
+        {"stage": "test", "contender": name, "pair": f"{first} {second}", "rate": rates[name], "seed": seed}
+        for seed in settings.seeds
+        for first, second in PAIRS
+        for name in TITLES
+    ]
+    checks = [{"stage": "check", "pair": f"{first} {second}", "seed": settings.seeds[0]} for first, second in PAIRS]
+    sheet = {"stage": "pictures", "seed": settings.seeds[0], **{f"rate_{name}": rates[name] for name in TITLES}}
+    return [*checks, *tests, sheet]
+
+
+def run(unit: Unit, context: Context) -> dict[str, Any]:
+    if unit["stage"] == "pictures":
+        return {"picture": draw_sheet(unit, context)}
+    first, second = unit["pair"].split()
+    detector = Detector(context.base, context.data / "emoji", SUBJECTS)
+    if unit["stage"] == "check":  # what the detector finds in scenes that have both, or one and something else
+        others = [noun for noun in SUBJECTS if noun not in (first, second)]
+        right = detector.both(detector.scenes([first, second], 48, seed=90), first, second)
+        wrong = [detector.scenes([first, other], 8, seed=91 + i) for i, other in enumerate(others)]
+        return {"right": right, "wrong": detector.both(torch.cat(wrong), first, second)}
+    pixels = drawn(context, (first, second), unit["contender"], unit["rate"], unit["seed"])
+    return {
+        "both": detector.both(pixels, first, second),
+        "likeness": [
+            [[round(v, 4) for v in row] for row in detector.likeness(pixels, noun)] for noun in (first, second)
+        ],
+    }
+
+
+def drawn(context: Context, pair: tuple[str, str], name: str, rate: float, seed: int, count: int = len(PROMPTS)) -> Any:
+    """(N, 3, H, W): what a contender draws for the pair."""
+    phrases = [f"<{noun}>" if name == "perfusion" else f"<{noun}> {KIND_OF[noun]}" for noun in pair]
+    asked = [f"a {phrases[0]} {relation} a {phrases[1]} {ground}" for relation, ground in PROMPTS[:count]]
+    lines = [default_line(context.base, prompt, i, steps=SAMPLING_STEPS) for i, prompt in enumerate(asked)]
+    with adapted(context.base, [(file, 1.0) for file in files_of(context, pair, name, rate, seed)]):
+        return torch.stack(generate(context.base, lines))
+
+
+def files_of(context: Context, pair: tuple[str, str], name: str, rate: float, seed: int) -> list[Path]:
+    """The adapter files that bring both concepts: those of PF-2, trained again where that was run elsewhere."""
+    contender, alone = CONTENDERS[name], []
+    for noun in pair:
+        folder = context.folder_of(pf_2.test_unit(noun, name, rate, seed), claim="PF-2")
+        train(context, noun, contender.method, rate, seed=seed, out=folder, roles=contender.roles)
+        alone.append(folder / "adapter.safetensors")
+    if name == "perfusion":
+        return alone
+    out = context.folder / f"{name}-{'-'.join(pair)}-{seed}.safetensors"
+    if not out.exists():
+        (merge_custom_diffusion if name == "custom" else add_changes)(context.base, alone, out)
+    return [out]
+
+
+@torch.no_grad()
+def add_changes(base: Any, files: list[Path], out: Path) -> Path:
+    """One adapter whose weights are the base's plus what each file changed, with the words of all."""
+    read = [read_adapter(file) for file in files]
+    tokens = {word: noun for _, _, each, _, _ in read for word, noun in each.items()}
+    whole = attach(base, Selective(), read[0][1], tokens=tokens)
+    try:
+        for name, value in whole.state_dict().items():
+            values = [tensors[name] for _, _, _, tensors, _ in read]
+            if name.endswith(".vectors"):
+                value.copy_(torch.cat(values))
+            else:
+                value.add_(sum(each - value for each in values))  # where it starts is the base
+        return whole.save(out)
+    finally:
+        whole.detach()
+
+
+def draw_sheet(unit: Unit, context: Context) -> str:
+    rows = []
+    for pair in PAIRS:
+        for name, title in TITLES.items():
+            pixels = drawn(context, pair, name, unit[f"rate_{name}"], unit["seed"], 6)
+            rows.append((f"{' and '.join(pair)}: {title}", [to_picture(each) for each in pixels]))
+    return write_sheet(context.pictures / "pairs.png", rows)
+
+
+def judge(results: Results) -> Verdict:
+    runs = [Finished({**e.unit, "subject": e.unit["pair"]}, e.scores, e.seconds) for e in results.where(stage="test")]
+    rates = {name: by_subject(runs, name, lambda each: mean(each.scores["both"])) for name in TITLES}
+    checked = results.where(stage="check")
+    right, wrong = (mean([value for each in checked for value in each.scores[key]]) for key in ("right", "wrong"))
+    best = max(("custom", "dreambooth"), key=lambda name: float(rates[name].mean()))
+    if rates[best].sum() == 0:
+        gain, status = interval_of_nested_mean(rates["perfusion"]), "undecided"
+        told = f"no baseline drew both even once; perfusion {gain.value:.2f} [{gain.low:.2f}, {gain.high:.2f}]"
+        status = "reproduced" if gain.low > 0 else "undecided"
+    else:
+        gain = interval_of_nested_ratio(rates["perfusion"], rates[best])
+        status = "reproduced" if gain.low >= 2 else "not reproduced" if gain.high < 2 else "undecided"
+        told = f"perfusion's over that of {TITLES[best]}: {gain.value:.2f} [{gain.low:.2f}, {gain.high:.2f}]"
+    shares = {name: interval_of_nested_mean(rate) for name, rate in rates.items()}
+    return Verdict(
+        status=status,
+        sentence=f"Share of pictures with both concepts, {told}.",
+        tables=[
+            Table(
+                title="Both concepts in the picture",
+                columns=["contender", "share of pictures"],
+                rows=[[TITLES[name], share] for name, share in shares.items()],
+                note=f"The detector finds both in {right:.0%} of rendered scenes that have both, and in {wrong:.0%} of "
+                "those with one of them and something else.",
+            )
+        ],
+        plots=[
+            Forest(
+                title="Both concepts in the picture", label="share of pictures", mark=0.0,
+                caption="Six pairs, twelve prompts, the seeds", rows=[(TITLES[name], shares[name]) for name in TITLES],
+            )
+        ],
+        pictures=[("pairs.png", "Six prompts of each pair, the same noise for every contender, training seed 0")],
+    )  # fmt: skip
+
+
+CLAIM = Claim(
+    id="PF-3",
+    title="Several separately trained concepts go into one picture",
+    paper="Figures 1 and 6: concepts trained apart are combined at inference; baselines fail to combine them",
+    goal="both present at least twice as often as with the best baseline, interval included",
+    units=units,
+    run=run,
+    judge=judge,
+    uses=("PF-2",),
+)
