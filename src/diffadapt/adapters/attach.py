@@ -171,10 +171,12 @@ class Attachment:
         Raises:
             Refused: an adapter needs a side input that is not there.
         """
-        for path, adapter in self.adapters.items():
-            missing = sorted(name for name in adapter.needs if getattr(side, name) is None)
+        for needs in {adapter.needs for adapter in self.adapters.values()}:
+            missing = sorted(name for name in needs if getattr(side, name) is None)
             if missing:
+                path, adapter = next((p, a) for p, a in self.adapters.items() if a.needs == needs)
                 raise Refused(f"{type(adapter).__name__} on {path} needs {', '.join(missing)}, which was not given")
+        for adapter in self.adapters.values():
             if adapter.needs:
                 adapter.receive(side)
         self.method.share(self, side)

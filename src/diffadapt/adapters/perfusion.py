@@ -12,8 +12,7 @@ one change of what a projection is given, and for values one term more:
 
     K = W_K (e - r i* + g e_super)        V = W_V (e - r i*) + g o*_V
 
-so that `to_k` needs no parameter and is otherwise the base's own, quantised or adapted as it may be. The similarity and
-the gate are the same in all layers and are computed once per batch, in float32.
+so that `to_k` needs no parameter. Similarity and gate are the same in all layers: computed once per batch, in float32.
 
 Several concepts, trained apart and attached together (equation 4): e - r i* becomes the part of e that is
 C^-1-orthogonal to all anchors, from a solve with their Gram matrix; each concept has its own gate. Only concepts whose
@@ -35,6 +34,7 @@ from torch import Tensor, nn
 from ..config import option
 from ..errors import Refused
 from .adapter import Adapter, Mergeable, Method, Shared, SideInputs
+from .token import TokenAdapter
 from .tokenizer import innermost, only_identity
 
 if TYPE_CHECKING:
@@ -104,8 +104,7 @@ class Perfusion(Method):
 
     def share(self, attachment: "Attachment", side: SideInputs) -> None:
         assert isinstance(attachment.shared, ConceptEdit)
-        live = [each.shared for each in attachment.base.attachments if each.live and each.shared]
-        attachment.shared.begin(side, [each for each in live if isinstance(each, ConceptEdit)])
+        attachment.shared.begin(side)
 
 
 class ConceptEdit(Shared):
@@ -126,7 +125,11 @@ class ConceptEdit(Shared):
         super().__init__()
         base = self.base = attachment.base
         self.method, self.bias, self.temperature = method, method.bias, method.temperature
-        self.token, self.noun = _only_token(attachment.tokens)
+        if len(attachment.tokens) != 1:
+            came = ", ".join(attachment.tokens) or "none"
+            raise Refused(f'perfusion learns one new word, such as tokens={{"<biscuit>": "cat"}}; came {came}')
+        ((self.token, self.noun),) = attachment.tokens.items()
+        self._words = [each for each in attachment.adapters.values() if isinstance(each, TokenAdapter)]
         self.covariance = base.covariance()
         self.category_id = only_identity(base, self.noun)
         self.register_buffer("category", _category(base, self.noun, self.category_id), persistent=False)
@@ -194,11 +197,13 @@ class ConceptEdit(Shared):
 
     def places(self, ids: Tensor) -> Tensor:
         """(N, L) bool: the places of the concept's word."""
-        return ids == self.base.tokenizer.convert_tokens_to_ids(self.token)
+        return ids == self._words[0].first
 
     def edited(self, ids: Tensor) -> Tensor:
         """(N, L) bool: the places that this concept edits."""
         words = self.places(ids)
+        if self.method.prompt_gate and not words.any():
+            return words
         rows = words.any(1, keepdim=True) if self.method.prompt_gate else torch.ones_like(words[:, :1])
         if self.method.scope == "concept_only":
             result = words
@@ -227,28 +232,21 @@ class ConceptEdit(Shared):
         shut = torch.sigmoid(torch.tensor(-bias / temperature, dtype=r.dtype))
         return ((opened - shut) / (1 - shut)).clamp_min(0)
 
-    def begin(self, side: SideInputs, live: Sequence["ConceptEdit"]) -> None:
-        """Computes what the layers add for one batch of prompts.
-
-        Args:
-            side: with `token_ids` (N, L) and `text` (N, L, D).
-            live: all concepts on the base that are switched on, this one among them.
-        """
+    def begin(self, side: SideInputs) -> None:
+        """Computes what the layers add for one batch of prompts: `token_ids` (N, L), `text` (N, L, D)."""
         ids, text = side.token_ids, side.text
         assert ids is not None and text is not None
         self.rest()
         self.given = True
-        if self not in live:
-            return
         own = self.edited(ids)
-        if not own.any():
+        if self.strength == 0 or not own.any():
             return
+        live = [each.shared for each in self.base.attachments if each.live and isinstance(each.shared, ConceptEdit)]
         with torch.autocast(text.device.type, enabled=False):
             text = text.to(self.anchor.dtype)  # float32, whatever the base computes in
             if self.training:
                 self._seen.append(text[self.places(ids)].detach())
-            masks = {each: each.edited(ids) for each in live if each is not self}
-            beside = {each: mask for each, mask in masks.items() if (own & mask).any()}
+            beside = {each: mask for each in live if each is not self and (own & (mask := each.edited(ids))).any()}
             part, r = _shares(text, [self, *beside], [own, *beside.values()])
             s = self.strength
             self.opened = (s * self.opening(r) * own)[..., None]
@@ -295,12 +293,19 @@ class PerfusionAdapter(Adapter):
         kept = self.concept.key_targets if self.is_key else self.concept.targets
         return None if kept is None else kept[self.first : self.last]
 
+    def forward(self, x: Tensor) -> Tensor:
+        layer: nn.Module = self  # hundreds of concepts that are not in the prompts are passed over without a call
+        while isinstance(layer, PerfusionAdapter):
+            edit = layer._concept[0]
+            if layer.strength != 0 and (edit.opened is not None or not edit.given):
+                return layer.adapted(x)
+            layer = layer.layer
+        return layer(x)
+
     def adapted(self, x: Tensor) -> Tensor:
         edit = self.concept
-        if not edit.given:
-            raise Refused(f"{self.path} has no prompts yet; begin(SideInputs(token_ids=..., text=...)) comes first")
         if edit.opened is None:
-            return self.layer(x)
+            raise Refused(f"{self.path} has no prompts yet; begin(SideInputs(token_ids=..., text=...)) comes first")
         if len(edit.opened) != len(x):
             raise Refused(f"{len(edit.opened)} prompts came for {len(x)} rows; give one for each row")
         if self.is_key and edit.key_context is not None:
@@ -359,13 +364,6 @@ def _refuse_twins(company: Sequence[ConceptEdit], gram: Tensor) -> None:
                 warnings.warn(
                     f"the anchors of {words} are much alike (cosine {likeness:.2f}); they may mix", stacklevel=2
                 )
-
-
-def _only_token(tokens: dict[str, str]) -> tuple[str, str]:
-    if len(tokens) != 1:
-        came = ", ".join(tokens) or "none"
-        raise Refused(f'perfusion learns one new word, such as tokens={{"<biscuit>": "cat"}}; came {came}')
-    return next(iter(tokens.items()))
 
 
 @torch.no_grad()

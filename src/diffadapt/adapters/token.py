@@ -55,6 +55,8 @@ class TokenAdapter(Adapter):
     def adapted(self, x: Tensor) -> Tensor:
         index = x - self.first
         mine = (index >= 0) & (index < len(self.vectors))
+        if not mine.any():  # one of many words that are not in the prompts
+            return self.layer(x)
         rows = self.layer(x.masked_fill(mine, 0))
         new = self.rows()[index.masked_fill(~mine, 0)]
         return torch.where(mine[..., None], new.to(rows.dtype), rows)

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from ..adapters import Adapter
 from ..bases import Base
 
 ROLES = ("cross_attention.key", "cross_attention.value")
@@ -36,20 +35,13 @@ def remembered(base: Base) -> Iterator[None]:
     What is attached, its strengths and settings must not change inside it. Projections with an adapter that looks at
     the noise level are left as they are.
     """
-    layers = {path: base.module(path) for role in ROLES for path in base.roles.get(role, ())}
+    timed = {p for each in base.attachments for p, adapter in each.adapters.items() if "timesteps" in adapter.needs}
+    paths = [path for role in ROLES for path in base.roles.get(role, ()) if path not in timed]
+    layers = {path: base.module(path) for path in paths}
     for path, layer in layers.items():
-        if not _looks_at_time(layer):
-            base.replace_(path, Remembered(layer))
+        base.replace_(path, Remembered(layer))
     try:
         yield
     finally:
         for path, layer in layers.items():
             base.replace_(path, layer)
-
-
-def _looks_at_time(layer: nn.Module) -> bool:
-    while isinstance(layer, Adapter):
-        if "timesteps" in layer.needs:
-            return True
-        layer = layer.layer
-    return False
