@@ -62,12 +62,10 @@ class Perfusion(Method):
     replaces_noun: ClassVar[bool] = True
 
     key_lock: str = option(
-        "local",
-        "keys: local (the concept's word), global (the whole prompt) or trained",
-        choices=("local", "global", "trained"),
+        "local", "keys: local (the concept's word), global (the whole prompt) or trained", choices=LOCKS
     )
     global_key: str = option(
-        "plain", "keys of a global lock: plain or edited, as equation 3 has it", choices=("plain", "edited")
+        "plain", "keys of a global lock: plain or edited, as equation 3 has it", choices=GLOBAL_KEYS
     )
     bias: float = option(
         0.65, "similarity at which the gate is half open; less shows more of the concept", low=0, high=2
@@ -76,11 +74,7 @@ class Perfusion(Method):
     train_bias: float = option(0.75, "the bias while training", low=0, high=2)
     train_temperature: float = option(0.1, "the temperature while training", low=1e-4)
     ema: float = option(0.99, "decay of the moving average that the anchor is", low=0, high=1)
-    gate: str = option(
-        "sigmoid",
-        "sigmoid, hard (a step) or linear (none: a plain rank-one edit)",
-        choices=("sigmoid", "hard", "linear"),
-    )
+    gate: str = option("sigmoid", "sigmoid, hard (a step) or linear (none: a plain rank-one edit)", choices=GATES)
     gate_floor: bool = option(False, "shift the gate so that it is shut where there is nothing of the concept")
     scope: str = option(
         "all", "places that are edited: all, from_concept (its word and behind it) or concept_only", choices=SCOPES
