@@ -58,7 +58,7 @@ def main_text(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ([*HERE, "rank=3"], "unknown option rank; did you mean method.rank?"),
         ([*HERE, "train.stesp=3"], "unknown option train.stesp; did you mean train.steps?"),
         ([*HERE, "method.name=lroa"],
-         "method.name: expected lora or oft or selective or token, got 'lroa'; did you mean lora?"),
+         "method.name: expected lora or oft or perfusion or selective or token, got 'lroa'; did you mean lora?"),
         ([*HERE, "recipe=sbject"], "recipe: expected subject or control, got 'sbject'; did you mean subject?"),
         ([*HERE, "method=lora"],
          "method is a table with options, such as method.name=lora; got method = 'lora'"),

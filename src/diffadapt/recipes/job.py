@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..adapters import METHODS, Hint, Method, Token
+from ..adapters import METHODS, Hint, Method, Perfusion, Token
 from ..bases import Base, load_base
 from ..config import REQUIRED, Option, build, option, options, unknown
 from ..controls import SIGNALS
@@ -90,17 +90,17 @@ def _start_control(job: "Job", device: str | None) -> Run:
     )
 
 
-_OF_LAYERS = {name: method for name, method in METHODS.items() if method not in (Hint, Token)}
+_WITHOUT_A_WORD = {name: method for name, method in METHODS.items() if method not in (Hint, Perfusion, Token)}
 RECIPES: dict[str, Recipe] = {
     "subject": Recipe(
         doc="one subject from 1 to 30 pictures (DreamBooth)",
         table="concept", data=ConceptTable, settings=SubjectConfig,
-        methods={**_OF_LAYERS, Token.name: Token}, start=_start_subject,
+        methods={name: method for name, method in METHODS.items() if method is not Hint}, start=_start_subject,
     ),
     "control": Recipe(
         doc="a control signal, such as edges, from captioned pictures",
         table="pairs", data=PairsTable, settings=ControlConfig,
-        methods={**_OF_LAYERS, ControlNet.name: ControlNet}, start=_start_control,
+        methods={**_WITHOUT_A_WORD, ControlNet.name: ControlNet}, start=_start_control,
     ),
 }  # fmt: skip
 
