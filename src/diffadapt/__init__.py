@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .data.captioned import load_captioned
     from .data.concept import Concept, load_concept
     from .data.control_pairs import ControlPairs, load_control_pairs
+    from .data.joined import join_concepts
     from .errors import Failed, Refused
     from .interchange import export_adapter, import_adapter
     from .recipes.control import ControlConfig, train_control
@@ -44,6 +45,7 @@ _HOME = {
     "evaluate_control": "recipes.evaluate_control",
     "export_adapter": "interchange",
     "import_adapter": "interchange",
+    "join_concepts": "data.joined",
     "load_adapter": "adapters",
     "load_base": "bases",
     "load_captioned": "data.captioned",
@@ -76,6 +78,7 @@ __all__ = [
     "evaluate_control",
     "export_adapter",
     "import_adapter",
+    "join_concepts",
     "load_adapter",
     "load_base",
     "load_captioned",

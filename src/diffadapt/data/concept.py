@@ -79,6 +79,21 @@ class Concept:
         """The shortest prompt that asks for any of the class: "a cat"."""
         return f"{'an' if self.noun[0].lower() in 'aeiou' else 'a'} {self.noun}"
 
+    @property
+    def parts(self) -> tuple["Concept", ...]:
+        """The concepts that are learned together: this one, unless it was joined with others."""
+        return (self,)
+
+    @property
+    def tokens(self) -> dict[str, str]:
+        """Every word to learn -> the noun that it starts from."""
+        return {self.token: self.noun}
+
+    @property
+    def class_prompts(self) -> list[str]:
+        """The shortest prompts that ask for any of the class, or classes."""
+        return [self.class_prompt]
+
     def caption(self, index: int) -> str:
         """The prompt that picture `index` is learned with; it always holds the token.
 

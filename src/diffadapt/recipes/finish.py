@@ -45,11 +45,16 @@ def finish(
     adapter = folder / "adapter.safetensors"
     subject_samples(base, concept, folder, seed).save_strengths(adapter, STRENGTHS)
 
-    def measure() -> dict[str, Any]:
+    def measure_one(part: Concept, out: Path | None) -> dict[str, Any]:
         return evaluate(
-            base, concept, adapters=[(adapter, 1.0)], out=folder, prompts=prompts, per_prompt=per_prompt,
+            base, part, adapters=[(adapter, 1.0)], out=out, prompts=prompts, per_prompt=per_prompt,
             drift_count=min(25, 2 * prompts), seed=seed, quiet=quiet,
         )  # fmt: skip
+
+    def measure() -> dict[str, Any]:
+        whole = measure_one(concept.parts[0], folder)
+        also = {part.token: measure_one(part, None)["values"] for part in concept.parts[1:]}
+        return whole | ({"also": also} if also else {})
 
     return complete(folder, measure if prompts else None, facts=facts, started=started, quiet=quiet)
 

@@ -15,7 +15,7 @@ The recipe says which table the data have: [concept] for a subject, [pairs] for 
 run writes it, and `diffadapt list options` prints what may stand in it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from ..adapters import METHODS, Hint, Method, Perfusion, Token
 from ..bases import Base, load_base
 from ..config import REQUIRED, Option, build, option, options, unknown
 from ..controls import SIGNALS
-from ..data.concept import load_concept
+from ..data.concept import Concept, load_concept
 from ..data.control_pairs import load_control_pairs
+from ..data.joined import join_concepts
 from ..errors import Refused
 from .control import ControlConfig, train_control
 from .control_net import ControlNet
@@ -40,6 +41,7 @@ class ConceptTable:
     folder: str = option(REQUIRED, "folder with 1 to 30 pictures of one thing")
     noun: str = option(REQUIRED, "what it is one of, such as cat")
     token: str | None = option(None, "the new word for it; unset means <NAME> with the name of the folder")
+    also: tuple[str, ...] = option((), "further concepts learned beside it, each FOLDER=NOUN or FOLDER=NOUN=TOKEN")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +78,20 @@ class Recipe:
 
 
 def _start_subject(job: "Job", device: str | None) -> Run:
-    concept = load_concept(job.data.folder, job.data.noun, token=job.data.token)
+    concept = join_concepts([load_concept(job.data.folder, job.data.noun, token=job.data.token), *_also(job.data.also)])
     base = job.load_base(device)
     return train_subject(base, concept, method=job.method, out=job.out, seed=job.top.seed, config=job.train)
+
+
+def _also(entries: Sequence[str]) -> list[Concept]:
+    """The concepts of `concept.also`."""
+    result = []
+    for entry in entries:
+        folder, noun, *token = entry.split("=")[:3] if "=" in entry else (entry, "")
+        if not noun:
+            raise Refused(f"concept.also: expected FOLDER=NOUN or FOLDER=NOUN=TOKEN, got {entry!r}")
+        result.append(load_concept(folder, noun, token=token[0] if token else None))
+    return result
 
 
 def _start_control(job: "Job", device: str | None) -> Run:

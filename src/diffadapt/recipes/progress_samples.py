@@ -1,5 +1,6 @@
 """Pictures of fixed prompts and seeds on the way, so that steps, strengths and the base can be compared."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,12 +93,24 @@ class ProgressSamples:
 
 
 def subject_samples(base: Base, concept: Concept, folder: Path, seed: int) -> ProgressSamples:
-    """Of a subject: its plain prompt and a spread of the benchmark's; the base is asked for its class."""
+    """Of a subject: its plain prompt and a spread of the benchmark's; the base is asked for its class.
+
+    Of several learned together: as many of each, and then two beside each other.
+    """
+    prompts, base_prompts = [], []
+    for part in concept.parts:
+        asked = part.said(progress_prompts(base, part.prompt, part.noun, part.token))
+        plain = progress_prompts(base, part.class_prompt, part.noun, "")
+        few = -(-COUNT // len(concept.parts))
+        prompts, base_prompts = [*prompts, *asked[:few]], [*base_prompts, *plain[:few]]
+    for one, other in itertools.pairwise(concept.parts):
+        prompts.append(f"a {one.phrase} next to a {other.phrase}")
+        base_prompts.append(f"{one.class_prompt} next to {other.class_prompt}")
     return ProgressSamples(
         base,
         folder,
-        concept.said(progress_prompts(base, concept.prompt, concept.noun, concept.token)),
-        progress_prompts(base, concept.class_prompt, concept.noun, ""),
+        prompts,
+        base_prompts,
         seed,
         about={"noun": concept.noun, "token": concept.token},
     )

@@ -55,10 +55,12 @@ def select_step(
         raise Refused(f"no checkpoint in {folder} to choose from; set checkpoint_every, such as 25")
     table = folder / "selection.json"
     found: dict[str, Any] = read_json(table) if table.exists() else {"steps": []}
-    judge = _Judge(base, concept, prompts, seed)
+    judges = [_Judge(base, part, prompts, seed) for part in concept.parts]
     with Steps("select", len(places), done=len(found["steps"]), quiet=quiet) as bar:
         for place in places[len(found["steps"]) :]:
-            row = {"step": int(place.name.rpartition("-")[2]), **judge.score(place / NAME)}
+            scores = [judge.score(place / NAME) for judge in judges]
+            means = {name: sum(each[name] for each in scores) / len(scores) for name in scores[0]}
+            row = {"step": int(place.name.rpartition("-")[2]), **means}
             found["steps"].append(row)
             write_json(table, found)
             bar.advance(f"step {row['step']}: {row['harmonic_mean']:.3f}")

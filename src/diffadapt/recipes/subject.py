@@ -81,7 +81,7 @@ def train_subject(
 
     Args:
         base: a loaded base without attachments.
-        concept: what `load_concept` returned.
+        concept: what `load_concept` returned, or `join_concepts` of several that are learned together.
         method: for example `LoRA(rank=4)`, `Token()` (textual inversion) or `Selective()` (full fine-tuning).
         out: the run's folder: new, empty, or that of the same run, which is then resumed.
         seed: of everything random.
@@ -115,7 +115,7 @@ def train_subject(
     settings = {"seed": seed, "method": {"name": method.name, **vars(method)}, "train": config}
 
     # --- what trains: first, so that what does not fit is refused before anything is written ------------------------
-    tokens = {concept.token: concept.noun} if config.train_token else None
+    tokens = concept.tokens if config.train_token else None
     attachment = attach(base, method, list(config.roles) or None, tokens=tokens, seed=seed)
     attachment.enabled = False
     try:
@@ -123,6 +123,7 @@ def train_subject(
         if first:
             claim_folder(folder, dump_toml({"base": base.fingerprint, **settings, "concept": pictures}))
             where = {"folder": str(concept.folder), "noun": concept.noun, "token": concept.token}
+            where |= {"also": [f"{part.folder}={part.noun}={part.token}" for part in concept.parts[1:]]}
             again = {"recipe": "subject", "base": base.name, "out": str(folder), **settings, "concept": where}
             write_header(folder, base, concept, dump_toml(again), config.resolution or base.resolution)
         for note in concept.notes:
@@ -213,7 +214,8 @@ def _refuse_what_does_not_fit(base: Base, concept: Concept, method: Method, conf
             f"train_token = false takes the token as a word of the tokenizer, and {concept.token!r} is none; "
             "name a rare word, such as token = 'sks'"
         )
-    base.check_noun(concept.noun)
+    for noun in concept.tokens.values():
+        base.check_noun(noun)
 
 
 def _class_pictures(
@@ -224,8 +226,9 @@ def _class_pictures(
     settings = BankSettings(
         base_fingerprint=base.fingerprint, resolution=side, guidance=base.default_guidance, steps=base.default_steps
     )
-    prompts = list(config.prior_prompts) or [concept.class_prompt]
-    name = f"{concept.noun.replace(' ', '-')}-{base.fingerprint.split(':')[-1][:8]}-{side}"
+    prompts = list(config.prior_prompts) or concept.class_prompts
+    nouns = "-".join(dict.fromkeys(concept.tokens.values())).replace(" ", "-")
+    name = f"{nouns}-{base.fingerprint.split(':')[-1][:8]}-{side}"
     if config.prior_prompts:
         name += f"-{len(prompts)}-prompts"
     place = Path(config.memory_bank) if config.memory_bank else folder.parent / "memory_banks" / name
