@@ -207,6 +207,18 @@ def third_id(base) -> int:
     return len(base.tokenizer) - 1
 
 
+@pytest.mark.parametrize("method", [LoRA(rank=2, dropout=0.5), OFT(block_size=4, dropout=0.5)])
+def test_what_is_merged_is_the_whole_adapter_in_training_too(base, method):
+    attachment = attach(base, method)
+    move(attachment)
+    path = next(iter(attachment.adapters))
+    whole = effective_weight(attachment.adapters[path]).detach().clone()
+    attachment.train()
+    attachment.merge_()
+    torch.testing.assert_close(base.module(path).weight, whole, atol=1e-6, rtol=0)
+    attachment.detach()
+
+
 def test_a_merged_attachment_must_be_the_lowest(base):
     first, second = attach(base, LoRA(rank=1)), attach(base, LoRA(rank=1))
     with pytest.raises(Refused, match="beneath"):

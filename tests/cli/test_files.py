@@ -125,6 +125,9 @@ def test_inspect_describes_a_foreign_file(tmp_path: Path, capsys: pytest.Capture
     file = save_tensors(tmp_path / "x.safetensors", {"lora_unet_a.lora_down.weight": torch.zeros(1)}, {"ss_v": "1"})
     assert main(["inspect", str(file)]) == 0
     assert "note: not an adapter of diffadapt" in capsys.readouterr().out
+    file = save_tensors(tmp_path / "c.safetensors", {"x": torch.zeros(1)}, {"format": "diffadapt controlnet"})
+    assert main(["inspect", str(file)]) == 0
+    assert "note: a ControlNet, which sample takes as an adapter" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", [b"", b"not safetensors at all", None])

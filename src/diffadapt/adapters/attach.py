@@ -208,6 +208,7 @@ class Attachment:
                 raise Refused(f"another attachment stands beneath this one on {path}; merge that one first")
             if not isinstance(adapter, Mergeable | TokenAdapter):
                 raise Refused(f"{type(adapter).__name__} on {path} depends on its input and cannot be merged")
+        self.train(False)  # dropout is for training; what is written is the whole adapter
         self._unmerged = {}
         try:
             for path, adapter in self.adapters.items():

@@ -52,6 +52,7 @@ def describe_file(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """
     from ..adapters import read_adapter
     from ..files import load_tensors
+    from ..recipes.control_net import FORMAT as CONTROL_NET
 
     facts: dict[str, Any] = {"path": str(path)}
     try:
@@ -60,7 +61,8 @@ def describe_file(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         tensors, header = load_tensors(path)
         if header.get("format") == "diffadapt":
             raise
-        facts["note"] = "not an adapter of diffadapt"
+        known = header.get("format") == CONTROL_NET
+        facts["note"] = "a ControlNet, which sample takes as an adapter" if known else "not an adapter of diffadapt"
     facts |= {key: json.loads(value) if key in _LISTED else value for key, value in header.items()}
     facts["sizes"] = {
         "file": f"{path.stat().st_size:,} bytes",
