@@ -64,6 +64,12 @@ def test_a_run_trains_evaluates_and_samples_by_its_word(base, concept, tmp_path)
         da.sample(base, "a <biscuit>", adapters=[(run.adapter, 1.0)], bias=bias)[0] for bias in ({}, {"<biscuit>": 0.2})
     )
     assert plain.tobytes() != other.tobytes()
+    scores = [
+        da.evaluate(base, concept, adapters=[(run.adapter, 1.0)], bias=bias, prompts=2, per_prompt=2, drift_count=2)
+        for bias in ({}, {"<biscuit>": 0.65}, {"<biscuit>": 0.2})
+    ]
+    fidelities = [each["values"]["subject_fidelity"]["value"] for each in scores]
+    assert fidelities[0] == fidelities[1] != fidelities[2]  # 0.65 is what it was trained with
     with pytest.raises(Refused, match="a bias for '<cat>', but what is attached knows <biscuit>"):
         da.sample(base, "a <biscuit>", adapters=[(run.adapter, 1.0)], bias={"<cat>": 0.5})
 

@@ -36,6 +36,32 @@ def add_adapters(parser: argparse.ArgumentParser, *, required: bool = False) -> 
     )
 
 
+def add_bias(parser: argparse.ArgumentParser) -> None:
+    """--bias, repeatable."""
+    parser.add_argument(
+        "--bias", action="append", default=[], metavar="WORD=B",
+        help="of a perfusion concept's gate, such as '<biscuit>=0.5'; less shows more of it; may be repeated",
+    )  # fmt: skip
+
+
+def read_bias(texts: list[str]) -> dict[str, float]:
+    """["<biscuit>=0.5"] -> {"<biscuit>": 0.5}.
+
+    Raises:
+        Refused: a text is not of this form.
+    """
+    result = {}
+    for text in texts:
+        word, _, value = text.rpartition("=")
+        try:
+            result[word] = float(value)
+        except ValueError:
+            word = ""
+        if not word:
+            raise Refused(f"--bias: expected WORD=NUMBER, such as '<biscuit>=0.5', got {text!r}")
+    return result
+
+
 def load(arguments: argparse.Namespace) -> "Base":
     """The base that --base and its companions name."""
     from ..bases import load_base

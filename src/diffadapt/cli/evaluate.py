@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Refused
-from .arguments import adapters, add_adapters, add_base, load, new_folder
+from .arguments import adapters, add_adapters, add_base, add_bias, load, new_folder, read_bias
 
 SUMMARY = "measure fidelity, alignment, diversity and drift"
 EXAMPLES = """\
@@ -25,6 +25,7 @@ EXAMPLES = """\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_base(parser)
     add_adapters(parser, required=True)
+    add_bias(parser)
     parser.add_argument("--concept", required=True, metavar="DIR", help="the pictures that the adapter learned")
     parser.add_argument("--noun", required=True, help="what they show one of, such as cat")
     parser.add_argument("--token", help="the adapter's word for it; default: what the adapter says, else <DIR>")
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    chosen = adapters(arguments)
+    chosen, bias = adapters(arguments), read_bias(arguments.bias)
     out = new_folder(arguments.out) if arguments.out else None
     from ..adapters import read_adapter
     from ..data.concept import load_concept
@@ -52,9 +53,9 @@ def run(arguments: argparse.Namespace) -> int:
     token = arguments.token or first_token(read_adapter(path)[2] for path, _ in chosen)
     concept = load_concept(arguments.concept, arguments.noun, token=token)
     metrics = evaluate(
-        load(arguments), concept, adapters=chosen, out=out, prompts=arguments.prompts, per_prompt=arguments.per_prompt,
-        drift_count=arguments.drift, seed=arguments.seed, features=arguments.features, steps=arguments.steps,
-        quiet=False,
+        load(arguments), concept, adapters=chosen, bias=bias, out=out, prompts=arguments.prompts,
+        per_prompt=arguments.per_prompt, drift_count=arguments.drift, seed=arguments.seed, features=arguments.features,
+        steps=arguments.steps, quiet=False,
     )  # fmt: skip
     if out:
         write_json(Path(out) / "metrics.json", metrics)

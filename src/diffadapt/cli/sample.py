@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import Refused
-from .arguments import adapters, add_adapters, add_base, load
+from .arguments import adapters, add_adapters, add_base, add_bias, load, read_bias
 
 SUMMARY = "make pictures from prompts"
 EXAMPLES = """\
@@ -32,10 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--control", action="append", default=[], metavar="FILE",
         help="the signal that a control adapter follows, of the picture's size; once for all prompts, or once for each",
     )  # fmt: skip
-    parser.add_argument(
-        "--bias", action="append", default=[], metavar="WORD=B",
-        help="of a perfusion concept's gate, such as '<biscuit>=0.5'; less shows more of it; may be repeated",
-    )  # fmt: skip
+    add_bias(parser)
     parser.add_argument("--out", default="samples", metavar="DIR", help="where the pictures go (default: samples)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first picture; the next has N + 1")
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps; default: the base's")
@@ -75,24 +72,6 @@ def run(arguments: argparse.Namespace) -> int:
         write_png(path, picture)
         print(path)
     return 0
-
-
-def read_bias(texts: list[str]) -> dict[str, float]:
-    """["<biscuit>=0.5"] -> {"<biscuit>": 0.5}.
-
-    Raises:
-        Refused: a text is not of this form.
-    """
-    result = {}
-    for text in texts:
-        word, _, value = text.rpartition("=")
-        try:
-            result[word] = float(value)
-        except ValueError:
-            word = ""
-        if not word:
-            raise Refused(f"--bias: expected WORD=NUMBER, such as '<biscuit>=0.5', got {text!r}")
-    return result
 
 
 def read_prompts(file: str) -> list[str]:

@@ -26,7 +26,7 @@ from ..metrics.fidelity import subject_fidelity
 from ..training.log import say
 from .geometry import movement
 from .pictures import write_png
-from .sample import adapted, default_line, generate, to_picture
+from .sample import adapted, biased, default_line, generate, to_picture
 from .world import world_of
 
 PHOTO_ENCODERS = ("clip:openai/clip-vit-base-patch32", "dino:facebook/dino-vits16")
@@ -37,6 +37,7 @@ def evaluate(
     concept: Concept,
     *,
     adapters: Sequence[tuple[str | Path | Attachment, float]],
+    bias: Mapping[str, float] | None = None,
     out: str | Path | None = None,
     prompts: int = 25,
     per_prompt: int = 4,
@@ -52,6 +53,7 @@ def evaluate(
         base: a loaded base.
         concept: the subject; its pictures are the reference.
         adapters: (file or attachment, strength) pairs.
+        bias: word of a concept -> bias of its gate, for perfusion, as in `sample`.
         out: folder for the drift pictures; None keeps none.
         prompts, per_prompt: how many of the benchmark's 25 prompts, and pictures of each (2 or more for diversity).
         drift_count: how many unrelated prompts, one picture each.
@@ -87,7 +89,7 @@ def evaluate(
     say(f"evaluating on {total} pictures", quiet=quiet)
     with adapted(base, [(a, 0.0) for a, _ in adapters if isinstance(a, Attachment)]):
         before = {key: torch.stack(generate(base, lines[key])) for key in ("plain", "class", "unrelated")}
-    with adapted(base, adapters) as attachments:
+    with adapted(base, adapters) as attachments, biased(attachments, bias or {}):
         if any(each.method.replaces_noun and concept.token in each.tokens for each in attachments):
             concept = concept.standing_alone()
         asked = concept.said(asked)
