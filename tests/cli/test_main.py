@@ -11,6 +11,7 @@ import pytest
 
 from diffadapt.cli import main as main_module
 from diffadapt.cli import merge
+from diffadapt.cli.arguments import read_bias
 from diffadapt.cli.main import COMMANDS, main
 from diffadapt.errors import Failed, Refused
 
@@ -149,3 +150,11 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     result = subprocess.run(["bash", "-c", command], env=ENVIRONMENT, capture_output=True, text=True, check=True)
     assert result.stderr == ""
     assert result.stdout == "0\n"
+
+
+@pytest.mark.parametrize("text", ["0.5", "<biscuit>", "<biscuit>=much", "=0.5"])
+def test_a_bias_names_its_word(text: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["sample", "a cat", "--bias", text]) == 2
+    expected = f"diffadapt sample: --bias: expected WORD=NUMBER, such as '<biscuit>=0.5', got {text!r}\n"
+    assert capsys.readouterr().err == expected
+    assert read_bias(["<a>=0.5", "<b=c>=-1"]) == {"<a>": 0.5, "<b=c>": -1.0}
