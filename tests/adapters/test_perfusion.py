@@ -225,6 +225,24 @@ def test_14_the_anchor_is_a_moving_average_of_one_update_a_step(base, parts):
     torch.testing.assert_close(edit.anchor, expected, atol=1e-6, rtol=0)
 
 
+def test_14_several_processes_keep_one_anchor(base, monkeypatch):
+    attachment = attach(base, Perfusion(ema=0.9), tokens={"<x>": "cat"})
+    edit = attachment.shared.double()
+    before = edit.anchor.clone()
+    text, elsewhere = torch.randn(2, 16, 32).double(), torch.randn(3, 32).double()
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+
+    def all_reduce(total):
+        total += torch.cat([elsewhere.sum(0), torch.tensor([3.0])])
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    attachment.train()
+    given(base, PROMPTS, text)
+    attachment.project_()
+    mean = torch.cat([text[edit.places(base.tokenize(PROMPTS))], elsewhere]).mean(0)
+    torch.testing.assert_close(edit.anchor, 0.9 * before + 0.1 * mean, atol=1e-10, rtol=0)
+
+
 def test_15_untrained_and_without_a_gate_it_is_the_identity(base):
     attachment = attach(base, LINEAR, tokens={"<x>": "cat"})
     edit = attachment.shared.double()

@@ -167,11 +167,14 @@ class ConceptEdit(Shared):
     # --- training -----------------------------------------------------------------------------------------------------
 
     def project_(self) -> None:
-        """After an optimizer step: the anchor follows the concept's encodings of that step's batches."""
-        if self._seen:
-            mean = torch.cat(self._seen).mean(0)
-            self.anchor.mul_(self.method.ema).add_(mean, alpha=1 - self.method.ema)
-            self._seen.clear()
+        """After an optimizer step: the anchor follows the word's encodings of its batches, those of all processes."""
+        seen = torch.cat([self.anchor[None, :].expand(0, -1), *self._seen])
+        total = torch.cat([seen.sum(0), seen.new_full((1,), len(seen))])
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(total)
+        if total[-1] > 0:
+            self.anchor.mul_(self.method.ema).add_(total[:-1] / total[-1], alpha=1 - self.method.ema)
+        self._seen.clear()
 
     def direction(self) -> Tensor:
         """C^-1 i*, (D,)."""
