@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diffadapt.bases import Base
 from diffadapt.data.scenes import Scene, World, load_sprites, render, sample_scene
+from diffadapt.files import load_tensors, save_tensors
 from diffadapt.metrics.features import load_features
 from diffadapt.metrics.reader import load_reader
 
@@ -28,12 +29,12 @@ class Detector:
         base: its autoencoder gives the scenes the look of decoded pictures.
         emoji: folder of sprite folders.
         styles: noun -> style of every concept that may be asked for.
+        kept: folder where what is known of the concepts is kept.
     """
 
-    def __init__(self, base: Base, emoji: Path, styles: Mapping[str, str]) -> None:
-        self.base, self.emoji, self.styles = base, emoji, styles
+    def __init__(self, base: Base, emoji: Path, styles: Mapping[str, str], kept: Path) -> None:
+        self.base, self.emoji, self.styles, self.kept = base, emoji, styles, kept
         self.reader, self.encoder = load_reader(), load_features("probe")
-        self._known: dict[str, tuple[Tensor, float]] = {}
 
     def likeness(self, pictures: Tensor, noun: str) -> list[list[float]]:
         """How much each object found in each picture (N, 3, 64, 64) is like a concept."""
@@ -52,13 +53,15 @@ class Detector:
 
     def concept(self, noun: str) -> tuple[Tensor, float]:
         """The unit row (D,) of a concept, and the likeness from which an object counts as it."""
-        if noun not in self._known:
+        file = self.kept / f"{noun}.safetensors"
+        if not file.exists():
             single = self.scenes([noun], 16, seed=1)
             shown = torch.cat([rows for rows in map(self.objects, single) if len(rows)])
             mine = F.normalize(shown.mean(0), dim=0)
             best = [float((rows @ mine).max()) if len(rows) else -1.0 for rows in map(self.objects, self.pairs(noun))]
-            self._known[noun] = mine, float(np.quantile(best, MISSED))
-        return self._known[noun]
+            save_tensors(file, {"row": mine, "limit": torch.tensor(float(np.quantile(best, MISSED)))})
+        known, _ = load_tensors(file)
+        return known["row"], float(known["limit"])
 
     def pairs(self, noun: str) -> Tensor:
         """Scenes of a concept beside each of the others."""

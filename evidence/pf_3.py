@@ -57,7 +57,7 @@ def run(unit: Unit, context: Context) -> dict[str, Any]:
     if unit["stage"] == "pictures":
         return {"picture": draw_sheet(unit, context)}
     first, second = unit["pair"].split()
-    detector = Detector(context.base, context.data / "emoji", SUBJECTS)
+    detector = Detector(context.base, context.data / "emoji", SUBJECTS, context.shared / "detector")
     if unit["stage"] == "check":  # what the detector finds in scenes that have both, or one and something else
         others = [noun for noun in SUBJECTS if noun not in (first, second)]
         right = detector.both(detector.scenes([first, second], 48, seed=90), first, second)
