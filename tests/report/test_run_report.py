@@ -162,6 +162,30 @@ def test_every_role_says_how_far_it_moved_and_what_became_of_its_neurons(run: Pa
     assert "Not measured: unet.conv_in , its change depends on the input." in words
 
 
+def test_layers_that_were_not_measured_for_one_reason_are_one_line(run: Path) -> None:
+    skipped = [{"layer": f"unet.{i}.to_k", "role": "", "reason": "its change depends on the input"} for i in range(5)]
+    metrics = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps(metrics | {"weight_drift": [], "not_measured": skipped}))
+    assert "Not measured: unet.0.to_k and 4 more layers, its change depends on the input." in read(run).words
+
+
+def test_a_word_of_its_own_unmoved_pictures_and_a_chosen_step_are_told(run: Path) -> None:
+    prompts = json.loads((run / "samples" / "prompts.json").read_text())
+    (run / "samples" / "prompts.json").write_text(json.dumps(prompts | {"phrase": "<biscuit>"}))
+    metrics = json.loads((run / "metrics.json").read_text())
+    for name, row in metrics["values"].items():
+        if name.startswith("drift"):
+            row |= {"value": 0.0, "low": 0.0, "high": 0.0}
+    selection = {"chosen": 75, "last": 200, "steps": [{}] * 8}
+    (run / "metrics.json").write_text(json.dumps(metrics | {"selection": selection}))
+    words = read(run).words
+    assert "It learned the <biscuit> :" in words and "<biscuit> cat : subject" not in words
+    assert "pictures of unrelated prompts are the base's own : drift features 0" in words
+    assert "Step 75 was chosen among the checkpoints" in words and "Step 200, the last one" in words
+    (run / "metrics.json").write_text(json.dumps(metrics | {"selection": selection | {"chosen": 200}}))
+    assert "was chosen among" not in read(run).words
+
+
 def test_a_run_that_moved_no_weight_says_so(run: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
     (run / "metrics.json").write_text(json.dumps(metrics | {"weight_drift": [], "not_measured": []}))

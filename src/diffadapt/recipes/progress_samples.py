@@ -112,7 +112,7 @@ def subject_samples(base: Base, concept: Concept, folder: Path, seed: int) -> Pr
         prompts,
         base_prompts,
         seed,
-        about={"noun": concept.noun, "token": concept.token},
+        about={"noun": concept.noun, "token": concept.token, "phrase": concept.phrase},
     )
 
 

@@ -31,13 +31,16 @@ class Movement:
     roles: Sequence[Moved]
     layers: Sequence[Moved]
     in_all: int
-    not_measured: Sequence[tuple[str, str]]  # layer, reason
+    not_measured: Sequence[tuple[str, int, str]]  # first layer, how many more have the same reason, reason
 
 
 def read_movement(metrics: Mapping[str, Any]) -> Movement | None:
     """What `metrics.json` says, what is odd in it left out; None when it says nothing. No row is an answer."""
     rows = [row for row in _rows(metrics, "weight_drift") if finite(row.get("relative_frobenius")) is not None]
-    skipped = [(str(row.get("layer") or ""), str(row.get("reason") or "")) for row in _rows(metrics, "not_measured")]
+    of_reason: dict[str, list[str]] = {}
+    for row in _rows(metrics, "not_measured"):
+        of_reason.setdefault(str(row.get("reason") or ""), []).append(str(row.get("layer") or ""))
+    skipped = [(layers[0], len(layers) - 1, reason) for reason, layers in of_reason.items()]
     if not rows and not skipped and metrics.get("weight_drift") != []:
         return None
     layers = sorted((_moved(str(row.get("layer") or ""), [row]) for row in rows), key=lambda moved: -moved.change)

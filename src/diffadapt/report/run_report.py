@@ -33,6 +33,7 @@ METHOD_NAMES = {
     "token": "token learning (textual inversion)",
     "selective": "selective fine-tuning",
     "oft": "OFT",
+    "perfusion": "perfusion",
     "controlnet": "ControlNet",
 }
 
@@ -47,11 +48,12 @@ class Subject:
     short: str  # the method's name alone
     method: str
     name: str
+    said: str = ""  # how prompts call it, where the run says
 
     @property
     def phrase(self) -> str:
         """ "<biscuit> cat", or what there is of it; the folder's name when there is nothing."""
-        return " ".join(part for part in (self.token, self.noun) if part) or self.name
+        return self.said or " ".join(part for part in (self.token, self.noun) if part) or self.name
 
 
 def write_report(run_folder: str | Path) -> Path:
@@ -121,6 +123,7 @@ def read_subject(run: RunFolder) -> Subject:
         short=short,
         method=short + details,
         name=run.folder.resolve().name,
+        said=str(run.prompts.get("phrase") or ""),
     )
 
 
@@ -141,6 +144,13 @@ def _notices(run: RunFolder, measured: bool) -> list[str]:
         )
     elif not measured:
         notices.append("Training went to its end, but nothing was measured: what it learned and forgot is not known.")
+    selection = run.metrics.get("selection")
+    chosen, last = (selection.get(key) for key in ("chosen", "last")) if isinstance(selection, dict) else (None, None)
+    if chosen != last:
+        notices.append(
+            f"Step {chosen} was chosen among the checkpoints, by the harmonic mean of fidelity and alignment; the"
+            f" figures are its own. Step {last}, the last one, is in adapter-last.safetensors."
+        )
     if run.log and "loss" in run.log[-1] and finite(run.log[-1]["loss"]) is None:
         notices.append(f"The loss was no longer a number at step {run.log[-1]['step']}; lower the learning rate.")
     return notices

@@ -140,7 +140,7 @@ def read_verdict(figures: list[Figure], subject: str, noun: str = "") -> list[Cl
             unknown="unrelated prompts were measured with nothing to judge them by",
         ),
         _leak_claim(leak, f"a plain {noun}" if noun else "its plain class"),
-        _claim(distance, unknown="pictures of unrelated prompts moved away from the base's"),
+        _claim(distance, unknown=_moved_away(distance)),
         None if drift else Claim(text="what it forgot was not measured", evidence=""),
         _price(figures),
     ]
@@ -150,6 +150,12 @@ def read_verdict(figures: list[Figure], subject: str, noun: str = "") -> list[Cl
 def _claim(figure: Figure | None, *, unknown: str, **texts: str) -> Claim | None:
     """One of the texts, by the figure's verdict; None without a figure."""
     return Claim(text=texts.get(figure.verdict, unknown), evidence=_evidence(figure)) if figure else None
+
+
+def _moved_away(distance: Figure | None) -> str:
+    if distance and distance.value == 0 and distance.high == 0:
+        return "pictures of unrelated prompts are the base's own"
+    return "pictures of unrelated prompts moved away from the base's"
 
 
 def _leak_claim(figure: Figure | None, plain: str) -> Claim | None:
