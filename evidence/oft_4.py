@@ -1,6 +1,6 @@
 """OFT-4: COFT does not collapse at nine times the steps."""
 
-from subjects import CONTENDERS, STEPS, Contender, average, by_subject, chosen_rates, mean, teach
+from subjects import CONTENDERS, STEPS, Contender, average, by_subject, chosen_rates, draw_sheet, mean, teach
 
 from diffadapt.adapters import OFT
 from diffadapt.evidence import Claim, Context, Curve, Finished, Plot, Results, Settings, Table, Unit, Verdict
@@ -19,20 +19,35 @@ LONG = {
 
 def units(results: Results, settings: Settings) -> list[Unit]:
     rates = chosen_rates(results.of("OFT-2"), CONTENDERS)
-    return [
+    trainings = [
         {"contender": name, "subject": noun, "rate": rates.get(name, rates["oft"]), "seed": seed}
         for seed in settings.seeds
         for noun in SUBJECTS
         for name in LONG
     ]
+    sheet = {"stage": "pictures", "seed": settings.seeds[0], "rate": rates["oft"], "rate_lora": rates["lora"]}
+    return trainings + ([sheet] if len(results) >= len(trainings) else [])
 
 
 def run(unit: Unit, context: Context) -> dict:
+    if unit.get("stage") == "pictures":
+        return {"picture": draw(unit, context)}
     method = LONG[unit["contender"]].method
     return teach(
         context, unit["subject"], method, unit["rate"], seed=unit["seed"], steps=TIMES * STEPS, on_the_way=MARKS,
         schedule="constant",
     )  # fmt: skip
+
+
+def draw(unit: Unit, context: Context) -> str:
+    """Both subjects at the last step; drawn where they were trained."""
+    adapters = {}
+    for noun in SUBJECTS:
+        for name in LONG:
+            rate = unit["rate_lora"] if name == "lora" else unit["rate"]
+            training = {"contender": name, "subject": noun, "rate": rate, "seed": unit["seed"]}
+            adapters[noun, name] = context.folder_of(training) / "adapter.safetensors"
+    return draw_sheet(context, adapters, {name: each.title for name, each in LONG.items()})
 
 
 def quality(each: Finished) -> list[float]:
@@ -43,14 +58,15 @@ def quality(each: Finished) -> list[float]:
 
 def judge(results: Results) -> Verdict:
     curves, rows, kept = [], [], {}
+    runs = [each for each in results if "contender" in each.unit]
     for name, contender in LONG.items():
-        values = [by_subject(list(results), name, lambda each, i=i: quality(each)[i]) for i in range(len(MARKS))]
+        values = [by_subject(runs, name, lambda each, i=i: quality(each)[i]) for i in range(len(MARKS))]
         # The best of nine noisy marks is too high by itself: the mark is chosen on the mean over runs.
         best = max(range(len(MARKS)), key=lambda i: float(values[i].mean()))
         kept[name] = interval_of_nested_ratio(values[-1], values[best])
         points = [(mark, interval_of_nested_mean(each)) for mark, each in zip(MARKS, values, strict=True)]
         curves.append(Curve(name=contender.title, points=points))
-        drift = interval_of_nested_mean(by_subject(list(results), name, average("drift_features")))
+        drift = interval_of_nested_mean(by_subject(runs, name, average("drift_features")))
         rows.append([contender.title, MARKS[best], points[best][1], points[-1][1], kept[name], drift])
     coft = kept["coft"]
     status = "reproduced" if coft.low >= 0.95 else "not reproduced" if coft.high < 0.95 else "undecided"
@@ -67,6 +83,7 @@ def judge(results: Results) -> Verdict:
                 rows=rows,
             )
         ],
+        pictures=[("subjects.png", f"The same prompts and noise after {MARKS[-1]} steps, training seed 0")],
         plots=[
             Plot(
                 title="Quality over nine times the steps", caption="Constant learning rate; two subjects and the seeds",
