@@ -25,7 +25,7 @@ def test_training_needs_no_config_file(capsys: pytest.CaptureFixture[str]):
     table = dry(capsys, *HERE)
     assert table["base"] == "embedded"
     assert table["out"] == "runs/x"
-    assert table["concept"] == {"folder": "photos/x", "noun": "cat"}
+    assert table["concept"] == {"folder": "photos/x", "noun": "cat", "also": []}
     assert table["method"]["name"] == "lora"
 
 
