@@ -4,10 +4,11 @@
 
 EMOJI is the folder of sprite folders that `tools/train_embedded_base.py` reads. Scenes of the embedded base's own 48
 nouns and two styles are rendered, and their masks are the truth. Half of every batch passes through the base's
-autoencoder, which is not what is judged (the denoiser is), for the look of decoded pictures; other colours, blur, noise
-and other brightness at times do the rest. Batches are drawn from (seed, step). The averaged weights are written, and measured on
-scenes that no training step draws, as they are and through the autoencoder, and on pictures that the base generates
-from captions: is what the reader finds there what the caption asked for? Some seventeen minutes of one core.
+autoencoder, which is not what is judged (the denoiser is), for the look of decoded pictures; other colours, blur,
+noise and other brightness at times do the rest. Batches are drawn from (seed, step). The averaged weights are
+written, and measured on scenes that no training step draws, as they are and through the autoencoder, and on pictures
+that the base generates from captions: is what the reader finds there what the caption asked for? Some seventeen
+minutes of one core.
 """
 
 import argparse
@@ -44,7 +45,7 @@ def kinds_of(scenes: list[Scene]) -> list[list[str]]:
 
 
 def recoloured(sprites: Sprites, rng: np.random.Generator) -> Sprites:
-    """Red, green and blue in another order a quarter of the time: what an object is must not be read off its colours."""
+    """Red, green and blue in another order a quarter of the time: an object must not be known by its colours."""
     if rng.random() < 0.75:
         return sprites
     order = [*rng.permutation(3).tolist(), 3]
