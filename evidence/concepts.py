@@ -120,11 +120,8 @@ class Judge:
     """
 
     def __init__(self, base: Base, concept: Concept, *, alone: bool) -> None:
-        self.base, self.concept, self.encoder = (
-            base,
-            concept.standing_alone() if alone else concept,
-            load_features("probe"),
-        )
+        self.base, self.encoder = base, load_features("probe")
+        self.concept = concept.standing_alone() if alone else concept
         self.mine = self.encoder.subjects((concept.pixels(base.resolution) + 1) / 2)
         world = world_of(base)
         self.asked = self.concept.said(spread(benchmark_prompts(concept.noun, concept.token, world), PROMPTS))

@@ -28,8 +28,9 @@ def write_sheet(path: Path, rows: Sequence[tuple[str, Sequence[Image.Image]]]) -
         for column, picture in enumerate(pictures):
             sheet.paste(picture.convert("RGB").resize((SIDE, SIDE)), (GAP + column * (SIDE + GAP), top + LABEL))
     data = _png(sheet)
-    if len(data) > MOST_BYTES:
-        data = _png(sheet.quantize(256))
+    colours = 256
+    while len(data) > MOST_BYTES and colours >= 32:
+        data, colours = _png(sheet.quantize(colours)), colours // 2
     return write_atomic(path, data).name
 
 

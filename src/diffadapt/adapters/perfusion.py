@@ -130,17 +130,17 @@ class ConceptEdit(Shared):
         self.register_buffer("anchor", self.category.clone())
         key_paths, value_paths = (set(base.roles.get(f"cross_attention.{kind}", ())) for kind in ("key", "value"))
         targets: dict[bool, list[Tensor]] = {True: [], False: []}
-        for path, adapter in attachment.adapters.items():
-            if not isinstance(adapter, PerfusionAdapter):
-                continue
-            if path not in key_paths | value_paths:
-                raise Refused(f"perfusion edits cross_attention.key and cross_attention.value; {path} is neither")
-            adapter._concept, adapter.is_key = [self], path in key_paths
-            kind = targets[adapter.is_key]
-            adapter.first = sum(len(each) for each in kind)
-            with _unedited(base):
+        with _unedited(base):
+            for path, adapter in attachment.adapters.items():
+                if not isinstance(adapter, PerfusionAdapter):
+                    continue
+                if path not in key_paths | value_paths:
+                    raise Refused(f"perfusion edits cross_attention.key and cross_attention.value; {path} is neither")
+                adapter._concept, adapter.is_key = [self], path in key_paths
+                kind = targets[adapter.is_key]
+                adapter.first = sum(len(each) for each in kind)
                 kind.append(_without_bias(adapter.layer, self.category))
-            adapter.last = adapter.first + len(kind[-1])
+                adapter.last = adapter.first + len(kind[-1])
         if not targets[False]:
             raise Refused("perfusion learns where values lead; add the role cross_attention.value")
         self.targets = nn.Parameter(torch.cat(targets[False]))
@@ -381,9 +381,11 @@ def _unedited(base: Any) -> Iterator[None]:
     for each in concepts:
         each.rest()
         each.given = True
-    yield
-    for each in concepts:
-        each.rest()
+    try:
+        yield
+    finally:
+        for each in concepts:
+            each.rest()
 
 
 @torch.no_grad()

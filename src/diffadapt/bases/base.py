@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..errors import Failed, Refused
 from .covariance import Covariance, load_covariance
 from .defaults import Defaults, write_defaults
-from .fingerprint import fingerprint
+from .fingerprint import combined, digests
 from .quiet import quiet
 
 
@@ -68,11 +68,11 @@ class Base:
         self._covariance: Covariance | None = None
         self._own = [parameter for part in whole for parameter in part.parameters()]
         self.freeze_()
-        self.fingerprint: str = fingerprint(
+        found = digests(
             (f"{part}.{key}", value) for part in self.parts for key, value in getattr(pipeline, part).named_parameters()
         )
-
-        self.text_fingerprint: str = fingerprint(pipeline.text_encoder.named_parameters())
+        of_text = {name: each for name, each in found.items() if name.startswith("text_encoder.")}
+        self.fingerprint, self.text_fingerprint = combined(found), combined(of_text)
 
     def find_roles(self) -> dict[str, tuple[str, ...]]:
         """The family's role table; raises Refused when a layer fits no role."""

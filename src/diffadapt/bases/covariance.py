@@ -5,7 +5,6 @@ Key-locked rank-one editing (Tewel et al. 2023, arXiv:2305.01644) measures how m
 padding behind them is left out. Its scale does not matter to that method.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from ..errors import Refused
 from ..files import load_tensors, save_tensors
+from .fingerprint import short_hash
 
 FORMAT = "diffadapt-covariance"
 FORMAT_VERSION = 1
@@ -42,7 +42,7 @@ class Covariance:
     def fingerprint(self) -> str:
         """ "sha256:<16 hex digits>" of what it was measured on, so that a second measurement is the same C."""
         told = json.dumps({key: self.facts.get(key) for key in ("encoder", "corpus", "pooled")}, sort_keys=True)
-        return "sha256:" + hashlib.sha256(told.encode()).hexdigest()[:16]
+        return short_hash(told.encode())
 
     @cached_property
     def ridge(self) -> float:

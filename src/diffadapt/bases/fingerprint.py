@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -19,10 +19,24 @@ def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
     Measured on two busy cores: 0.03 s for 10 M values, 0.44 s for 200 M.
     """
-    rows = sorted(tensors, key=lambda row: row[0])
+    return combined(digests(tensors))
+
+
+def digests(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, bytes]:
+    """Name -> digest of every tensor; `combined` makes a fingerprint of all of them, or of some."""
+    rows = list(tensors)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashlib and torch release the interpreter's lock
-        digests = list(pool.map(_digest, rows))
-    return "sha256:" + hashlib.sha256(b"".join(digests)).hexdigest()[:16]
+        return dict(zip((name for name, _ in rows), pool.map(_digest, rows), strict=True))
+
+
+def combined(found: Mapping[str, bytes]) -> str:
+    """The fingerprint of tensors whose digests are known."""
+    return short_hash(b"".join(found[name] for name in sorted(found)))
+
+
+def short_hash(data: bytes) -> str:
+    """ "sha256:<16 hex digits>"."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()[:16]
 
 
 def _digest(row: tuple[str, Tensor]) -> bytes:

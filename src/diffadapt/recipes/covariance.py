@@ -1,6 +1,5 @@
 """Measures the second moment of a base's text encoder, once for every base; perfusion needs it."""
 
-import hashlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from ..bases import Base
 from ..bases.covariance import POOLED, Covariance, SecondMoment
+from ..bases.fingerprint import short_hash
 from ..data.scenes import caption, sample_scene
 from ..errors import Refused
 from ..training.log import Steps
@@ -73,4 +73,4 @@ def without_padding(ids: Tensor, end: int) -> Tensor:
 
 
 def corpus_hash(captions: Iterable[str]) -> str:
-    return "sha256:" + hashlib.sha256("\n".join(captions).encode()).hexdigest()[:16]
+    return short_hash("\n".join(captions).encode())
