@@ -23,6 +23,7 @@ from diffadapt.recipes.control import train_control
 from diffadapt.recipes.control_net import ControlNet
 from diffadapt.recipes.evaluate_control import evaluate_control
 from diffadapt.recipes.pictures import write_png
+from diffadapt.recipes.run import Run
 from diffadapt.recipes.sample import adapted, default_line, generate, to_picture
 from diffadapt.recipes.world import world_of
 
@@ -88,14 +89,7 @@ def chosen_rates(results: Results) -> dict[str, float]:
 def run(unit: Unit, context: Context) -> dict[str, Any]:
     if unit["stage"] == "pictures":
         return {"picture": draw_sheet(unit, context)}
-    contender = CONTENDERS[unit["contender"]]
-    method_roles = () if isinstance(contender.method, ControlNet) else ROLES
-    trained = train_control(
-        context.base, scene_pairs(context, unit["signal"], TRAINING, seed=1), method=contender.method,
-        out=context.folder, seed=unit["seed"], steps=STEPS, batch_size=BATCH, learning_rate=unit["rate"],
-        hint_learning_rate=None if isinstance(contender.method, ControlNet) else HINT_RATE, roles=method_roles,
-        sample_every=0, checkpoint_every=0, evaluation_pairs=0, quiet=True,
-    )  # fmt: skip
+    trained = train(unit, context)
     held_out = scene_pairs(context, unit["signal"], HELD_OUT, seed=2)
     scores = evaluate_control(
         context.base, held_out, adapters=[(trained.folder, 1.0)], seed=0, steps=SAMPLING_STEPS,
@@ -108,6 +102,18 @@ def run(unit: Unit, context: Context) -> dict[str, Any]:
         "trainable_parameters": trained.metrics["trainable_parameters"],
         "seconds_train": trained.metrics["seconds_train"],
     }
+
+
+def train(unit: Unit, context: Context) -> Run:
+    """The run of one tuning or test, trained in the folder of that unit."""
+    contender = CONTENDERS[unit["contender"]]
+    copy = isinstance(contender.method, ControlNet)
+    return train_control(
+        context.base, scene_pairs(context, unit["signal"], TRAINING, seed=1), method=contender.method,
+        out=context.folder_of(unit), seed=unit["seed"], steps=STEPS, batch_size=BATCH, learning_rate=unit["rate"],
+        hint_learning_rate=None if copy else HINT_RATE, roles=() if copy else ROLES,
+        sample_every=0, checkpoint_every=0, evaluation_pairs=0, quiet=True,
+    )  # fmt: skip
 
 
 def scene_pairs(context: Context, signal: str, count: int, *, seed: int) -> ControlPairs:
@@ -141,7 +147,10 @@ def draw_sheet(unit: Unit, context: Context) -> str:
         plain = [default_line(context.base, text, i) for i, text in enumerate(captions)]
         columns = [pictures, signals, torch.stack(generate(context.base, plain))]
         for name in CONTENDERS:
-            folder = context.folder_of(test_unit(name, signal, unit[f"rate_{name}"], unit["seed"]))
+            test = test_unit(name, signal, unit[f"rate_{name}"], unit["seed"])
+            folder = context.folder_of(test)
+            if not (folder / "adapter.safetensors").exists():  # the test was run on another machine
+                train(test, context)
             with adapted(context.base, [(folder, 1.0)]):
                 lines = [default_line(context.base, text, i, control=signals[i]) for i, text in enumerate(captions)]
                 columns.append(torch.stack(generate(context.base, lines)))
