@@ -7,6 +7,7 @@ be missed.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,13 @@ from diffadapt.metrics.features import load_features
 from diffadapt.metrics.reader import load_reader
 
 LEAST, MISSED, SCENES = 20, 0.05, 64  # pixels of an object; share that the threshold misses; scenes that set it
+
+
+class Found(NamedTuple):
+    """What the objects in a picture look like, and where they are."""
+
+    rows: Tensor  # (n, D), unit rows: each object cut out, on grey, as large as it fits
+    centres: Tensor  # (n, 2): x, y in pixels
 
 
 class Detector:
@@ -39,26 +47,34 @@ class Detector:
     def likeness(self, pictures: Tensor, noun: str) -> list[list[float]]:
         """How much each object found in each picture (N, 3, 64, 64) is like a concept."""
         mine, _ = self.concept(noun)
-        found = [self.objects(picture) for picture in pictures]
-        return [(rows @ mine).tolist() if len(rows) else [] for rows in found]
+        return [(found.rows @ mine).tolist() for found in map(self.objects, pictures)]
 
-    def both(self, pictures: Tensor, first: str, second: str) -> list[bool]:
-        """Whether one object is the first concept and another one the second."""
-        limits = [self.concept(noun)[1] for noun in (first, second)]
-        result = []
-        for one, other in zip(self.likeness(pictures, first), self.likeness(pictures, second), strict=True):
-            pairs = [(i, j) for i in range(len(one)) for j in range(len(other)) if i != j]
-            result.append(any(one[i] >= limits[0] and other[j] >= limits[1] for i, j in pairs))
-        return result
+    def relations(self, pictures: Tensor, first: str, second: str) -> list[str | None]:
+        """How the first concept stands to the second: "next to", "above" or "below"; None where one of them is missing.
+
+        An object cannot be both. Of several ways to find both, the one with the highest likenesses counts.
+        """
+        (one, least), (other, least_other) = self.concept(first), self.concept(second)
+        return [self._relation(found, one, least, other, least_other) for found in map(self.objects, pictures)]
+
+    def _relation(self, found: Found, one: Tensor, least: float, other: Tensor, least_other: float) -> str | None:
+        a, b, n = found.rows @ one, found.rows @ other, len(found.rows)
+        pairs = [(i, j) for i in range(n) for j in range(n) if i != j and a[i] >= least and b[j] >= least_other]
+        if not pairs:
+            return None
+        i, j = max(pairs, key=lambda pair: float(a[pair[0]] + b[pair[1]]))
+        dx, dy = (found.centres[i] - found.centres[j]).tolist()
+        return "next to" if abs(dx) >= abs(dy) else "above" if dy < 0 else "below"
 
     def concept(self, noun: str) -> tuple[Tensor, float]:
         """The unit row (D,) of a concept, and the likeness from which an object counts as it."""
         file = self.kept / f"{noun}.safetensors"
         if not file.exists():
             single = self.scenes([noun], 16, seed=1)
-            shown = torch.cat([rows for rows in map(self.objects, single) if len(rows)])
+            shown = torch.cat([found.rows for found in map(self.objects, single)])
             mine = F.normalize(shown.mean(0), dim=0)
-            best = [float((rows @ mine).max()) if len(rows) else -1.0 for rows in map(self.objects, self.pairs(noun))]
+            found = [each.rows @ mine for each in map(self.objects, self.pairs(noun))]
+            best = [float(likeness.max()) if len(likeness) else -1.0 for likeness in found]
             save_tensors(file, {"row": mine, "limit": torch.tensor(float(np.quantile(best, MISSED)))})
         known, _ = load_tensors(file)
         return known["row"], float(known["limit"])
@@ -79,11 +95,15 @@ class Detector:
         drawn: list[Scene] = [sample_scene(rng, world, two_objects=float(len(nouns) > 1)) for _ in range(count)]
         return self.base.decode_latents(self.base.encode_pictures(render(drawn, sprites)[0] * 2 - 1))
 
-    def objects(self, picture: Tensor) -> Tensor:
-        """Unit rows (n, D) of the objects in one picture (3, 64, 64): cut out, on grey, as large as they fit."""
+    def objects(self, picture: Tensor) -> Found:
+        """The objects in one picture (3, 64, 64)."""
         layers = self.reader.read(picture[None]).layers[0]
-        cut = [cut_out(picture, layers == layer) for layer in (1, 2) if (layers == layer).sum() >= LEAST]
-        return self.encoder.subjects(torch.stack(cut)) if cut else torch.empty(0, 1)
+        masks = [layers == layer for layer in (1, 2) if (layers == layer).sum() >= LEAST]
+        if not masks:
+            return Found(torch.empty(0, self.encoder.subjects(picture[None]).shape[1]), torch.empty(0, 2))
+        cut = torch.stack([cut_out(picture, mask) for mask in masks])
+        centres = torch.stack([mask.nonzero().float().mean(0).flip(0) for mask in masks])
+        return Found(self.encoder.subjects(cut), centres)
 
 
 def cut_out(picture: Tensor, mask: Tensor) -> Tensor:

@@ -153,11 +153,14 @@ class Judge:
             return listed(drift_pixels(torch.stack(generate(self.base, lines)), before))
 
 
+def checkpoint(folder: Path, step: int) -> Path:
+    """The adapter after one of `MARKS` of the run in a folder."""
+    return folder / "checkpoints" / f"step-{step:06d}" / "adapter.safetensors"
+
+
 def at_marks(judge: Judge, folder: Path) -> dict[str, Any]:
     """Scores of the checkpoint at every mark, by step."""
-    return {
-        str(mark): judge.score(folder / "checkpoints" / f"step-{mark:06d}" / "adapter.safetensors") for mark in MARKS
-    }
+    return {str(mark): judge.score(checkpoint(folder, mark)) for mark in MARKS}
 
 
 def tuning_units() -> list[Unit]:

@@ -3,13 +3,17 @@
 from collections.abc import Sequence
 from typing import Any
 
-from concepts import BIASES, CONTENDERS, MARKS, STEPS, Judge, at_marks, both, rates_of, train, tuning_units
+from concepts import BIASES, CONTENDERS, MARKS, STEPS, Judge, at_marks, both, checkpoint, rates_of, train, tuning_units
+from contact_sheet import write_sheet
 from subjects import SUBJECTS, by_subject, concept_of, mean
 
 from diffadapt.adapters import Perfusion
+from diffadapt.data.prompts import benchmark_prompts, spread
 from diffadapt.evidence import Claim, Context, Curve, Finished, Forest, Plot, Results, Settings, Table, Unit, Verdict
 from diffadapt.metrics import interval_of_nested_mean
 from diffadapt.metrics.hypervolume import hypervolume
+from diffadapt.recipes.sample import adapted, biased, default_line, generate, to_picture
+from diffadapt.recipes.world import world_of
 
 BASELINES = [name for name in CONTENDERS if name != "perfusion"]
 
@@ -19,9 +23,16 @@ def units(results: Results, settings: Settings) -> list[Unit]:
     if len(results) < len(tuning):
         return tuning
     rates = rates_of(results)
-    return tuning + [
+    tests = [
         test_unit(noun, name, rates[name], seed) for seed in settings.seeds for noun in SUBJECTS for name in CONTENDERS
     ]
+    if len(results) < len(tuning) + len(tests):
+        return tuning + tests
+    sheet: Unit = {"stage": "pictures", "seed": settings.seeds[0]}
+    for name in CONTENDERS:
+        runs = results.where(stage="test", contender=name)
+        sheet |= {f"rate_{name}": rates[name], f"step_{name}": best_step(runs)}
+    return [*tuning, *tests, sheet]
 
 
 def test_unit(noun: str, contender: str, rate: float, seed: int) -> Unit:
@@ -29,6 +40,8 @@ def test_unit(noun: str, contender: str, rate: float, seed: int) -> Unit:
 
 
 def run(unit: Unit, context: Context) -> dict[str, Any]:
+    if unit["stage"] == "pictures":
+        return {"picture": draw_sheet(unit, context)}
     noun, seed, contender = unit["subject"], unit["seed"], CONTENDERS[unit["contender"]]
     method, alone = contender.method, isinstance(contender.method, Perfusion)
     folder = train(context, noun, method, unit["rate"], seed=seed, out=context.folder, roles=contender.roles)
@@ -39,6 +52,26 @@ def run(unit: Unit, context: Context) -> dict[str, Any]:
         scores["drift"] = judge.drift(adapter)
         scores["at_bias"] = {f"{bias:g}": judge.score(adapter, bias) for bias in (BIASES if alone else ())}
     return scores
+
+
+def draw_sheet(unit: Unit, context: Context) -> str:
+    """Each subject as it was shown, from perfusion's one file at every bias, and from the baselines at their best."""
+    base, rows = context.base, []
+    for i, noun in enumerate(SUBJECTS):
+        concept = concept_of(context, noun)
+        prompt = spread(benchmark_prompts(concept.noun, concept.token, world_of(base)), len(SUBJECTS))[i]
+        pictures = [(concept.pixels(base.resolution)[0] + 1) / 2]
+        for name, contender in CONTENDERS.items():
+            alone, rate = isinstance(contender.method, Perfusion), unit[f"rate_{name}"]
+            out = context.folder_of(test_unit(noun, name, rate, unit["seed"]))
+            folder = train(context, noun, contender.method, rate, seed=unit["seed"], out=out, roles=contender.roles)
+            said = (concept.standing_alone() if alone else concept).said([prompt])
+            with adapted(base, [(checkpoint(folder, STEPS if alone else unit[f"step_{name}"]), 1.0)]) as attachments:
+                for bias in BIASES if alone else (None,):
+                    with biased(attachments, {} if bias is None else {concept.token: bias}):
+                        pictures += generate(base, [default_line(base, said[0], i)])
+        rows.append((prompt, [to_picture(each) for each in pictures]))
+    return write_sheet(context.pictures / "swept.png", rows)
 
 
 def point(scores: dict[str, list[float]]) -> tuple[float, float]:
@@ -94,6 +127,13 @@ def judge(results: Results) -> Verdict:
                 caption="Against each baseline at its best step",
                 rows=[(CONTENDERS[name].title, gain) for name, gain in gains.items()],
             ),
+        ],
+        pictures=[
+            (
+                "swept.png",
+                f"A picture of each subject, perfusion's file at biases {', '.join(f'{bias:g}' for bias in BIASES)}, "
+                f"then {', '.join(CONTENDERS[name].title for name in BASELINES)}; one prompt and noise a row, seed 0",
+            )
         ],
     )  # fmt: skip
 

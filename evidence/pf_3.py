@@ -1,5 +1,6 @@
 """PF-3: two concepts, trained apart, in one picture; counted by a detector that knows neither model nor adapters."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from subjects import SUBJECTS, by_subject, mean
 from diffadapt.adapters import Selective, attach, read_adapter
 from diffadapt.data.scenes import KIND_OF
 from diffadapt.evidence import Claim, Context, Finished, Forest, Results, Settings, Table, Unit, Verdict
-from diffadapt.metrics import interval_of_nested_mean, interval_of_nested_ratio
+from diffadapt.metrics import Interval, interval_of_nested_mean, interval_of_nested_ratio
 from diffadapt.recipes.custom_diffusion import merge_custom_diffusion
 from diffadapt.recipes.sample import adapted, default_line, generate, to_picture
 
@@ -60,12 +61,12 @@ def run(unit: Unit, context: Context) -> dict[str, Any]:
     detector = Detector(context.base, context.data / "emoji", SUBJECTS, context.shared / "detector")
     if unit["stage"] == "check":  # what the detector finds in scenes that have both, or one and something else
         others = [noun for noun in SUBJECTS if noun not in (first, second)]
-        right = detector.both(detector.scenes([first, second], 48, seed=90), first, second)
+        right = detector.relations(detector.scenes([first, second], 48, seed=90), first, second)
         wrong = [detector.scenes([first, other], 8, seed=91 + i) for i, other in enumerate(others)]
-        return {"right": right, "wrong": detector.both(torch.cat(wrong), first, second)}
+        return {"right": right, "wrong": detector.relations(torch.cat(wrong), first, second)}
     pixels = drawn(context, (first, second), unit["contender"], unit["rate"], unit["seed"])
     return {
-        "both": detector.both(pixels, first, second),
+        "found": detector.relations(pixels, first, second),
         "likeness": [
             [[round(v, 4) for v in row] for row in detector.likeness(pixels, noun)] for noun in (first, second)
         ],
@@ -125,12 +126,12 @@ def draw_sheet(unit: Unit, context: Context) -> str:
 
 def judge(results: Results) -> Verdict:
     runs = [Finished({**e.unit, "subject": e.unit["pair"]}, e.scores, e.seconds) for e in results.where(stage="test")]
-    rates = {name: by_subject(runs, name, lambda each: mean(each.scores["both"])) for name in TITLES}
+    rates = {name: by_subject(runs, name, lambda each: share(each.scores["found"])) for name in TITLES}
     checked = results.where(stage="check")
-    right, wrong = (mean([value for each in checked for value in each.scores[key]]) for key in ("right", "wrong"))
+    right, wrong = (mean([share(each.scores[key]) for each in checked]) for key in ("right", "wrong"))
     best = max(("custom", "dreambooth"), key=lambda name: float(rates[name].mean()))
     if rates[best].sum() == 0:
-        gain, status = interval_of_nested_mean(rates["perfusion"]), "undecided"
+        gain = interval_of_nested_mean(rates["perfusion"])
         told = f"no baseline drew both even once; perfusion {gain.value:.2f} [{gain.low:.2f}, {gain.high:.2f}]"
         status = "reproduced" if gain.low > 0 else "undecided"
     else:
@@ -138,14 +139,28 @@ def judge(results: Results) -> Verdict:
         status = "reproduced" if gain.low >= 2 else "not reproduced" if gain.high < 2 else "undecided"
         told = f"perfusion's over that of {TITLES[best]}: {gain.value:.2f} [{gain.low:.2f}, {gain.high:.2f}]"
     shares = {name: interval_of_nested_mean(rate) for name, rate in rates.items()}
+
+    def asked(name: str, relation: str, *relations: str) -> Interval:
+        """Share of the pictures that were asked for with one relation in which the concepts stand in one of some."""
+        places = [i for i, (each, _) in enumerate(PROMPTS) if each == relation]
+        return interval_of_nested_mean(
+            by_subject(runs, name, lambda each: share([each.scores["found"][i] for i in places], *relations))
+        )
+
     return Verdict(
         status=status,
         sentence=f"Share of pictures with both concepts, {told}.",
         tables=[
             Table(
                 title="Both concepts in the picture",
-                columns=["contender", "share of pictures"],
-                rows=[[TITLES[name], share] for name, share in shares.items()],
+                columns=["contender", "share", "next to: both", "and side by side", "above: both", "and as asked"],
+                rows=[
+                    [
+                        TITLES[name], shares[name], asked(name, "next to"), asked(name, "next to", "next to"),
+                        asked(name, "above"), asked(name, "above", "above"),
+                    ]
+                    for name in TITLES
+                ],
                 note=f"The detector finds both in {right:.0%} of rendered scenes that have both, and in {wrong:.0%} of "
                 "those with one of them and something else.",
             )
@@ -158,6 +173,11 @@ def judge(results: Results) -> Verdict:
         ],
         pictures=[("pairs.png", "Six prompts of each pair, the same noise for every contender, training seed 0")],
     )  # fmt: skip
+
+
+def share(found: Sequence[str | None], *relations: str) -> float:
+    """Share of pictures with both concepts, in one of some relations where any are named."""
+    return mean([float(each in relations if relations else each is not None) for each in found])
 
 
 CLAIM = Claim(

@@ -1,16 +1,22 @@
 """PF-4: locked keys help alignment, and one picture is enough; with the paper's other ablations beside them."""
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from concepts import Judge, train
+from contact_sheet import write_sheet
 from subjects import by_subject, concept_of, mean
 
 from diffadapt.adapters import Perfusion
+from diffadapt.data.prompts import benchmark_prompts, spread
 from diffadapt.evidence import Claim, Context, Finished, Results, Settings, Table, Unit, Verdict
 from diffadapt.metrics import Interval, interval_of_nested_mean, interval_of_nested_ratio
+from diffadapt.recipes.sample import adapted, default_line, generate, to_picture
+from diffadapt.recipes.world import world_of
 
 SUBJECTS = ("fox", "koala", "helicopter", "violin")
-BIAS = 0.65
+DRAWN = ("fox", "violin")
+BIAS = 0.65  # the default
 TEMPERATURES = (0.1, 0.15, 0.25)
 
 
@@ -36,20 +42,18 @@ RATE = 0.03
 
 
 def units(results: Results, settings: Settings) -> list[Unit]:
-    return [
-        {"variant": name, "subject": noun, "rate": RATE, "seed": seed}
-        for seed in settings.seeds
-        for noun in SUBJECTS
-        for name in VARIANTS
-    ]
+    tests = [test_unit(noun, name, seed) for seed in settings.seeds for noun in SUBJECTS for name in VARIANTS]
+    return [*tests, {"stage": "pictures", "rate": RATE, "seed": settings.seeds[0]}]
+
+
+def test_unit(noun: str, variant: str, seed: int) -> Unit:
+    return {"stage": "test", "variant": variant, "subject": noun, "rate": RATE, "seed": seed}
 
 
 def run(unit: Unit, context: Context) -> dict[str, Any]:
-    variant, noun = VARIANTS[unit["variant"]], unit["subject"]
-    folder = train(
-        context, noun, variant.method, unit["rate"], seed=unit["seed"], out=context.folder, masked=variant.masked,
-        pictures=variant.pictures,
-    )  # fmt: skip
+    if unit["stage"] == "pictures":
+        return {"picture": draw_sheet(unit, context)}
+    noun, folder = unit["subject"], trained(unit, context)
     judge = Judge(context.base, concept_of(context, noun), alone=True)
     adapter = folder / "adapter.safetensors"
     scores: dict[str, Any] = {"0.15": judge.score(adapter, BIAS)}
@@ -59,9 +63,36 @@ def run(unit: Unit, context: Context) -> dict[str, Any]:
     return scores
 
 
+def trained(unit: Unit, context: Context) -> Path:
+    """The run of one test, trained if it is not there."""
+    variant = VARIANTS[unit["variant"]]
+    return train(
+        context, unit["subject"], variant.method, unit["rate"], seed=unit["seed"], out=context.folder_of(unit),
+        masked=variant.masked, pictures=variant.pictures,
+    )  # fmt: skip
+
+
+def draw_sheet(unit: Unit, context: Context) -> str:
+    """Two subjects as they were shown, then as every variant draws them: the same prompts and noise."""
+    base, rows = context.base, []
+    for noun in DRAWN:
+        concept = concept_of(context, noun).standing_alone()
+        shown = concept_of(context, noun).pixels(base.resolution)
+        rows.append((f"{noun}, as it was shown", [to_picture((pixels + 1) / 2) for pixels in shown]))
+        prompts = spread(benchmark_prompts(concept.noun, concept.token, world_of(base)), 8)
+        lines = [default_line(base, prompt, i) for i, prompt in enumerate(concept.said(prompts))]
+        for name, variant in VARIANTS.items():
+            file = trained(test_unit(noun, name, unit["seed"]), context) / "adapter.safetensors"
+            with adapted(base, [(file, 1.0)]):
+                rows.append((variant.title, [to_picture(pixels) for pixels in generate(base, lines)]))
+    return write_sheet(context.pictures / "variants.png", rows)
+
+
 def figure(results: Results, variant: str, name: str, temperature: str = "0.15"):
     """(subjects, seeds): the mean of one score of every run of a variant."""
-    runs = [Finished({**e.unit, "contender": e.unit["variant"]}, e.scores, e.seconds) for e in results]
+    runs = [
+        Finished({**e.unit, "contender": e.unit["variant"]}, e.scores, e.seconds) for e in results.where(stage="test")
+    ]
     return by_subject(runs, variant, lambda each: mean(each.scores[temperature][name]))
 
 
@@ -94,6 +125,7 @@ def judge(results: Results) -> Verdict:
                 note=f"Four subjects and the seeds, bias {BIAS}; gained over the first row.",
             )
         ],
+        pictures=[("variants.png", "The same eight prompts and noise for every variant, training seed 0")],
     )
 
 
