@@ -18,6 +18,7 @@ name, so that a radius counts together with its `constraint`; see `OFT.bound`.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -223,12 +224,20 @@ class OFTAdapter(Mergeable):
                 self.q[outside] *= (spectral / largest).clamp(max=1).to(self.q.dtype)
 
 
-def skew(v: Tensor, size: int) -> Tensor:
-    """Strict upper triangles (N, b(b-1)/2), row by row -> skew matrices (N, b, b)."""
-    i, j = torch.triu_indices(size, size, 1, device=v.device)
-    q = v.new_zeros(len(v), size, size)
-    q[:, i, j], q[:, j, i] = v, -v
-    return q
+def skew(v: Tensor, size: int, diagonal: float = 0.0) -> Tensor:
+    """Strict upper triangles (N, b(b-1)/2), row by row -> skew matrices (N, b, b), plus a multiple of the identity."""
+    upper, lower = _triangles(size, v.device)
+    places = torch.zeros(size * size, dtype=torch.long, device=v.device)
+    places[upper] = torch.arange(1, len(upper) + 1, device=v.device)
+    places[lower] = places[upper] + len(upper)
+    return torch.cat([v.new_full((len(v), 1), diagonal), v, -v], 1).index_select(1, places).view(-1, size, size)
+
+
+@lru_cache
+def _triangles(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where the strict upper triangle of a (b, b) matrix is once it is flattened, row by row, and where its mirror."""
+    i, j = torch.triu_indices(size, size, 1, device=device)
+    return i * size + j, j * size + i
 
 
 def _divide(inputs: int, method: OFT, path: str) -> tuple[int, int]:
@@ -257,20 +266,21 @@ class _Cayley(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, v: Tensor, size: int) -> Tensor:
-        identity = torch.eye(size, dtype=v.dtype, device=v.device)
         precise = v.dtype if v.device.type == "mps" else torch.float64  # float32 alone strays to 2e-5 for large Q
         with torch.autocast(v.device.type, enabled=False):
-            m = torch.linalg.inv((identity - skew(v, size)).to(precise)).to(v.dtype)
+            m = torch.linalg.inv(skew(-v, size, 1.0).to(precise)).to(v.dtype)
         ctx.save_for_backward(m)
-        return 2 * m - identity
+        r = 2 * m
+        r.diagonal(dim1=1, dim2=2).sub_(1)
+        return r
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (m,) = ctx.saved_tensors
         with torch.autocast(m.device.type, enabled=False):
-            dq = 2 * m.mT @ gradients[0] @ m.mT
-        i, j = torch.triu_indices(m.shape[-1], m.shape[-1], 1, device=m.device)
-        return dq[:, i, j] - dq[:, j, i], None
+            dq = (m.mT @ gradients[0] @ m.mT).flatten(1)
+        upper, lower = _triangles(m.shape[-1], m.device)
+        return 2 * (dq.index_select(1, upper) - dq.index_select(1, lower)), None
 
 
 class _Rotate(torch.autograd.Function):
