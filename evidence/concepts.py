@@ -2,7 +2,7 @@
 
 Subjects are those of `subjects.py`, shown with masks. Perfusion and textual inversion see four pictures a step, methods
 that change weights two and two of the class. Learning rates of DreamBooth and textual inversion are those that OFT-2's
-tuning chose, on the same data; perfusion and Custom Diffusion are tuned here in the same way.
+tuning chose, on the same data; perfusion and Custom Diffusion are tuned here in the same way, moved by one like them.
 """
 
 from collections.abc import Sequence
@@ -45,8 +45,8 @@ class Contender(NamedTuple):
 
 
 CONTENDERS = {
-    "perfusion": Contender(Perfusion(), (), (0.015, 0.03, 0.06), "Perfusion"),
-    "custom": Contender(Selective(), ROLES, (2e-4, 4e-4, 8e-4), "Custom Diffusion"),
+    "perfusion": Contender(Perfusion(), (), (0.0075, 0.015, 0.03), "Perfusion"),
+    "custom": Contender(Selective(), ROLES, (1e-4, 2e-4, 4e-4), "Custom Diffusion"),
     "dreambooth": Contender(Selective(), (), (), OFT_2["dreambooth"].title),
     "token": Contender(Token(vectors=2), (), (), OFT_2["token"].title),
 }
