@@ -8,8 +8,9 @@ prompt; and the base with keys and values computed at every denoising step, as p
 encoder, which we do not use, pulls torchvision, so an empty module stands in for it.
 
 Training: forward and backward with only the denoiser's input requiring a gradient, against perfusion's whole step
-(text encoder, edit, both backward, optimizer, anchor). Each contender has a base of its own, all take turns round by
-round, and the figure is the median over rounds of a contender's time divided by the floor's of that round.
+(text encoder, edit, both backward, optimizer, anchor), and against a step that trains a new word alone, which is what
+any method with one pays. Each contender has a base of its own, all take turns round by round, and the figure is the
+median over rounds of a contender's time divided by the floor's of that round.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from statistics import median
 import torch
 from torch import nn
 
-from diffadapt.adapters import Perfusion, SideInputs, attach
+from diffadapt.adapters import Method, Perfusion, SideInputs, Token, attach
 from diffadapt.bases import Base, load_base
 from diffadapt.files import write_json
 from diffadapt.recipes import sample as sampling
@@ -102,31 +103,36 @@ def samplers(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
 
 
 def trainers(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
-    """The floor's step and perfusion's."""
+    """The floor's step, perfusion's, and that of textual inversion."""
     generator, n = torch.Generator().manual_seed(0), args.batch
-    floor_base, base = load_base("embedded"), load_base("embedded")
+    floor_base = load_base("embedded")
     side = floor_base.denoiser.config.sample_size
     noisy = torch.randn(n, floor_base.denoiser.config.in_channels, side, side, generator=generator)
     wanted, times = torch.randn(noisy.shape, generator=generator), torch.linspace(50, 950, n).long()
     text = floor_base.encode_prompts(["a animal on a red background"] * n).detach()
-    attachment = attach(base, Perfusion(), tokens={"<x>": "animal"})
-    ids = base.tokenize(["a <x> on a red background"] * n)
-    optimizer = torch.optim.AdamW(attachment.parameters(), lr=1e-4, weight_decay=0.0)
 
     def floor() -> None:
         x = noisy.clone().requires_grad_()
         (floor_base.denoise(x, times, text) - wanted).square().mean().backward()
 
-    def perfusion() -> None:
-        attachment.train()
-        optimizer.zero_grad()
-        encoded = base.encode_ids(ids[:1]).expand(n, -1, -1)  # a recipe encodes each distinct prompt once
-        attachment.begin(SideInputs(token_ids=ids, text=encoded))
-        (base.denoise(noisy, times, encoded) - wanted).square().mean().backward()
-        optimizer.step()
-        attachment.project_()
+    def training(method: Method) -> Callable[[], None]:
+        base = load_base("embedded")
+        attachment = attach(base, method, tokens={"<x>": "animal"})
+        ids = base.tokenize(["a <x> on a red background"] * n)
+        optimizer = torch.optim.AdamW(attachment.parameters(), lr=1e-4, weight_decay=0.0)
 
-    return {"floor": floor, "perfusion": perfusion}
+        def step() -> None:
+            attachment.train()
+            optimizer.zero_grad()
+            encoded = base.encode_ids(ids[:1]).expand(n, -1, -1)  # a recipe encodes each distinct prompt once
+            attachment.begin(SideInputs(token_ids=ids, text=encoded))
+            (base.denoise(noisy, times, encoded) - wanted).square().mean().backward()
+            optimizer.step()
+            attachment.project_()
+
+        return step
+
+    return {"floor": floor, "perfusion": training(Perfusion()), "a new word alone": training(Token())}
 
 
 def measure(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
