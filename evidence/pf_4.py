@@ -1,8 +1,12 @@
-"""PF-4: locked keys help alignment, and one picture is enough; with the paper's other ablations beside them."""
+"""PF-4: locked keys help alignment, and one picture is enough; with the paper's other ablations beside them.
+
+Every variant learns at the rate that PF-2's tuning chose for perfusion; as published it is PF-2's own training.
+"""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pf_2
 from concepts import Judge, train
 from contact_sheet import write_sheet
 from subjects import by_subject, concept_of, mean
@@ -38,16 +42,19 @@ VARIANTS = {
     "early": Variant("training bias 0.5", Perfusion(train_bias=0.5)),
     "late": Variant("training bias 0.9", Perfusion(train_bias=0.9)),
 }
-RATE = 0.03
 
 
 def units(results: Results, settings: Settings) -> list[Unit]:
-    tests = [test_unit(noun, name, seed) for seed in settings.seeds for noun in SUBJECTS for name in VARIANTS]
-    return [*tests, {"stage": "pictures", "rate": RATE, "seed": settings.seeds[0]}]
+    trained_there = results.of("PF-2").where(stage="test", contender="perfusion")
+    if not trained_there:
+        return []
+    rate = trained_there[0].unit["rate"]
+    tests = [test_unit(noun, name, rate, seed) for seed in settings.seeds for noun in SUBJECTS for name in VARIANTS]
+    return [*tests, {"stage": "pictures", "rate": rate, "seed": settings.seeds[0]}]
 
 
-def test_unit(noun: str, variant: str, seed: int) -> Unit:
-    return {"stage": "test", "variant": variant, "subject": noun, "rate": RATE, "seed": seed}
+def test_unit(noun: str, variant: str, rate: float, seed: int) -> Unit:
+    return {"stage": "test", "variant": variant, "subject": noun, "rate": rate, "seed": seed}
 
 
 def run(unit: Unit, context: Context) -> dict[str, Any]:
@@ -65,11 +72,13 @@ def run(unit: Unit, context: Context) -> dict[str, Any]:
 
 def trained(unit: Unit, context: Context) -> Path:
     """The run of one test, trained if it is not there."""
-    variant = VARIANTS[unit["variant"]]
+    variant, noun, rate, seed = VARIANTS[unit["variant"]], unit["subject"], unit["rate"], unit["seed"]
+    folder = context.folder_of(unit)
+    if unit["variant"] == "locked":
+        folder = context.folder_of(pf_2.test_unit(noun, "perfusion", rate, seed), claim="PF-2")
     return train(
-        context, unit["subject"], variant.method, unit["rate"], seed=unit["seed"], out=context.folder_of(unit),
-        masked=variant.masked, pictures=variant.pictures,
-    )  # fmt: skip
+        context, noun, variant.method, rate, seed=seed, out=folder, masked=variant.masked, pictures=variant.pictures
+    )
 
 
 def draw_sheet(unit: Unit, context: Context) -> str:
@@ -82,7 +91,7 @@ def draw_sheet(unit: Unit, context: Context) -> str:
         prompts = spread(benchmark_prompts(concept.noun, concept.token, world_of(base)), 8)
         lines = [default_line(base, prompt, i) for i, prompt in enumerate(concept.said(prompts))]
         for name, variant in VARIANTS.items():
-            file = trained(test_unit(noun, name, unit["seed"]), context) / "adapter.safetensors"
+            file = trained(test_unit(noun, name, unit["rate"], unit["seed"]), context) / "adapter.safetensors"
             with adapted(base, [(file, 1.0)]):
                 rows.append((variant.title, [to_picture(pixels) for pixels in generate(base, lines)]))
     return write_sheet(context.pictures / "variants.png", rows)
@@ -138,4 +147,5 @@ CLAIM = Claim(
     units=units,
     run=run,
     judge=judge,
+    uses=("PF-2",),
 )
