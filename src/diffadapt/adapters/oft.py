@@ -269,14 +269,15 @@ class _Cayley(torch.autograd.Function):
         precise = v.dtype if v.device.type == "mps" else torch.float64  # float32 alone strays to 2e-5 for large Q
         with torch.autocast(v.device.type, enabled=False):
             m = torch.linalg.inv(skew(-v, size, 1.0).to(precise)).to(v.dtype)
-        ctx.save_for_backward(m)
         r = 2 * m
         r.diagonal(dim1=1, dim2=2).sub_(1)
+        ctx.save_for_backward(r)  # rather than M: R is kept in any case
         return r
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (m,) = ctx.saved_tensors
+        m = ctx.saved_tensors[0] / 2
+        m.diagonal(dim1=1, dim2=2).add_(0.5)
         with torch.autocast(m.device.type, enabled=False):
             dq = (m.mT @ gradients[0] @ m.mT).flatten(1)
         upper, lower = _triangles(m.shape[-1], m.device)
