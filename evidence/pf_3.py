@@ -173,8 +173,8 @@ def judge(results: Results) -> Verdict:
                 rows=[[TITLES[name], lesser[name], apart[name]] for name in TITLES],
                 note="Added when the count above came out near nothing, so no part of the verdict. Likeness of the "
                 "lesser: objects are taken for the concepts as suits them best, the lower of both likenesses counts. "
-                "Told apart: share of pictures where one object is more like the first concept than like the second, and "
-                "another one the other way round.",
+                "Told apart: share of pictures where one object is more like the first concept than the second and "
+                "another the other way round.",
             ),
         ],
         plots=[
