@@ -44,18 +44,22 @@ class Detector:
         self.base, self.emoji, self.styles, self.kept = base, emoji, styles, kept
         self.reader, self.encoder = load_reader(), load_features("probe")
 
-    def likeness(self, pictures: Tensor, noun: str) -> list[list[float]]:
-        """How much each object found in each picture (N, 3, 64, 64) is like a concept."""
-        mine, _ = self.concept(noun)
-        return [(found.rows @ mine).tolist() for found in map(self.objects, pictures)]
+    def find(self, pictures: Tensor) -> list[Found]:
+        """The objects in each picture (N, 3, 64, 64)."""
+        return [self.objects(picture) for picture in pictures]
 
-    def relations(self, pictures: Tensor, first: str, second: str) -> list[str | None]:
+    def likeness(self, pictures: Sequence[Found], noun: str) -> list[list[float]]:
+        """How much each object in each picture is like a concept."""
+        mine, _ = self.concept(noun)
+        return [(found.rows @ mine).tolist() for found in pictures]
+
+    def relations(self, pictures: Sequence[Found], first: str, second: str) -> list[str | None]:
         """How the first concept stands to the second: "next to", "above" or "below"; None where one of them is missing.
 
         An object cannot be both. Of several ways to find both, the one with the highest likenesses counts.
         """
         (one, least), (other, least_other) = self.concept(first), self.concept(second)
-        return [self._relation(found, one, least, other, least_other) for found in map(self.objects, pictures)]
+        return [self._relation(found, one, least, other, least_other) for found in pictures]
 
     def _relation(self, found: Found, one: Tensor, least: float, other: Tensor, least_other: float) -> str | None:
         a, b, n = found.rows @ one, found.rows @ other, len(found.rows)
@@ -71,9 +75,9 @@ class Detector:
         file = self.kept / f"{noun}.safetensors"
         if not file.exists():
             single = self.scenes([noun], 16, seed=1)
-            shown = torch.cat([found.rows for found in map(self.objects, single)])
+            shown = torch.cat([found.rows for found in self.find(single)])
             mine = F.normalize(shown.mean(0), dim=0)
-            found = [each.rows @ mine for each in map(self.objects, self.pairs(noun))]
+            found = [each.rows @ mine for each in self.find(self.pairs(noun))]
             best = [float(likeness.max()) if len(likeness) else -1.0 for likeness in found]
             save_tensors(file, {"row": mine, "limit": torch.tensor(float(np.quantile(best, MISSED)))})
         known, _ = load_tensors(file)

@@ -1,6 +1,7 @@
 """PF-2: one file, swept over its bias, spans the Pareto front of fidelity and alignment."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from concepts import BIASES, CONTENDERS, MARKS, STEPS, Judge, at_marks, both, checkpoint, rates_of, train, tuning_units
@@ -54,6 +55,13 @@ def run(unit: Unit, context: Context) -> dict[str, Any]:
     return scores
 
 
+def trained(context: Context, noun: str, contender: str, rate: float, seed: int) -> Path:
+    """The folder of one test's training, for any claim; trained again where the test was run elsewhere."""
+    chosen = CONTENDERS[contender]
+    out = context.folder_of(test_unit(noun, contender, rate, seed), claim=CLAIM.id)
+    return train(context, noun, chosen.method, rate, seed=seed, out=out, roles=chosen.roles)
+
+
 def draw_sheet(unit: Unit, context: Context) -> str:
     """Each subject as it was shown, from perfusion's one file at every bias, and from the baselines at their best."""
     base, rows = context.base, []
@@ -62,9 +70,8 @@ def draw_sheet(unit: Unit, context: Context) -> str:
         prompt = spread(benchmark_prompts(concept.noun, concept.token, world_of(base)), len(SUBJECTS))[i]
         pictures = [(concept.pixels(base.resolution)[0] + 1) / 2]
         for name, contender in CONTENDERS.items():
-            alone, rate = isinstance(contender.method, Perfusion), unit[f"rate_{name}"]
-            out = context.folder_of(test_unit(noun, name, rate, unit["seed"]))
-            folder = train(context, noun, contender.method, rate, seed=unit["seed"], out=out, roles=contender.roles)
+            alone = isinstance(contender.method, Perfusion)
+            folder = trained(context, noun, name, unit[f"rate_{name}"], unit["seed"])
             said = (concept.standing_alone() if alone else concept).said([prompt])
             with adapted(base, [(checkpoint(folder, STEPS if alone else unit[f"step_{name}"]), 1.0)]) as attachments:
                 for bias in BIASES if alone else (None,):

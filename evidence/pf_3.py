@@ -7,7 +7,7 @@ from typing import Any
 import pf_2
 import torch
 from both_present import Detector
-from concepts import CONTENDERS, SAMPLING_STEPS, train
+from concepts import SAMPLING_STEPS
 from contact_sheet import write_sheet
 from subjects import SUBJECTS, by_subject, mean
 
@@ -61,14 +61,15 @@ def run(unit: Unit, context: Context) -> dict[str, Any]:
     detector = Detector(context.base, context.data / "emoji", SUBJECTS, context.shared / "detector")
     if unit["stage"] == "check":  # what the detector finds in scenes that have both, or one and something else
         others = [noun for noun in SUBJECTS if noun not in (first, second)]
-        right = detector.relations(detector.scenes([first, second], 48, seed=90), first, second)
-        wrong = [detector.scenes([first, other], 8, seed=91 + i) for i, other in enumerate(others)]
-        return {"right": right, "wrong": detector.relations(torch.cat(wrong), first, second)}
-    pixels = drawn(context, (first, second), unit["contender"], unit["rate"], unit["seed"])
+        right = detector.scenes([first, second], 48, seed=90)
+        wrong = torch.cat([detector.scenes([first, other], 8, seed=91 + i) for i, other in enumerate(others)])
+        both = {"right": right, "wrong": wrong}
+        return {name: detector.relations(detector.find(scenes), first, second) for name, scenes in both.items()}
+    found = detector.find(drawn(context, (first, second), unit["contender"], unit["rate"], unit["seed"]))
     return {
-        "found": detector.relations(pixels, first, second),
+        "found": detector.relations(found, first, second),
         "likeness": [
-            [[round(v, 4) for v in row] for row in detector.likeness(pixels, noun)] for noun in (first, second)
+            [[round(v, 4) for v in row] for row in detector.likeness(found, noun)] for noun in (first, second)
         ],
     }
 
@@ -84,11 +85,7 @@ def drawn(context: Context, pair: tuple[str, str], name: str, rate: float, seed:
 
 def files_of(context: Context, pair: tuple[str, str], name: str, rate: float, seed: int) -> list[Path]:
     """The adapter files that bring both concepts: those of PF-2, trained again where that was run elsewhere."""
-    contender, alone = CONTENDERS[name], []
-    for noun in pair:
-        folder = context.folder_of(pf_2.test_unit(noun, name, rate, seed), claim="PF-2")
-        train(context, noun, contender.method, rate, seed=seed, out=folder, roles=contender.roles)
-        alone.append(folder / "adapter.safetensors")
+    alone = [pf_2.trained(context, noun, name, rate, seed) / "adapter.safetensors" for noun in pair]
     if name == "perfusion":
         return alone
     out = context.folder / f"{name}-{'-'.join(pair)}-{seed}.safetensors"

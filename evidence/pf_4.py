@@ -73,12 +73,12 @@ def run(unit: Unit, context: Context) -> dict[str, Any]:
 def trained(unit: Unit, context: Context) -> Path:
     """The run of one test, trained if it is not there."""
     variant, noun, rate, seed = VARIANTS[unit["variant"]], unit["subject"], unit["rate"], unit["seed"]
-    folder = context.folder_of(unit)
     if unit["variant"] == "locked":
-        folder = context.folder_of(pf_2.test_unit(noun, "perfusion", rate, seed), claim="PF-2")
+        return pf_2.trained(context, noun, "perfusion", rate, seed)
     return train(
-        context, noun, variant.method, rate, seed=seed, out=folder, masked=variant.masked, pictures=variant.pictures
-    )
+        context, noun, variant.method, rate, seed=seed, out=context.folder_of(unit), masked=variant.masked,
+        pictures=variant.pictures,
+    )  # fmt: skip
 
 
 def draw_sheet(unit: Unit, context: Context) -> str:
