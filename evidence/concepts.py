@@ -29,6 +29,7 @@ from diffadapt.recipes.custom_diffusion import ROLES
 from diffadapt.recipes.sample import adapted, biased, default_line, generate
 from diffadapt.recipes.subject import train_subject
 from diffadapt.recipes.world import world_of
+from diffadapt.training.checkpoint import place_of
 
 STEPS, EVERY, PROMPTS, DRIFT_PROMPTS, SAMPLING_STEPS = 200, 50, 12, 8, 10
 MARKS = tuple(range(EVERY, STEPS + 1, EVERY))
@@ -155,7 +156,7 @@ class Judge:
 
 def checkpoint(folder: Path, step: int) -> Path:
     """The adapter after one of `MARKS` of the run in a folder."""
-    return folder / "checkpoints" / f"step-{step:06d}" / "adapter.safetensors"
+    return place_of(folder / "checkpoints", step) / "adapter.safetensors"
 
 
 def at_marks(judge: Judge, folder: Path) -> dict[str, Any]:

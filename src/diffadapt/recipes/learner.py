@@ -18,6 +18,7 @@ from ..errors import Failed, Refused
 from ..training.checkpoint import (
     load_checkpoint,
     optimizer_tensors,
+    place_of,
     prefixed,
     restore_optimizer,
     save_checkpoint,
@@ -184,7 +185,7 @@ class Learner:
             state |= prefixed(name, attachment.state_dict())
         state |= prefixed("ema", self.ema.state()) if self.ema else {}
         place = self.folder / "checkpoints"
-        self.save(place / f"step-{step:06d}")
+        self.save(place_of(place, step))
         save_checkpoint(place, step, state, {"of": self.config.steps}, keep=self.config.keep_checkpoints)
         self.kept = step
 

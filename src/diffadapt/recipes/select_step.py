@@ -18,7 +18,7 @@ from ..metrics.alignment import text_alignment
 from ..metrics.features import load_features
 from ..metrics.fidelity import subject_fidelity
 from ..metrics.harmonic import harmonic_mean
-from ..training.checkpoint import checkpoints
+from ..training.checkpoint import checkpoints, place_of
 from ..training.log import Steps
 from .evaluate import PHOTO_ENCODERS
 from .sample import adapted, default_line, generate
@@ -69,7 +69,7 @@ def select_step(
     if not (folder / LAST).exists():
         write_atomic(folder / LAST, (folder / NAME).read_bytes())
     if found["chosen"] != found["last"]:
-        chosen = folder / "checkpoints" / f"step-{found['chosen']:06d}" / NAME
+        chosen = place_of(folder / "checkpoints", found["chosen"]) / NAME
         write_atomic(folder / NAME, chosen.read_bytes())
     write_json(table, found)
     return found

@@ -23,7 +23,7 @@ def save_checkpoint(
     folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, keep: int
 ) -> Path:
     """Writes `folder/step-NNNNNN` and removes all but the newest `keep` checkpoints (0 keeps all)."""
-    place = folder / f"step-{step:06d}"
+    place = place_of(folder, step)
     save_tensors(place / "state.safetensors", tensors)
     write_json(place / "state.json", {"step": step, **facts})
     if keep:
@@ -31,6 +31,11 @@ def save_checkpoint(
             (old / "state.json").unlink()  # first, so that a kill in the middle leaves no half checkpoint
             shutil.rmtree(old)
     return place
+
+
+def place_of(folder: Path, step: int) -> Path:
+    """The checkpoint of one step, whether it is there or not."""
+    return folder / f"step-{step:06d}"
 
 
 def checkpoints(folder: Path) -> list[Path]:
