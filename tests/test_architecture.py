@@ -1,9 +1,10 @@
-"""The rules of the code's shape. A message here says which rule, which file, and what to do instead."""
+"""The rules of the code's shape, one test each. A message says which rule, file and line, and what to do instead."""
 
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -45,8 +46,9 @@ def name_of(path: Path) -> str:
     return path.relative_to(PACKAGE).as_posix()
 
 
+@cache
 def tree_of(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(), name_of(path), feature_version=(3, 10))
+    return ast.parse(path.read_text(encoding="utf-8"), name_of(path), feature_version=(3, 10))
 
 
 def folder_of(path: Path) -> str:
@@ -55,115 +57,155 @@ def folder_of(path: Path) -> str:
     return parts[0]
 
 
-def imports(path: Path) -> Iterator[tuple[str, bool]]:
-    """(absolute module, whether the import runs when the module is loaded) of every import, those in functions too."""
+@cache
+def imports(path: Path) -> list[tuple[int, str, bool]]:
+    """(line, absolute module, whether it runs when the file is loaded) of every import, those in functions too."""
     package = ("diffadapt", *path.relative_to(PACKAGE).parts[:-1])
 
-    def visit(node: ast.AST, loading: bool) -> Iterator[tuple[str, bool]]:
+    def visit(node: ast.AST, loading: bool) -> Iterator[tuple[int, str, bool]]:
         if isinstance(node, ast.Import):
-            yield from ((alias.name, loading) for alias in node.names)
+            yield from ((node.lineno, alias.name, loading) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) - node.level + 1] if node.level else ()
             module = ".".join([*above, *([node.module] if node.module else [])])
-            yield module, loading
+            yield node.lineno, module, loading
             if node.level and not node.module or module == "diffadapt":  # `from .. import adapters`
-                yield from ((f"{module}.{alias.name}", loading) for alias in node.names)
+                yield from ((node.lineno, f"{module}.{alias.name}", loading) for alias in node.names)
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             loading = False
         inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         for child in ast.iter_child_nodes(node):
             yield from visit(child, loading and not inside)
 
-    yield from visit(tree_of(path), True)
+    return list(visit(tree_of(path), True))
 
 
-every_file = pytest.mark.parametrize("path", FILES, ids=name_of)
+def refuse(faults: Iterable[str]):
+    """Fail with every fault on a line of its own, so that one run shows all of them."""
+    found = list(faults)
+    if found:
+        pytest.fail("\n".join(found), pytrace=False)
 
 
 def test_the_package_is_found():
     assert len(FILES) > 20
 
 
-@every_file
-def test_folders_import_only_what_they_may(path: Path):
+def test_folders_import_only_what_they_may():
+    refuse(
+        f"{name_of(path)}:{line} imports {module}; {folder_of(path)} may import {sorted(allowed)}; "
+        "what needs more belongs in recipes"
+        for path in FILES
+        if (allowed := allowed_in(path)) is not None
+        for line, module, _ in imports(path)
+        if module.startswith("diffadapt.") and module.split(".")[1] not in allowed
+    )
+
+
+def allowed_in(path: Path) -> set[str] | None:
+    """The folders and modules of the package that a file may import; None where it may import all."""
     here = folder_of(path)
     if here in ("__init__", "__main__"):
-        return
-    allowed = SHARED if here in SHARED else SHARED | MAY_IMPORT[here] | {here}
-    for module, _ in imports(path):
-        parts = module.split(".")
-        if parts[0] == "diffadapt" and len(parts) > 1:
-            rule = f"{here} may import {sorted(allowed)}; what needs more belongs in recipes"
-            assert parts[1] in allowed, f"{name_of(path)} imports {module}; {rule}"
+        return None
+    return SHARED if here in SHARED else SHARED | MAY_IMPORT[here] | {here}
 
 
-@every_file
-def test_diffusers_and_transformers_stay_in_their_places(path: Path):
-    for module, loading in imports(path):
-        if module.split(".")[0] in NETWORKS:
-            here = name_of(path).startswith(MAY_LOAD_NETWORKS)
-            assert here, f"{name_of(path)} imports {module}; only {MAY_LOAD_NETWORKS} may"
-            assert not loading, f"{name_of(path)}: import {module} inside the function that needs it, not at the top"
+def test_diffusers_and_transformers_stay_in_their_places():
+    def faults() -> Iterator[str]:
+        for path in FILES:
+            for line, module, loading in imports(path):
+                if module.split(".")[0] not in NETWORKS:
+                    continue
+                if not name_of(path).startswith(MAY_LOAD_NETWORKS):
+                    yield f"{name_of(path)}:{line} imports {module}; only {MAY_LOAD_NETWORKS} may"
+                elif loading:
+                    yield f"{name_of(path)}:{line}: import {module} inside the function that needs it, not at the top"
+
+    refuse(faults())
 
 
-@every_file
-def test_nothing_banned_is_imported(path: Path):
-    for module, _ in imports(path):
-        reason = BANNED_IMPORTS.get(module.split(".")[0])
-        assert reason is None, f"{name_of(path)} imports {module}: {reason}"
+def test_nothing_banned_is_imported():
+    refuse(
+        f"{name_of(path)}:{line} imports {module}: {BANNED_IMPORTS[module.split('.')[0]]}"
+        for path in FILES
+        for line, module, _ in imports(path)
+        if module.split(".")[0] in BANNED_IMPORTS
+    )
 
 
-@every_file
-def test_nothing_is_unpickled_or_evaluated(path: Path):
-    for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.Attribute):
-            called = ast.unparse(node)
-            pickles = called in ("torch.load", "torch.save")
-            assert not pickles, f"{name_of(path)}:{node.lineno} {called}: use safetensors"
-        if isinstance(node, ast.Call):
-            called = ast.unparse(node.func)
-            assert called not in ("eval", "exec"), f"{name_of(path)}:{node.lineno} calls {called}"
-            for keyword in node.keywords:
-                trusts = keyword.arg == "trust_remote_code" and getattr(keyword.value, "value", None) is not False
-                assert not trusts, f"{name_of(path)}:{node.lineno} runs code from a model's folder"
+def test_nothing_is_unpickled_or_evaluated():
+    def faults() -> Iterator[str]:
+        for path in FILES:
+            for node in ast.walk(tree_of(path)):
+                if isinstance(node, ast.Attribute) and ast.unparse(node) in ("torch.load", "torch.save"):
+                    yield f"{name_of(path)}:{node.lineno} {ast.unparse(node)}: use safetensors"
+                if isinstance(node, ast.Call):
+                    called = ast.unparse(node.func)
+                    if called in ("eval", "exec"):
+                        yield f"{name_of(path)}:{node.lineno} calls {called}"
+                    for keyword in node.keywords:
+                        if keyword.arg == "trust_remote_code" and getattr(keyword.value, "value", None) is not False:
+                            yield f"{name_of(path)}:{node.lineno} runs code from a model's folder"
+
+    refuse(faults())
 
 
-@every_file
-def test_loading_a_module_does_nothing_but_define(path: Path):
+def test_loading_a_module_does_nothing_but_define():
     harmless = (
         ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign,
         ast.If,
     )  # fmt: skip
-    for node in tree_of(path).body:
-        docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        assert docstring or isinstance(node, harmless), f"{name_of(path)}:{node.lineno} has an effect when imported"
-        if isinstance(node, ast.If):
-            test = ast.unparse(node.test)
-            known = test in ("TYPE_CHECKING", "__name__ == '__main__'") or test.startswith("sys.version_info")
-            assert known, f"{name_of(path)}:{node.lineno} decides something when imported"
+
+    def faults() -> Iterator[str]:
+        for path in FILES:
+            for node in tree_of(path).body:
+                docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+                if not docstring and not isinstance(node, harmless):
+                    yield f"{name_of(path)}:{node.lineno} has an effect when imported"
+                if isinstance(node, ast.If):
+                    test = ast.unparse(node.test)
+                    known = test in ("TYPE_CHECKING", "__name__ == '__main__'") or test.startswith("sys.version_info")
+                    if not known:
+                        yield f"{name_of(path)}:{node.lineno} decides something when imported"
+
+    refuse(faults())
 
 
-@every_file
-def test_file_is_short_and_well_named(path: Path):
-    lines = len(path.read_text().splitlines())
-    assert lines <= LINES, f"{name_of(path)} has {lines} lines, {LINES} are allowed: it holds two ideas, split it"
-    assert path.stem not in BANNED_NAMES, f"{name_of(path)}: name the file for the one idea in it"
+def test_files_are_short():
+    refuse(
+        f"{name_of(path)}:{lines} is its last line, {LINES} are allowed: it holds two ideas, split it"
+        for path in FILES
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > LINES
+    )
 
 
-@every_file
-def test_file_begins_with_a_docstring(path: Path):
-    assert ast.get_docstring(tree_of(path)), f"{name_of(path)}: the first line says what the file is"
+def test_files_are_well_named():
+    refuse(f"{name_of(path)}: name the file for the one idea in it" for path in FILES if path.stem in BANNED_NAMES)
 
 
-@every_file
-def test_source_is_ascii(path: Path):
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        assert line.isascii(), f"{name_of(path)}:{number} is not ASCII; write an escape where a character is needed"
+def test_files_begin_with_a_docstring():
+    refuse(
+        f"{name_of(path)}:1: the first line says what the file is"
+        for path in FILES
+        if not ast.get_docstring(tree_of(path))
+    )
+
+
+def test_source_is_ascii():
+    refuse(
+        f"{name_of(path)}:{number} is not ASCII; write an escape where a character is needed"
+        for path in FILES
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if not line.isascii()
+    )
 
 
 def test_every_code_folder_is_a_package():
-    for folder in {path.parent for path in FILES}:
-        assert (folder / "__init__.py").is_file(), f"{name_of(folder)} has no __init__.py, so it would not be installed"
+    refuse(
+        f"{name_of(folder)} has no __init__.py, so it would not be installed"
+        for folder in sorted({path.parent for path in FILES})
+        if not (folder / "__init__.py").is_file()
+    )
 
 
 def loaded_by(statement: str) -> set[str]:
