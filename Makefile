@@ -1,6 +1,6 @@
 # Everything sets itself up in .venv; `make test` from a fresh clone needs Python 3.10 or newer with pip, and make.
 #
-#   make test                    set up if need be, run the tests
+#   make test                    set up if need be, run the tests in two processes of one thread each
 #   make demo                    teach the embedded base a character with OFT and LoRA; prints the reports' paths
 #   make lint                    ruff and pyright
 #   make bench                   speed and memory beside PEFT (minutes)
@@ -9,11 +9,13 @@
 #
 #   PYTHON=python3.12            which Python makes .venv (only when it is made)
 #   PIP_ARGS="--index-url ..."   more arguments for pip, such as an index with torch for your GPU
+#   PROCESSES=2                  of the tests; 0 runs them in one, as a debugger wants it
 #   ARGS="-k lora"               more arguments for pytest, diffadapt demo, the benchmark or evidence run
 
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
+PROCESSES ?= 2
 ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
@@ -48,7 +50,7 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/pip
 
 test: $(STAMP)
 	$(SAY) "tests"
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist worksteal $(ARGS)
 
 demo: $(STAMP)
 	$(SAY) "demo: teaching the embedded base a character, with OFT and with LoRA (about three minutes on two cores)"

@@ -74,7 +74,7 @@ def test_fewer_than_one_worker_is_refused(folder: Path):
         )  # fmt: skip
 
 
-def test_an_interrupted_run_keeps_what_is_finished_and_goes_on(folder: Path, tiny_folder: Path, capsys):
+def test_an_interrupted_run_keeps_what_is_finished_and_goes_on(folder: Path, tiny_folder: Path, capsys, ctrl_c):
     (folder / "mood.txt").write_text("slow")
     command = ["evidence", "run", "TOY-1", "--base", str(tiny_folder), "--seeds", "0", "--device", "cpu"]
     command += ["--folder", str(folder), "--out", str(folder / "runs")]

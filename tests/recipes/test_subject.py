@@ -231,7 +231,7 @@ def test_a_folder_of_something_else_is_refused(base, photos, tmp_path):
         train_subject(base, load_concept(photos, "cat"), method=LoRA(), out=photos, config=FAST, quiet=True)
 
 
-def test_interrupt_is_passed_on(base, photos, tmp_path):
+def test_interrupt_is_passed_on(base, photos, tmp_path, ctrl_c):
     def press_ctrl_c(now, _):
         if now == 3:
             signal.raise_signal(signal.SIGINT)
