@@ -30,8 +30,8 @@ from torch import nn
 from diffadapt.adapters import Method, Perfusion, SideInputs, Token, attach
 from diffadapt.bases import Base, load_base
 from diffadapt.files import write_json
-from diffadapt.recipes import sample as sampling
-from diffadapt.recipes.run import made_by
+from diffadapt.sampling import sample as sampling
+from diffadapt.training.run import made_by
 
 LIBRARY = 100
 ROLES = ("cross_attention.key", "cross_attention.value")

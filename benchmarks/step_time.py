@@ -30,7 +30,7 @@ from diffadapt.adapters import OFT, LoRA, Method, Selective, SideInputs, attach
 from diffadapt.adapters.oft import OFTAdapter, solve_together
 from diffadapt.bases import load_base
 from diffadapt.files import write_json
-from diffadapt.recipes.run import made_by, peak_memory_mb
+from diffadapt.training.run import made_by, peak_memory_mb
 
 LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
 WIDTHS = (320, 640, 1280)  # of Stable Diffusion 1.5's transformer blocks; each works at half the side of the one before

@@ -17,10 +17,10 @@ import torch
 from diffadapt.adapters import LoRA, Method, Selective, Token
 from diffadapt.bases import load_base
 from diffadapt.data.concept import load_concept
+from diffadapt.data.scene_concept import write_scene_concept
 from diffadapt.files import read_json, write_json
-from diffadapt.recipes.run import made_by
-from diffadapt.recipes.scene_concept import write_scene_concept
 from diffadapt.recipes.subject import train_subject
+from diffadapt.training.run import made_by
 
 EMOJI = (("fox", "3d", "animal"), ("helicopter", "flat", "vehicle"), ("teddy", "3d", "thing"))
 PHOTOS = (("dog6", "dog"), ("cat", "cat"), ("clock", "clock"))

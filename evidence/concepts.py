@@ -15,20 +15,19 @@ from subjects import chosen_rates as chosen_there
 from subjects import concept_of, listed, mean
 
 from diffadapt.adapters import Method, Perfusion, Selective, Token
+from diffadapt.adapters.custom_diffusion import ROLES
 from diffadapt.bases import Base
 from diffadapt.data.concept import Concept
 from diffadapt.data.prompts import benchmark_prompts, drift_prompts, spread
-from diffadapt.data.scenes import KIND_OF
+from diffadapt.data.scenes import KIND_OF, world_of
 from diffadapt.evidence import Context, Results, Unit
 from diffadapt.metrics.alignment import text_alignment
 from diffadapt.metrics.drift import drift_pixels
 from diffadapt.metrics.features import load_features
 from diffadapt.metrics.fidelity import subject_fidelity
 from diffadapt.metrics.harmonic import harmonic_mean
-from diffadapt.recipes.custom_diffusion import ROLES
-from diffadapt.recipes.sample import adapted, biased, default_line, generate
 from diffadapt.recipes.subject import train_subject
-from diffadapt.recipes.world import world_of
+from diffadapt.sampling.sample import adapted, biased, default_line, generate
 from diffadapt.training.checkpoint import place_of
 
 STEPS, EVERY, PROMPTS, DRIFT_PROMPTS, SAMPLING_STEPS = 200, 50, 12, 8, 10

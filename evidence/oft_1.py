@@ -7,10 +7,11 @@ from contact_sheet import write_sheet
 from diffadapt.adapters import OFT, LoRA, Method, Selective
 from diffadapt.data.concept import Concept, load_concept
 from diffadapt.data.demo_subject import NOUN, draw_demo_subject
+from diffadapt.data.picture import to_picture
+from diffadapt.evaluation.geometry import movement
 from diffadapt.evidence import Claim, Context, Curve, Plot, Results, Settings, Table, Unit, Verdict
-from diffadapt.recipes.geometry import movement
-from diffadapt.recipes.sample import adapted, sample, to_picture
 from diffadapt.recipes.subject import train_subject
+from diffadapt.sampling.sample import adapted, sample
 
 STRENGTHS = (-1.0, 0.25, 0.5, 1.0, 2.0)
 GOAL = 1e-6

@@ -16,16 +16,15 @@ from torch import Tensor
 from diffadapt.adapters import OFT, LoRA, Method
 from diffadapt.controls import SIGNALS
 from diffadapt.data.control_pairs import ControlPairs
-from diffadapt.data.scenes import KIND_OF, Scene, World, caption, load_sprites, render, sample_scene
+from diffadapt.data.picture import to_picture, write_png
+from diffadapt.data.scenes import KIND_OF, Scene, World, caption, load_sprites, render, sample_scene, world_of
+from diffadapt.evaluation.evaluate_control import evaluate_control
 from diffadapt.evidence import Claim, Context, Forest, Results, Settings, Table, Unit, Verdict
 from diffadapt.metrics import interval_of_nested_mean
 from diffadapt.recipes.control import train_control
-from diffadapt.recipes.control_net import ControlNet
-from diffadapt.recipes.evaluate_control import evaluate_control
-from diffadapt.recipes.pictures import write_png
-from diffadapt.recipes.run import Run
-from diffadapt.recipes.sample import adapted, default_line, generate, to_picture
-from diffadapt.recipes.world import world_of
+from diffadapt.sampling.control_net import ControlNet
+from diffadapt.sampling.sample import adapted, default_line, generate
+from diffadapt.training.run import Run
 
 STEPS, BATCH, TRAINING, HELD_OUT, SAMPLING_STEPS = 500, 8, 1000, 32, 10
 HINT_RATE = 4e-3

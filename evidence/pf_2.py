@@ -9,12 +9,13 @@ from contact_sheet import write_sheet
 from subjects import SUBJECTS, by_subject, concept_of, mean
 
 from diffadapt.adapters import Perfusion
+from diffadapt.data.picture import to_picture
 from diffadapt.data.prompts import benchmark_prompts, spread
+from diffadapt.data.scenes import world_of
 from diffadapt.evidence import Claim, Context, Curve, Finished, Forest, Plot, Results, Settings, Table, Unit, Verdict
 from diffadapt.metrics import interval_of_nested_mean
 from diffadapt.metrics.hypervolume import hypervolume
-from diffadapt.recipes.sample import adapted, biased, default_line, generate, to_picture
-from diffadapt.recipes.world import world_of
+from diffadapt.sampling.sample import adapted, biased, default_line, generate
 
 BASELINES = [name for name in CONTENDERS if name != "perfusion"]
 

@@ -12,11 +12,12 @@ from contact_sheet import write_sheet
 from subjects import SUBJECTS, by_subject, mean
 
 from diffadapt.adapters import Selective, attach, read_adapter
+from diffadapt.adapters.custom_diffusion import merge_custom_diffusion
+from diffadapt.data.picture import to_picture
 from diffadapt.data.scenes import KIND_OF
 from diffadapt.evidence import Claim, Context, Finished, Forest, Results, Settings, Table, Unit, Verdict
 from diffadapt.metrics import Interval, interval_of_nested_mean, interval_of_nested_ratio
-from diffadapt.recipes.custom_diffusion import merge_custom_diffusion
-from diffadapt.recipes.sample import adapted, default_line, generate, to_picture
+from diffadapt.sampling.sample import adapted, default_line, generate
 
 PAIRS = (
     ("fox", "helicopter"), ("koala", "backpack"), ("lobster", "cupcake"), ("ufo", "violin"), ("fox", "cupcake"),

@@ -12,11 +12,12 @@ from contact_sheet import write_sheet
 from subjects import by_subject, concept_of, mean
 
 from diffadapt.adapters import Perfusion
+from diffadapt.data.picture import to_picture
 from diffadapt.data.prompts import benchmark_prompts, spread
+from diffadapt.data.scenes import world_of
 from diffadapt.evidence import Claim, Context, Finished, Results, Settings, Table, Unit, Verdict
 from diffadapt.metrics import Interval, interval_of_nested_mean, interval_of_nested_ratio
-from diffadapt.recipes.sample import adapted, default_line, generate, to_picture
-from diffadapt.recipes.world import world_of
+from diffadapt.sampling.sample import adapted, default_line, generate
 
 SUBJECTS = ("fox", "koala", "helicopter", "violin")
 DRAWN = ("fox", "violin")

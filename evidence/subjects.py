@@ -17,8 +17,10 @@ from torch import Tensor
 from diffadapt.adapters import OFT, LoRA, Method, Selective, Token
 from diffadapt.bases import Base
 from diffadapt.data.concept import Concept, load_concept
+from diffadapt.data.picture import to_picture
 from diffadapt.data.prompts import benchmark_prompts, drift_prompts, spread
-from diffadapt.data.scenes import KIND_OF
+from diffadapt.data.scene_concept import write_scene_concept
+from diffadapt.data.scenes import KIND_OF, world_of
 from diffadapt.evidence.context import Context
 from diffadapt.evidence.results import Finished, Results, Unit
 from diffadapt.files import load_tensors, save_tensors
@@ -29,12 +31,10 @@ from diffadapt.metrics.drift import drift_features, drift_pixels
 from diffadapt.metrics.features import load_features
 from diffadapt.metrics.fidelity import subject_fidelity
 from diffadapt.metrics.harmonic import harmonic_mean
-from diffadapt.recipes.run import Run
-from diffadapt.recipes.sample import adapted, default_line, generate, to_picture
-from diffadapt.recipes.scene_concept import write_scene_concept
 from diffadapt.recipes.subject import train_subject
-from diffadapt.recipes.world import world_of
 from diffadapt.report.evidence_page import Table
+from diffadapt.sampling.sample import adapted, default_line, generate
+from diffadapt.training.run import Run
 
 # noun: style
 SUBJECTS = {

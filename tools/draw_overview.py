@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from diffadapt.recipes.pictures import write_png
+from diffadapt.data.picture import write_png
 from diffadapt.report.run_folder import read_run_folder
 from diffadapt.report.run_report import read_subject
 

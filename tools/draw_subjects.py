@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from diffadapt.recipes.pictures import write_png
+from diffadapt.data.picture import write_png
 
 SUBJECTS = ("fox", "helicopter", "teddy", "dog6", "cat", "clock")
 METHODS = ("lora", "token", "full")

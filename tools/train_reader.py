@@ -34,7 +34,7 @@ from diffadapt.files import save_tensors, write_json
 from diffadapt.metrics.landmark_error import landmark_error
 from diffadapt.metrics.reader import FORMAT_VERSION, Reader
 from diffadapt.metrics.segmentation_scores import confusion_matrix, segmentation_scores
-from diffadapt.recipes.sample import sample
+from diffadapt.sampling.sample import sample
 
 HELD_BACK = 10**9  # training draws from (seed, step), so a "step" that no run reaches
 Sprites = dict[tuple[str, str], Tensor]

@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from .data.control_pairs import ControlPairs, load_control_pairs
     from .data.joined import join_concepts
     from .errors import Failed, Refused
+    from .evaluation.evaluate import evaluate
+    from .evaluation.evaluate_control import evaluate_control
     from .interchange import export_adapter, import_adapter
     from .recipes.control import ControlConfig, train_control
-    from .recipes.control_net import ControlNet
-    from .recipes.evaluate import evaluate
-    from .recipes.evaluate_control import evaluate_control
-    from .recipes.run import Run
-    from .recipes.sample import sample
     from .recipes.subject import SubjectConfig, train_subject
+    from .sampling.control_net import ControlNet
+    from .sampling.sample import sample
+    from .training.run import Run
 
 _HOME = {
     "Attachment": "adapters",
     "Base": "bases",
     "Concept": "data.concept",
     "ControlConfig": "recipes.control",
-    "ControlNet": "recipes.control_net",
+    "ControlNet": "sampling.control_net",
     "ControlPairs": "data.control_pairs",
     "Failed": "errors",
     "Hint": "adapters",
@@ -36,13 +36,13 @@ _HOME = {
     "OFT": "adapters",
     "Perfusion": "adapters",
     "Refused": "errors",
-    "Run": "recipes.run",
+    "Run": "training.run",
     "Selective": "adapters",
     "SubjectConfig": "recipes.subject",
     "Token": "adapters",
     "attach": "adapters",
-    "evaluate": "recipes.evaluate",
-    "evaluate_control": "recipes.evaluate_control",
+    "evaluate": "evaluation.evaluate",
+    "evaluate_control": "evaluation.evaluate_control",
     "export_adapter": "interchange",
     "import_adapter": "interchange",
     "join_concepts": "data.joined",
@@ -51,7 +51,7 @@ _HOME = {
     "load_captioned": "data.captioned",
     "load_concept": "data.concept",
     "load_control_pairs": "data.control_pairs",
-    "sample": "recipes.sample",
+    "sample": "sampling.sample",
     "train_control": "recipes.control",
     "train_subject": "recipes.subject",
 }

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from diffadapt.adapters import Attachment, Perfusion, SideInputs, attach
 from diffadapt.bases.covariance import Covariance
-from diffadapt.recipes.covariance import measure_covariance
+from diffadapt.bases.measure_covariance import measure_covariance
 
 NOUNS, GROUNDS = ("cat", "dog", "apple"), ("red", "blue", "flat")
 CAPTIONS = [

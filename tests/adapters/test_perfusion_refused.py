@@ -6,8 +6,8 @@ from perfusion_cases import CAPTIONS, concept, exact, given, prepared, projectio
 
 from diffadapt.adapters import Perfusion, SideInputs, attach, load_adapter
 from diffadapt.bases.covariance import Covariance
+from diffadapt.bases.measure_covariance import measure_covariance
 from diffadapt.errors import Refused
-from diffadapt.recipes.covariance import measure_covariance
 
 
 @pytest.fixture

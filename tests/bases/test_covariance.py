@@ -5,8 +5,9 @@ import torch
 
 from diffadapt.bases import load_base
 from diffadapt.bases.covariance import Covariance, SecondMoment, load_covariance
+from diffadapt.bases.measure_covariance import measure_covariance, without_padding
+from diffadapt.data.prompts import world_captions
 from diffadapt.errors import Refused
-from diffadapt.recipes.covariance import measure_covariance, without_padding, world_captions
 
 CAPTIONS = [f"a {a} {b} on the {c}" for a in ("red", "blue", "flat") for b in ("cat", "dog", "apple") for c in "abcdef"]
 

@@ -9,7 +9,7 @@ from diffadapt.bases import load_base
 from diffadapt.bases.load import EMBEDDED
 from diffadapt.data.world import HELD_OUT_NOUNS, HELD_OUT_STYLES, NOUNS, STYLES
 from diffadapt.metrics import load_features
-from diffadapt.recipes.sample import sample
+from diffadapt.sampling.sample import sample
 
 
 def test_plain_diffusers_opens_it_and_samples():

@@ -10,10 +10,10 @@ from diffadapt.data.control_pairs import ControlPairs
 from diffadapt.errors import Failed, Refused
 from diffadapt.files import load_tensors
 from diffadapt.objectives import NoiseSchedule, denoising_loss
-from diffadapt.recipes.adapter_files import adapter_files
 from diffadapt.recipes.control import ControlConfig, train_control
-from diffadapt.recipes.control_net import ControlNet
-from diffadapt.recipes.sample import adapted
+from diffadapt.sampling.adapter_files import adapter_files
+from diffadapt.sampling.control_net import ControlNet
+from diffadapt.sampling.sample import adapted
 
 FAST = ControlConfig(
     steps=6, batch_size=2, warmup=2, checkpoint_every=2, sample_every=0, evaluation_pairs=0, learning_rate=1e-3

@@ -6,8 +6,8 @@ import torch
 from diffadapt.adapters import LoRA, SideInputs, attach
 from diffadapt.errors import Refused
 from diffadapt.files import load_tensors, save_tensors
-from diffadapt.recipes.adapter_files import load_file
-from diffadapt.recipes.control_net import ControlNet, attach_control_net, is_control_net, load_control_net
+from diffadapt.sampling.adapter_files import load_file
+from diffadapt.sampling.control_net import ControlNet, attach_control_net, is_control_net, load_control_net
 
 
 def output(base, flipped: bool = False):

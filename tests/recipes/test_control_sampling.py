@@ -11,9 +11,9 @@ from diffadapt.adapters.hint import HintAdapter
 from diffadapt.cli.main import main
 from diffadapt.data.control_pairs import ControlPairs
 from diffadapt.errors import Refused
+from diffadapt.evaluation.evaluate_control import evaluate_control
 from diffadapt.recipes.control import train_control
-from diffadapt.recipes.evaluate_control import evaluate_control
-from diffadapt.recipes.sample import PromptLine, parse_prompt_line, sample
+from diffadapt.sampling.sample import PromptLine, parse_prompt_line, sample
 
 
 def signal(seed: int = 0) -> torch.Tensor:

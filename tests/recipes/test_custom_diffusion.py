@@ -5,9 +5,9 @@ import torch
 from perfusion_cases import prepared
 
 from diffadapt.adapters import LoRA, Selective, attach, load_adapter
+from diffadapt.adapters.custom_diffusion import ROLES, constrained, merge_custom_diffusion
 from diffadapt.adapters.token import TokenAdapter
 from diffadapt.errors import Refused
-from diffadapt.recipes.custom_diffusion import ROLES, constrained, merge_custom_diffusion
 
 
 @pytest.fixture

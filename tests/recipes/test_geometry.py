@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffadapt.adapters import OFT, Attachment, Hint, LoRA, Method, Selective, Token, attach
-from diffadapt.recipes.geometry import CHANGES, geometry, largest_changes, movement
+from diffadapt.evaluation.geometry import CHANGES, geometry, largest_changes, movement
 
 ROLES = ["cross_attention.*", "residual.conv"]  # linear layers and convolutions
 

@@ -9,9 +9,9 @@ from PIL import Image
 
 import diffadapt as da
 from diffadapt.adapters import Perfusion, Selective
+from diffadapt.adapters.custom_diffusion import ROLES
 from diffadapt.config import read_toml
 from diffadapt.errors import Refused
-from diffadapt.recipes.custom_diffusion import ROLES
 from diffadapt.recipes.job import read_job
 from diffadapt.recipes.subject import train_subject
 

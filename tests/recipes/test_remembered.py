@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from diffadapt.adapters import LoRA, attach
-from diffadapt.recipes import sample as sampling
-from diffadapt.recipes.remembered import ROLES, remembered
+from diffadapt.sampling import sample as sampling
+from diffadapt.sampling.remembered import ROLES, remembered
 
 
 def calls_of(base, run) -> int:

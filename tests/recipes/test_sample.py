@@ -7,7 +7,7 @@ from PIL import Image, ImageChops
 
 from diffadapt.adapters import Adapter, LoRA, Method, Token, attach
 from diffadapt.errors import Refused
-from diffadapt.recipes.sample import PromptLine, parse_prompt_line, sample
+from diffadapt.sampling.sample import PromptLine, parse_prompt_line, sample
 
 
 def same(a: Image.Image, b: Image.Image) -> bool:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from diffadapt.errors import Failed, Refused
+from diffadapt.progress import Steps
 from diffadapt.training import seeds
 from diffadapt.training.checkpoint import (
     checkpoints,
@@ -14,7 +15,7 @@ from diffadapt.training.checkpoint import (
     save_checkpoint,
 )
 from diffadapt.training.ema import EMA
-from diffadapt.training.log import RunLog, Steps
+from diffadapt.training.log import RunLog
 from diffadapt.training.optimizer import build_optimizer
 from diffadapt.training.schedule import learning_rate_factor
 

@@ -26,7 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..recipes.covariance import measure_covariance, world_captions
+    from ..bases.measure_covariance import measure_covariance
+    from ..data.prompts import world_captions
     from .sample import read_prompts
 
     captions = read_prompts(arguments.captions) if arguments.captions else None

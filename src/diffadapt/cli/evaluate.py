@@ -47,8 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     out = new_folder(arguments.out) if arguments.out else None
     from ..adapters import read_adapter
     from ..data.concept import load_concept
+    from ..evaluation.evaluate import evaluate
     from ..files import write_json
-    from ..recipes.evaluate import evaluate
 
     token = arguments.token or first_token(read_adapter(path)[2] for path, _ in chosen)
     concept = load_concept(arguments.concept, arguments.noun, token=token)

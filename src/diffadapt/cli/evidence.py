@@ -122,7 +122,7 @@ def run_claims(evidence: "Evidence", claims: Sequence[str], arguments: argparse.
 def facts(claim: str, evidence: "Evidence", arguments: argparse.Namespace) -> dict[str, Any]:
     """The head of a result file: what made it, without paths."""
     from ..evidence.results import commit_of
-    from ..recipes.run import made_by
+    from ..training.run import made_by
 
     commit, changed = commit_of(evidence.folder)
     seeds = evidence.settings.seeds

@@ -52,7 +52,7 @@ def describe_file(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """
     from ..adapters import read_adapter
     from ..files import load_tensors
-    from ..recipes.control_net import FORMAT as CONTROL_NET
+    from ..sampling.control_net import FORMAT as CONTROL_NET
 
     facts: dict[str, Any] = {"path": str(path)}
     try:
@@ -82,8 +82,8 @@ def describe_movement(path: Path, base: str, arguments: argparse.Namespace) -> d
     if not (arguments.base or at_hand):
         return f"not measured; name the base to load for it: --base {base}"
     from ..bases import load_base
-    from ..recipes.geometry import largest_changes, movement
-    from ..recipes.sample import adapted
+    from ..evaluation.geometry import largest_changes, movement
+    from ..sampling.sample import adapted
 
     try:
         loaded = load_base(arguments.base or base)

@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not folder.is_dir():
         raise Refused(f"no folder at {folder}; give the folder of pictures")
     from ..controls.clipseg import MODEL, ClipSeg
-    from ..recipes.masks import write_masks
+    from ..data.masks import write_masks
 
     model = ClipSeg(arguments.model or MODEL, device=arguments.device)
     for path in write_masks(folder, arguments.noun, model, progress=True):

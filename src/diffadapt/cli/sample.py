@@ -56,8 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.out).expanduser()
     if folder.exists() and not folder.is_dir():
         raise Refused(f"--out {folder} is a file; give a folder")
-    from ..recipes.pictures import write_png
-    from ..recipes.sample import parse_prompt_line, sample
+    from ..data.picture import write_png
+    from ..sampling.sample import parse_prompt_line, sample
 
     lines = [parse_prompt_line(text) for text in texts]
     control = arguments.control[0] if len(arguments.control) == 1 else arguments.control or None

@@ -17,6 +17,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
 from ..errors import Refused
+from ..files import write_atomic
 
 _AVIF = features.check("avif")
 SUFFIXES: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif") + ((".avif",) if _AVIF else ())
@@ -171,6 +172,19 @@ def to_tensor(picture: Image.Image) -> Tensor:
     """A picture of mode "RGB" or "L" as a uint8 tensor (C, H, W)."""
     array = np.array(picture)
     return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
+
+
+def to_picture(pixels: Tensor) -> Image.Image:
+    """(3, H, W) in [0, 1] -> an 8-bit RGB picture."""
+    array = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(array)
+
+
+def write_png(path: Path, picture: Image.Image) -> Path:
+    """Writes one PNG, whole or not at all."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return write_atomic(path, buffer.getvalue())
 
 
 def _check_size(path: Path, width: int, height: int) -> None:

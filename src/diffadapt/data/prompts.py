@@ -7,13 +7,15 @@ A base with a small vocabulary, the embedded one, is asked within the grammar of
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from ..errors import Refused
-from .scenes import KIND_OF, World, caption, sample_scene
+from .scenes import KIND_OF, World, caption, sample_scene, world_of
 from .world import BACKGROUNDS, POSITIONS, STYLES
 
+WORLD_CAPTIONS = 4000
 # "{}" is the subject: token and class noun.
 _CONTEXTS = (
     "a {} in the jungle", "a {} in the snow", "a {} on the beach", "a {} on a cobblestone street",
@@ -187,3 +189,19 @@ def _article(prompt: str, noun: str, token: str) -> str:
 
 def _words(text: str) -> list[str]:
     return re.findall(r"[\w-]+", text.lower())
+
+
+def world_captions(base: Any, count: int = WORLD_CAPTIONS) -> list[str]:
+    """Captions in the grammar of a base with a small vocabulary, always the same.
+
+    Raises:
+        Refused: the base knows ordinary language, so that captions have to come from a text.
+    """
+    world = world_of(base)
+    if world is None:
+        raise Refused(
+            f"{base.name!r} knows ordinary language: give a text file with a caption on each line, --captions FILE "
+            "(some thousands; the paper took 100,000 of LAION)"
+        )
+    rng = np.random.default_rng(0)
+    return [caption(sample_scene(rng, world)) for _ in range(count)]

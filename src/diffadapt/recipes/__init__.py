@@ -1,1 +1,1 @@
-"""Visible loops: what is done with a base, from data to files."""
+"""What is done with a base, one kind of training per file: settings, what trains, batches, objective, what follows."""

@@ -26,16 +26,16 @@ from ..data.cache import TensorCache
 from ..data.control_pairs import ControlPairs
 from ..errors import Refused
 from ..objectives import NoiseSchedule, denoising_loss
+from ..progress import say
+from ..sampling.adapter_files import start_from
+from ..sampling.control_net import ControlNet, attach_control_net, hint_for
 from ..training import seeds
-from ..training.log import say
-from .adapter_files import start_from
-from .control_batches import ControlBatch, ControlBatches
-from .control_net import ControlNet, attach_control_net, hint_for
-from .finish_control import control_samples, finish_control, write_pairs
-from .journal import Journal
-from .learner import Learner, make_accelerator, refuse_the_impossible, release
-from .loop_config import LoopConfig
-from .run import Run, claim_folder, write_run_file
+from ..training.control_batches import ControlBatch, ControlBatches
+from ..training.finish_control import control_samples, finish_control, write_pairs
+from ..training.journal import Journal
+from ..training.learner import Learner, make_accelerator, refuse_the_impossible, release
+from ..training.loop_config import LoopConfig
+from ..training.run import Run, claim_folder, write_run_file
 
 
 @dataclass(frozen=True, kw_only=True)

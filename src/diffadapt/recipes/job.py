@@ -28,9 +28,9 @@ from ..data.concept import Concept, load_concept
 from ..data.control_pairs import load_control_pairs
 from ..data.joined import join_concepts
 from ..errors import Refused
+from ..sampling.control_net import ControlNet
+from ..training.run import Run
 from .control import ControlConfig, train_control
-from .control_net import ControlNet
-from .run import Run
 from .subject import SubjectConfig, train_subject
 
 

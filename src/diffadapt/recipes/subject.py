@@ -24,20 +24,21 @@ from ..config import check, dump_toml, option, with_overrides
 from ..data.cache import TensorCache
 from ..data.concept import Concept
 from ..data.memory_bank import BankSettings, MemoryBank
+from ..data.picture import to_picture
 from ..errors import Refused
 from ..objectives import NoiseSchedule, denoising_loss
+from ..progress import say
+from ..sampling.adapter_files import start_from
+from ..sampling.sample import PromptLine, generate
 from ..training import seeds
-from ..training.log import say
-from .adapter_files import start_from
-from .concept_batches import Batch, ConceptBatches
-from .finish import finish
-from .journal import Journal
-from .learner import Learner, make_accelerator, refuse_the_impossible, release
-from .loop_config import LoopConfig
-from .progress_samples import subject_samples
-from .run import Run, claim_folder, write_header
-from .sample import PromptLine, generate, to_picture
-from .select_step import select_step
+from ..training.concept_batches import Batch, ConceptBatches
+from ..training.finish import finish
+from ..training.journal import Journal
+from ..training.learner import Learner, make_accelerator, refuse_the_impossible, release
+from ..training.loop_config import LoopConfig
+from ..training.progress_samples import subject_samples
+from ..training.run import Run, claim_folder, write_header
+from ..training.select_step import select_step
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,1 +1,1 @@
-"""What a training loop needs, one idea per file."""
+"""The loop, and what it stands on: batches, what trains, the journal and the folder of a run."""

@@ -15,7 +15,9 @@ from torch import Tensor
 from ..adapters import Attachment
 from ..bases import Base
 from ..data.concept import Concept
+from ..data.picture import to_picture, write_png
 from ..data.prompts import benchmark_prompts, drift_prompts, spread
+from ..data.scenes import world_of
 from ..errors import Refused
 from ..metrics.alignment import text_alignment
 from ..metrics.bootstrap import interval_of_mean
@@ -23,11 +25,9 @@ from ..metrics.diversity import diversity
 from ..metrics.drift import drift_features, drift_pixels
 from ..metrics.features import Features, load_features
 from ..metrics.fidelity import subject_fidelity
-from ..training.log import say
+from ..progress import say
+from ..sampling.sample import adapted, biased, default_line, generate
 from .geometry import movement
-from .pictures import write_png
-from .sample import adapted, biased, default_line, generate, to_picture
-from .world import world_of
 
 PHOTO_ENCODERS = ("clip:openai/clip-vit-base-patch32", "dino:facebook/dino-vits16")
 

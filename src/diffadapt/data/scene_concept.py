@@ -4,11 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.folder import MASK_ENDING
-from ..data.scenes import KIND_OF, Scene, World, caption, load_sprites, place, render
 from ..files import write_atomic
-from .pictures import write_png
-from .sample import to_picture
+from .folder import MASK_ENDING
+from .picture import to_picture, write_png
+from .scenes import KIND_OF, Scene, World, caption, load_sprites, place, render
 
 # size, position, background
 SCENES = (("large", "center", "red"), ("medium", "left", "meadow"), ("medium", "right", "white"),

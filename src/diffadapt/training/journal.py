@@ -4,9 +4,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ..training.log import RunLog, Steps, say
-from .geometry import geometry
+from ..evaluation.geometry import geometry
+from ..progress import Steps, say
 from .learner import Learner
+from .log import RunLog
 from .progress_samples import ProgressSamples
 
 

@@ -9,11 +9,11 @@ from typing import Any
 from ..bases import Base
 from ..data.concept import Concept
 from ..errors import Refused
+from ..evaluation.evaluate import evaluate
 from ..files import read_json, write_json
+from ..progress import say
 from ..report import write_report
-from ..training.log import say
-from .adapter_files import adapter_files
-from .evaluate import evaluate
+from ..sampling.adapter_files import adapter_files
 from .progress_samples import subject_samples
 from .run import Run
 

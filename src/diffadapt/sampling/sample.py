@@ -18,8 +18,9 @@ from ..adapters import Attachment, SideInputs
 from ..adapters.hint import SIGNAL
 from ..adapters.perfusion import ConceptEdit
 from ..bases import Base
+from ..data.picture import to_picture
 from ..errors import Refused
-from ..training.log import Steps
+from ..progress import Steps
 from .adapter_files import adapter_files, load_file
 from .control_signal import Control, check_control, each_control, read_signal
 from .remembered import remembered
@@ -290,12 +291,6 @@ def check_lines(base: Base, lines: Sequence[PromptLine]) -> None:
             raise Refused(f"steps must be at least 1, got {line.steps}")
         if line.guidance is not None and line.guidance < 0:
             raise Refused(f"guidance must not be negative, got {line.guidance}")
-
-
-def to_picture(pixels: Tensor) -> Image.Image:
-    """(3, H, W) in [0, 1] -> an 8-bit RGB picture."""
-    array = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(array)
 
 
 def _first(*values: float | None) -> float:

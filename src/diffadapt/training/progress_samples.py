@@ -10,11 +10,11 @@ from torch import Tensor
 from ..adapters import Attachment
 from ..bases import Base
 from ..data.concept import Concept
+from ..data.picture import to_picture, write_png
 from ..data.prompts import benchmark_prompts, spread
+from ..data.scenes import world_of
 from ..files import write_json
-from .pictures import write_png
-from .sample import adapted, default_line, generate, to_picture
-from .world import world_of
+from ..sampling.sample import adapted, default_line, generate
 
 COUNT = 6
 

@@ -16,6 +16,7 @@ from ..adapters import Attachment
 from ..bases import Base
 from ..controls import find_signal
 from ..data.control_pairs import ControlPairs
+from ..data.picture import to_picture, write_png
 from ..errors import Refused
 from ..metrics.bootstrap import interval_of_mean
 from ..metrics.control_consistency import control_consistency
@@ -23,9 +24,8 @@ from ..metrics.features import Features, load_features
 from ..metrics.frechet import fid
 from ..metrics.reader import Reader, load_reader
 from ..metrics.segmentation_scores import segmentation_scores
-from ..training.log import say
-from .pictures import write_png
-from .sample import adapted, default_line, generate, to_picture
+from ..progress import say
+from ..sampling.sample import adapted, default_line, generate
 
 MEANINGS: dict[str, tuple[str, str]] = {  # name -> better, meaning
     "iou": ("higher", "edges of the picture that lie where they were asked for (intersection over union)"),

@@ -16,10 +16,9 @@ import torch
 from ..bases import Base
 from ..config import dump_toml
 from ..data.concept import Concept
+from ..data.picture import to_picture, write_png
 from ..errors import Refused
 from ..files import write_atomic, write_json
-from .pictures import write_png
-from .sample import to_picture
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,17 @@ import torch
 from ..bases import Base
 from ..data.concept import Concept
 from ..data.prompts import benchmark_prompts, spread
+from ..data.scenes import world_of
 from ..errors import Refused
+from ..evaluation.evaluate import PHOTO_ENCODERS
 from ..files import read_json, write_atomic, write_json
 from ..metrics.alignment import text_alignment
 from ..metrics.features import load_features
 from ..metrics.fidelity import subject_fidelity
 from ..metrics.harmonic import harmonic_mean
-from ..training.checkpoint import checkpoints, place_of
-from ..training.log import Steps
-from .evaluate import PHOTO_ENCODERS
-from .sample import adapted, default_line, generate
-from .world import world_of
+from ..progress import Steps
+from ..sampling.sample import adapted, default_line, generate
+from .checkpoint import checkpoints, place_of
 
 NAME = "adapter.safetensors"
 LAST = "adapter-last.safetensors"

@@ -2,35 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..bases import Base
-from ..bases.covariance import POOLED, Covariance, SecondMoment
-from ..bases.fingerprint import short_hash
-from ..data.scenes import caption, sample_scene
 from ..errors import Refused
-from ..training.log import Steps
-from .world import world_of
-
-WORLD_CAPTIONS = 4000
-
-
-def world_captions(base: Base, count: int = WORLD_CAPTIONS) -> list[str]:
-    """Captions in the grammar of a base with a small vocabulary, always the same.
-
-    Raises:
-        Refused: the base knows ordinary language, so that captions have to come from a text.
-    """
-    world = world_of(base)
-    if world is None:
-        raise Refused(
-            f"{base.name!r} knows ordinary language: give a text file with a caption on each line, --captions FILE "
-            "(some thousands; the paper took 100,000 of LAION)"
-        )
-    rng = np.random.default_rng(0)
-    return [caption(sample_scene(rng, world)) for _ in range(count)]
+from ..progress import Steps
+from .base import Base
+from .covariance import POOLED, Covariance, SecondMoment
+from .fingerprint import short_hash
 
 
 @torch.no_grad()

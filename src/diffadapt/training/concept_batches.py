@@ -13,8 +13,8 @@ from ..bases import Base
 from ..data.cache import TensorCache
 from ..data.concept import Concept
 from ..data.memory_bank import MemoryBank
-from ..training import seeds
-from .drawing import encoded, shuffled, spread_timesteps
+from . import seeds
+from .draws import encoded, shuffled, spread_timesteps
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from torch import Tensor
 from ..bases import Base
 from ..data.cache import TensorCache
 from ..data.control_pairs import ControlPairs
-from ..training import seeds
-from .drawing import encoded, shuffled, spread_timesteps
+from . import seeds
+from .draws import encoded, shuffled, spread_timesteps
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,12 @@ import torch
 
 from ..bases import Base
 from ..data.control_pairs import ControlPairs
+from ..data.picture import to_picture, write_png
+from ..evaluation.evaluate_control import evaluate_control
 from ..files import write_json
-from .evaluate_control import evaluate_control
 from .finish import STRENGTHS, complete
-from .pictures import write_png
 from .progress_samples import COUNT, ProgressSamples
 from .run import Run
-from .sample import to_picture
 
 
 def write_pairs(folder: Path, pairs: ControlPairs, resolution: int) -> None:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from ..config import option
-from ..training.optimizer import OPTIMIZERS
-from ..training.schedule import SCHEDULES
+from .optimizer import OPTIMIZERS
+from .schedule import SCHEDULES
 
 
 @dataclass(frozen=True, kw_only=True)

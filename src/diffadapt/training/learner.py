@@ -15,7 +15,7 @@ from ..adapters import Attachment, SideInputs
 from ..bases import Base
 from ..config import check
 from ..errors import Failed, Refused
-from ..training.checkpoint import (
+from .checkpoint import (
     load_checkpoint,
     optimizer_tensors,
     place_of,
@@ -24,11 +24,11 @@ from ..training.checkpoint import (
     save_checkpoint,
     without_prefix,
 )
-from ..training.ema import EMA
-from ..training.optimizer import build_optimizer
-from ..training.schedule import learning_rate_factor
+from .ema import EMA
 from .loop_config import LoopConfig
+from .optimizer import build_optimizer
 from .run import peak_memory_mb
+from .schedule import learning_rate_factor
 
 
 def make_accelerator(base: Base, config: LoopConfig) -> Accelerator:

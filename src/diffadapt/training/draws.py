@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..bases import Base
 from ..data.cache import TensorCache, content_key
-from ..training import seeds
+from . import seeds
 
 
 def shuffled(count: int, size: int, *, first: int, seed: int, process: int) -> list[int]:

@@ -3,11 +3,9 @@
 from pathlib import Path
 
 from ..controls.clipseg import ClipSeg
-from ..data.folder import MASK_ENDING, list_folder
-from ..data.picture import to_tensor
-from ..training.log import Steps
-from .pictures import write_png
-from .sample import to_picture
+from ..progress import Steps
+from .folder import MASK_ENDING, list_folder
+from .picture import to_picture, to_tensor, write_png
 
 
 def write_masks(folder: str | Path, noun: str, model: ClipSeg, *, progress: bool = False) -> list[Path]:

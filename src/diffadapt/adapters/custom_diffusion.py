@@ -18,19 +18,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adapters import Attachment, Selective, attach, load_adapter, read_adapter
-from ..adapters.adapter import effective_weight
-from ..adapters.selective import SelectiveAdapter
-from ..adapters.token import TokenAdapter
-from ..bases import Base
 from ..errors import Refused
+from .adapter import effective_weight
+from .adapter_file import load_adapter, read_adapter
+from .attach import Attachment, attach
+from .selective import Selective, SelectiveAdapter
+from .token import TokenAdapter
 
 ROLES = ("cross_attention.key", "cross_attention.value")
 RIDGE = 1e-6  # of the concepts' Gram matrix, against words that prompts share
 
 
 @torch.no_grad()
-def merge_custom_diffusion(base: Base, files: Sequence[str | Path], out: str | Path) -> Path:
+def merge_custom_diffusion(base: Any, files: Sequence[str | Path], out: str | Path) -> Path:
     """Merges the files of separately trained concepts into one adapter file that knows all their words.
 
     Args:
@@ -83,7 +83,7 @@ def constrained(w0: Tensor, wanted: Sequence[tuple[Tensor, Tensor]], covariance:
 class _Part:
     """One concept's file: its word, the encoding of its prompt, and its weights."""
 
-    def __init__(self, base: Base, file: Path) -> None:
+    def __init__(self, base: Any, file: Path) -> None:
         method, roles, tokens, _, _ = read_adapter(file)
         if not isinstance(method, Selective) or method.train != "full" or not tokens:
             raise Refused(f"{file} is no concept of Custom Diffusion: expected selective (full) with a word of its own")

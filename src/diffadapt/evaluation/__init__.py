@@ -1,0 +1,1 @@
+"""Measures what an adapted base learned and what it forgot."""

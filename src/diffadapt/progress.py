@@ -1,0 +1,49 @@
+"""Progress on stderr, for the person who waits."""
+
+import sys
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Steps:
+    """Progress of counted work on stderr: a bar on a terminal, a plain line at every tenth otherwise.
+
+    Args:
+        title: what is going on, for example "train".
+        total: how many steps; done: how many of them lie behind already.
+        quiet: show nothing (tests, processes other than the first).
+    """
+
+    def __init__(self, title: str, total: int, *, done: int = 0, quiet: bool = False) -> None:
+        self.title, self.total, self.done, self.quiet = title, total, done, quiet
+        self._bar: Progress | None = None
+        if not quiet and sys.stderr.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True))
+            self._task = self._bar.add_task(title, total=total, completed=done, note="")
+
+    def __enter__(self) -> "Steps":
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def advance(self, note: str = "", by: int = 1) -> None:
+        """`by` more steps are done; `note` is a short figure to show, for example "loss 0.123"."""
+        before, self.done = self.done, self.done + by
+        if self.quiet:
+            return
+        if self._bar:
+            self._bar.update(self._task, completed=self.done, note=note)
+        elif self.done * 10 // self.total > before * 10 // self.total:
+            print(f"{self.title} {self.done}/{self.total}  {note}".rstrip(), file=sys.stderr, flush=True)
+
+
+def say(text: str, *, quiet: bool = False) -> None:
+    """One plain line on stderr about what happens now."""
+    if not quiet:
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""Prompts to pictures: adapters put on, control signals read, a generation run."""
