@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .adapters import OFT, Attachment, Hint, LoRA, Perfusion, Selective, Token, attach, load_adapter
+    from .adapters import OFT, Attachment, CLoRA, Hint, LoRA, Perfusion, Selective, Token, attach, load_adapter
     from .bases import Base, load_base
     from .data.captioned import load_captioned
     from .data.concept import Concept, load_concept
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Attachment": "adapters",
     "Base": "bases",
+    "CLoRA": "adapters",
     "Concept": "data.concept",
     "ControlConfig": "recipes.control",
     "ControlNet": "sampling.control_net",
@@ -59,6 +60,7 @@ _HOME = {
 __all__ = [
     "Attachment",
     "Base",
+    "CLoRA",
     "Concept",
     "ControlConfig",
     "ControlNet",

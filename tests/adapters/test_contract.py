@@ -12,6 +12,7 @@ from diffadapt.adapters import (
     OFT,
     Adapter,
     Attachment,
+    CLoRA,
     LoRA,
     Mergeable,
     Method,
@@ -33,6 +34,7 @@ CASES = {
     "full": (Selective(), None),
     "full on every layer": (Selective(), ["*"]),
     "bias": (Selective(train="bias"), None),
+    "c_lora": (CLoRA(rank=2), None),
     "token": (Token(vectors=2), None),
 }
 LAYERS = [name for name in CASES if name != "token"]

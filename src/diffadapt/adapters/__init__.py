@@ -3,6 +3,7 @@
 from .adapter import Adapter, Mergeable, Method, SideInputs, effective_bias, effective_weight
 from .adapter_file import copy_values, load_adapter, read_adapter
 from .attach import Attachment, attach
+from .c_lora import CLoRA
 from .hint import Hint
 from .lora import LoRA
 from .methods import METHODS
@@ -10,11 +11,14 @@ from .oft import OFT
 from .perfusion import Perfusion
 from .selective import Selective
 from .token import Token
+from .tokenizer import RANDOM_START
 
 __all__ = [
     "METHODS",
+    "RANDOM_START",
     "Adapter",
     "Attachment",
+    "CLoRA",
     "Hint",
     "OFT",
     "LoRA",

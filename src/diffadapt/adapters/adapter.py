@@ -5,7 +5,7 @@ its place in the module tree: `forward` is the cheapest way to compute the adapt
 also states the adapted weight. A contract test holds the two against each other for every method.
 
 `forward` never writes state. What changes state is a verb that the recipe calls: `project_()` after the optimizer
-step, `receive()` before a step or a generation.
+step, `receive()` before a step or a generation, `fold_()` at the end of a task of a sequence.
 """
 
 from abc import ABC, abstractmethod
@@ -75,6 +75,15 @@ class Adapter(nn.Module, ABC):
 
     def project_(self) -> None:
         """Moves the parameters back to where the method allows them; called after each optimizer step."""
+
+    def observe_(self, x: Tensor) -> None:
+        """Takes in an input of the layer while the attachment is observing; nothing, unless the method asks for it."""
+
+    def fold_(self, generator: torch.Generator) -> None:
+        """Ends a task of a sequence; `generator` draws the next start. Unless overridden, training just goes on."""
+
+    def make_room_(self, tensors: Mapping[str, Tensor]) -> None:
+        """Before saved values are copied in: takes the shape that a file's tensors of this layer have, if it varies."""
 
     def own_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """(name, parameter) of what this adapter trains, the wrapped layer's left out."""

@@ -11,6 +11,7 @@ import dataclasses
 import datetime
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,8 +32,9 @@ from .adapter import (
     effective_bias,
     effective_weight,
 )
+from .tasks import fold_, observing
 from .token import Token, TokenAdapter
-from .tokenizer import expand_vectors, initial_vectors, innermost, renew_tokenizer, table_with_rows
+from .tokenizer import RANDOM_START, expand_vectors, initial_vectors, innermost, renew_tokenizer, table_with_rows
 
 FORMAT_VERSION = 1
 TOKEN_ROLE = "text.token_embedding"
@@ -192,6 +194,16 @@ class Attachment:
             for each in self._modules():
                 each.project_()
 
+    # --- a sequence of tasks ------------------------------------------------------------------------------------------
+
+    def observing(self) -> AbstractContextManager[None]:
+        """Within the block the adapters take in what their layers receive, for methods that keep its statistics."""
+        return observing(self)
+
+    def fold_(self, tokens: Mapping[str, str] | None = None, *, seed: int = 0) -> None:
+        """Ends a task of a sequence: what it learned is kept, the next task starts anew; see `tasks.fold_`."""
+        fold_(self, tokens or {}, seed)
+
     # --- merging ------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -274,6 +286,8 @@ class Attachment:
         Raises:
             Refused: a name is missing or unknown, or a shape does not fit; says which.
         """
+        for path, adapter in self.adapters.items():
+            adapter.make_room_({n.removeprefix(f"{path}."): t for n, t in tensors.items() if n.startswith(f"{path}.")})
         own = self.state_dict()
         for problem, names in (("lacks", own.keys() - tensors.keys()), ("has unknown", tensors.keys() - own.keys())):
             if names:
@@ -324,8 +338,9 @@ def attach(
         base: a loaded base; it is frozen.
         method: settings, for example `LoRA(rank=4)`.
         roles: role names or patterns ("cross_attention.*"); None means the method's default.
-        tokens: new tokens to learn beside the layers, each with the text that its embedding starts from.
-        seed: of the adapters' random initial values.
+        tokens: new tokens to learn beside the layers, each with the text that its embedding starts from, or
+            `RANDOM_START`.
+        seed: of the adapters' and tokens' random initial values.
 
     Raises:
         Refused: a role matches nothing, a setting does not fit a layer, a token exists already or its initial text
@@ -359,7 +374,9 @@ def attach(
                 raise Refused(
                     f"{path} cannot be adapted and learn new tokens at once; leave {TOKEN_ROLE} out of the roles"
                 )
-            adapters[path] = TokenAdapter(base.module(path), initial_vectors(base, path, tokens))
+            start = initial_vectors(base, path, tokens, generator)
+            drawn = RANDOM_START in tokens.values()
+            adapters[path] = TokenAdapter(base.module(path), start, drawn=drawn)
     attachment = Attachment(base, method, patterns, tokens, adapters)
     for each in attachment._modules():
         each.eval()

@@ -1,6 +1,7 @@
 """Every method by the name it has in files and on the command line."""
 
 from .adapter import Method
+from .c_lora import CLoRA
 from .hint import Hint
 from .lora import LoRA
 from .oft import OFT
@@ -8,4 +9,6 @@ from .perfusion import Perfusion
 from .selective import Selective
 from .token import Token
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (LoRA, OFT, Perfusion, Selective, Token, Hint)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (LoRA, OFT, Perfusion, CLoRA, Selective, Token, Hint)
+}

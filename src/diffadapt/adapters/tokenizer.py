@@ -11,6 +11,8 @@ from ..errors import Refused
 from .adapter import Adapter
 from .token import TokenAdapter
 
+RANDOM_START = "<random>"  # as the text that a new token starts from: none, a random vector
+
 
 def expand_vectors(base: Any, tokens: Mapping[str, str], vectors: int) -> dict[str, str]:
     """{token: init} -> one entry per vector, named as diffusers does: "<t>", "<t>_1", "<t>_2", ...
@@ -47,11 +49,21 @@ def only_identity(base: Any, noun: str) -> int:
     return ids[0]
 
 
-def initial_vectors(base: Any, path: str, tokens: Mapping[str, str]) -> Tensor:
-    """The rows (n, D) where new tokens start: the mean embedding of each one's initial text."""
+def initial_vectors(base: Any, path: str, tokens: Mapping[str, str], generator: torch.Generator) -> Tensor:
+    """The rows (n, D) where new tokens start: the mean embedding of each one's initial text.
+
+    Of `RANDOM_START` a random one: each dimension normal with the mean and deviation that it has in the table, then
+    scaled to the table's median norm.
+    """
     table = innermost(base.module(path)).get_parameter("weight").detach()
     rows = []
     for token, text in tokens.items():
+        if text == RANDOM_START:
+            held = table.float()
+            drawn = torch.randn(held.shape[1], generator=generator).to(held.device)
+            row = held.mean(0) + held.std(0) * drawn
+            rows.append(row * (held.norm(dim=1).median() / row.norm()))
+            continue
         ids = base.tokenizer(text, add_special_tokens=False).input_ids
         if not ids:
             raise Refused(f"token {token!r} cannot start from {text!r}: the tokenizer knows no word of it")
