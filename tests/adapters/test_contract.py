@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from perfusion_cases import prepared
 from torch import Tensor, nn
 
 from diffadapt.adapters import (
@@ -13,9 +14,11 @@ from diffadapt.adapters import (
     Adapter,
     Attachment,
     CLoRA,
+    Hint,
     LoRA,
     Mergeable,
     Method,
+    Perfusion,
     Selective,
     SideInputs,
     Token,
@@ -23,6 +26,7 @@ from diffadapt.adapters import (
     effective_weight,
     load_adapter,
 )
+from diffadapt.adapters.hint import SIGNAL
 from diffadapt.errors import Refused
 
 CASES = {
@@ -36,13 +40,17 @@ CASES = {
     "bias": (Selective(train="bias"), None),
     "c_lora": (CLoRA(rank=2), None),
     "token": (Token(vectors=2), None),
+    "perfusion": (Perfusion(), None),
+    "hint": (Hint(channels=(8, 12)), None),
 }
-LAYERS = [name for name in CASES if name != "token"]
+PLAIN = ("a cat", "a dog")
 
 
 def attached(base, name: str, *, moved: bool = False) -> Attachment:
     method, roles = CASES[name]
-    attachment = attach(base, method, roles, tokens={"<biscuit>": "cat"} if name == "token" else None)
+    if isinstance(method, Perfusion):
+        prepared(base)
+    attachment = attach(base, method, roles, tokens={"<biscuit>": "cat"} if method.needs_word else None)
     if moved:
         move(attachment)
     return attachment
@@ -58,10 +66,21 @@ def move(attachment: Attachment, seed: int = 0, size: float = 0.05) -> None:
 
 def outputs(base, prompts=("a <biscuit> cat", "a cat on a red background")) -> Tensor:
     """The denoiser's answer to two fixed inputs; without the token it is read as letters."""
-    side = base.denoiser.config.sample_size
-    latents = torch.randn(2, base.denoiser.config.in_channels, side, side, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        return base.denoise(latents, torch.tensor([10, 700]), base.encode_prompts(list(prompts)))
+        return answer(base, list(prompts))
+
+
+def answer(base, prompts: list[str]) -> Tensor:
+    """The denoiser's prediction for these prompts, with gradient, everything attached given what it needs."""
+    side, rows = base.denoiser.config.sample_size, len(prompts)
+    generator = torch.Generator().manual_seed(1)
+    latents = torch.randn(rows, base.denoiser.config.in_channels, side, side, generator=generator)
+    signal = torch.rand(rows, 3, base.resolution, base.resolution, generator=generator)
+    timesteps, ids = torch.linspace(10, 700, rows).long(), base.tokenize(prompts)
+    text = base.encode_ids(ids)
+    for attachment in base.attachments:
+        attachment.begin(SideInputs(timesteps=timesteps, token_ids=ids, text=text, control={SIGNAL: signal}))
+    return base.denoise(latents, timesteps, text)
 
 
 def weights(base) -> dict[str, Tensor]:
@@ -73,25 +92,25 @@ def weights(base) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", CASES)
 def test_starts_as_the_identity(base, name):
-    before = outputs(base)
+    before = outputs(base, PLAIN)
     attachment = attached(base, name)
-    torch.testing.assert_close(outputs(base), before, atol=1e-6, rtol=0)
+    torch.testing.assert_close(outputs(base, PLAIN), before, atol=1e-6, rtol=0)
     attachment.detach()
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_training_changes_the_output_and_strength_zero_is_the_base_bit_for_bit(base, name):
-    before = outputs(base, ("a cat", "a dog"))
+    before = outputs(base, PLAIN)
     attachment = attached(base, name, moved=True)
-    if name != "token":
-        assert not torch.equal(outputs(base, ("a cat", "a dog")), before)
+    trained = outputs(base)
     attachment.strength = 0
-    assert torch.equal(outputs(base, ("a cat", "a dog")), before)
+    assert not torch.equal(outputs(base), trained)
+    assert torch.equal(outputs(base, PLAIN), before)
     attachment.strength = 1
     attachment.enabled = False
-    assert torch.equal(outputs(base, ("a cat", "a dog")), before)
+    assert torch.equal(outputs(base, PLAIN), before)
     attachment.detach()
 
 
@@ -115,10 +134,7 @@ def test_only_its_own_parameters_train_and_each_gets_a_gradient(base, name):
     }
     own = {id(p) for p in attachment.parameters()}
     assert own and own <= trainable | own
-    side = base.denoiser.config.sample_size
-    latents = torch.randn(3, base.denoiser.config.in_channels, side, side)
-    text = base.encode_prompts(["a <biscuit> cat", "a dog", ""])
-    base.denoise(latents, torch.tensor([5, 300, 900]), text).square().mean().backward()
+    answer(base, ["a <biscuit> cat", "a dog", ""]).square().mean().backward()
     frozen = [n for n, p in base.denoiser.named_parameters() if p.grad is not None and id(p) not in own]
     assert not frozen
     # A key's bias shifts every attention score of a query alike, so its gradient is exactly zero in exact arithmetic.
@@ -139,8 +155,18 @@ def test_save_and_load_give_the_same_bits(base, name, tmp_path):
     loaded.detach()
 
 
+@pytest.mark.parametrize("name", [name for name, (method, _) in CASES.items() if not method.merges])
+def test_a_method_that_says_it_does_not_merge_is_refused_and_changes_nothing(base, name):
+    values = weights(base)
+    attachment = attached(base, name, moved=True)
+    with pytest.raises(Refused, match="depends on its input"):
+        attachment.merge_()
+    attachment.detach()
+    assert all(torch.equal(values[key], value) for key, value in weights(base).items())
+
+
 @pytest.mark.parametrize("strength", [1.0, 0.4, -0.5])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name, (method, _) in CASES.items() if method.merges])
 def test_merged_equals_attached_at_every_strength_and_unmerge_restores_the_bits(base, name, strength):
     values = weights(base)
     attachment = attached(base, name, moved=True)
@@ -155,7 +181,7 @@ def test_merged_equals_attached_at_every_strength_and_unmerge_restores_the_bits(
     assert all(torch.equal(values[key], value) for key, value in weights(base).items())
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", CASES)
 def test_forward_equals_the_layer_with_the_adapted_weight(base, name):
     """The contract of a mergeable adapter: forward(x) is the base's layer with weight(w0) in the place of w0."""
     attachment = attached(base, name, moved=True)
@@ -175,7 +201,7 @@ def test_forward_equals_the_layer_with_the_adapted_weight(base, name):
     attachment.detach()
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", CASES)
 def test_forward_writes_no_state(base, name):
     attachment = attached(base, name, moved=True)
     before = {key: value.clone() for key, value in {**attachment.state_dict(), **weights(base)}.items()}
@@ -260,21 +286,28 @@ class Toy(Method):
     """Depends on its input, needs a side input, has a penalty and a projection, and shares one computation."""
 
     name: ClassVar[str] = "toy"
+    title: ClassVar[str] = "toy"
+    merges: ClassVar[bool] = False
     shared: ClassVar[list[int]] = []
 
-    def build(self, layer: nn.Module, path: str, generator: torch.Generator) -> Adapter:
-        return ToyAdapter(layer)
+    def build(self, layer: nn.Module, path: str, role: str, generator: torch.Generator) -> Adapter:
+        return ToyAdapter(layer, role)
 
     def share(self, attachment, side) -> None:
         self.shared.append(len(attachment.adapters))
+
+    def notes(self, attachment) -> dict[str, float]:
+        return {"largest_gain": max(float(adapter.gain) for adapter in attachment.layers.values())}
 
 
 class ToyAdapter(Adapter):
     needs = frozenset({"timesteps"})
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, role: str) -> None:
         super().__init__(layer)
+        self.role = role
         self.gain = nn.Parameter(torch.full((1,), 3.0))
+        self.register_buffer("learned", torch.zeros(1))
         self.timesteps = torch.zeros(1)
 
     def receive(self, side: SideInputs) -> None:
@@ -283,13 +316,17 @@ class ToyAdapter(Adapter):
 
     def adapted(self, x: Tensor) -> Tensor:
         gate = torch.sigmoid(x.mean()) * self.timesteps.float().mean() / 1000
-        return self.layer(x) * (1 + self.strength * self.gain * gate)
+        return self.layer(x) * (1 + self.strength * (self.learned + self.gain) * gate)
 
     def penalty(self) -> Tensor:
         return self.gain.square().sum()
 
     def project_(self) -> None:
         self.gain.clamp_(max=1.0)
+
+    def fold_(self, generator: torch.Generator) -> None:
+        self.learned += self.gain
+        self.gain.zero_()
 
 
 def test_an_input_dependent_method_with_side_input_penalty_and_projection_fits(base):
@@ -303,6 +340,11 @@ def test_an_input_dependent_method_with_side_input_penalty_and_projection_fits(b
     assert penalty is not None and penalty.item() == pytest.approx(9 * count)
     attachment.project_()
     assert all(parameter.item() == 1.0 for parameter in attachment.parameters())
+    assert attachment.notes() == {"largest_gain": 1.0}
+    before, shapes = outputs(base), {name: value.shape for name, value in attachment.state_dict().items()}
+    attachment.fold_(seed=1)
+    assert torch.equal(outputs(base), before) and all(parameter.item() == 0 for parameter in attachment.parameters())
+    assert {name: value.shape for name, value in attachment.state_dict().items()} == shapes
     with pytest.raises(Refused, match="depends on its input"):
         attachment.merge_()
     with pytest.raises(Refused, match="depends on its input"):
@@ -310,5 +352,28 @@ def test_an_input_dependent_method_with_side_input_penalty_and_projection_fits(b
     attachment.detach()
 
 
-def test_every_method_has_its_name_in_the_table():
+def test_a_method_is_given_the_role_of_each_layer(base):
+    attachment = attach(base, Toy(), ["cross_attention.value", "residual.conv"])
+    roles = {path: adapter.role for path, adapter in attachment.adapters.items()}
+    assert roles == base.select(["cross_attention.value", "residual.conv"])
+    attachment.detach()
+
+
+def test_every_method_has_its_name_in_the_table_and_a_case_here():
     assert {name: method.name for name, method in METHODS.items()} == {name: name for name in METHODS}
+    assert set(METHODS.values()) == {type(method) for method, _ in CASES.values()}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_method_says_what_it_is(base, name):
+    """The facts on the class are what attaching it shows, so that nobody needs a list of methods."""
+    method, roles = CASES[name]
+    assert method.title and method.summary().startswith(method.title)
+    if method.needs_word:
+        with pytest.raises(Refused, match="new token"):
+            attach(base, method, roles)
+    attachment = attached(base, name)
+    assert bool(attachment.layers) != method.words_only
+    assert len(attachment.tokens) == (method.vectors_per_word() if method.needs_word else 0)
+    assert all(isinstance(value, float) for value in attachment.notes().values())
+    attachment.detach()

@@ -20,8 +20,8 @@ def base(tiny_base):
     [
         ({"<x>": "tabby"}, r"'tabby' is \d+ tokens of the base .* common word of one token"),
         ({"<x>": "red cat"}, r"'red cat' is 2 tokens"),
-        ({"<x>": "cat", "<y>": "dog"}, "one new word.* came <x>, <y>"),
-        ({}, "one new word.* came none"),
+        ({"<x>": "cat", "<y>": "dog"}, "one new word.* got <x>, <y>"),
+        ({}, "at least one new token"),
     ],
 )
 def test_a_concept_is_one_word_of_a_category_of_one_token(base, tokens, sentence):

@@ -161,8 +161,8 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(ba
 @pytest.mark.parametrize(
     ("method", "change", "says"),
     [
-        (Token(), {}, "token alone cannot learn to follow"),
-        (Hint(), {}, "hint alone cannot learn to follow"),
+        (Token(), {}, "method 'token' cannot learn to follow"),
+        (Hint(), {}, "method 'hint' cannot learn to follow"),
         (ControlNet(), {"roles": ("cross_attention.*",)}, "stands on no roles"),
         (ControlNet(blocks=5), {}, "5 cannot be copied"),
         (LoRA(rank=500), {}, "rank 500"),

@@ -70,7 +70,7 @@ def test_a_run_trains_evaluates_and_samples_by_its_word(base, concept, tmp_path)
     ]
     fidelities = [each["values"]["subject_fidelity"]["value"] for each in scores]
     assert fidelities[0] == fidelities[1] != fidelities[2]  # 0.65 is the file's own
-    with pytest.raises(Refused, match="a bias for '<cat>', but what is attached knows <biscuit>"):
+    with pytest.raises(Refused, match="got a bias for '<cat>', but the concepts with a gate .* are: <biscuit>"):
         da.sample(base, "a <biscuit>", adapters=[(run.adapter, 1.0)], bias={"<cat>": 0.5})
 
 

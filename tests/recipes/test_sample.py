@@ -109,7 +109,7 @@ def test_what_depends_on_the_timestep_is_told_it_at_every_denoising_step(base):
     class Listener(Method):
         name: ClassVar[str] = "listener"
 
-        def build(self, layer, path, generator):
+        def build(self, layer, path, role, generator):
             return Listening(layer)
 
     attach(base, Listener(), ["input.conv"])

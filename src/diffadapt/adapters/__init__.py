@@ -1,6 +1,6 @@
 """The methods: what may change in a base, and how."""
 
-from .adapter import Adapter, Mergeable, Method, SideInputs, effective_bias, effective_weight
+from .adapter import Adapter, GatedConcept, Mergeable, Method, SideInputs, effective_bias, effective_weight
 from .adapter_file import copy_values, load_adapter, read_adapter
 from .attach import Attachment, attach
 from .c_lora import CLoRA
@@ -19,6 +19,7 @@ __all__ = [
     "Adapter",
     "Attachment",
     "CLoRA",
+    "GatedConcept",
     "Hint",
     "OFT",
     "LoRA",

@@ -4,8 +4,11 @@ A method is a frozen config (`Method`) that builds one `Adapter` per layer. An a
 its place in the module tree: `forward` is the cheapest way to compute the adapted output, and a `Mergeable` adapter
 also states the adapted weight. A contract test holds the two against each other for every method.
 
-`forward` never writes state. What changes state is a verb that the recipe calls: `project_()` after the optimizer
-step, `receive()` before a step or a generation, `fold_()` at the end of a task of a sequence.
+`forward` never writes state. What changes state is a verb that the recipe calls: `receive()` before a step or a
+generation, `project_()` after the optimizer step, `fold_()` at the end of a task of a sequence.
+
+Everything that others need to know of a method is a fact of its class (`title`, `recipes`, `needs_word`, ...), so that
+no list of methods exists anywhere but in `methods.py`.
 """
 
 from abc import ABC, abstractmethod
@@ -70,7 +73,10 @@ class Adapter(nn.Module, ABC):
         """Takes the side inputs named in `needs`; called once per training step and once per generation."""
 
     def penalty(self) -> Tensor | None:
-        """A scalar that training adds to the loss, or None."""
+        """A scalar that training adds to the loss, or None; computed outside autocast.
+
+        Where the gradient is known in closed form, return the result of a `torch.autograd.Function` that states it.
+        """
         return None
 
     def project_(self) -> None:
@@ -114,7 +120,7 @@ class Mergeable(Adapter):
 
 
 class Shared(nn.Module):
-    """What the adapters of one attachment have in common, if a method needs it; its parameters train and are saved."""
+    """State that all adapters of one attachment use, for methods that need it; its parameters train and are saved."""
 
     strength = 1.0
 
@@ -129,12 +135,47 @@ class Shared(nn.Module):
         """Raises Refused when a file's header does not fit what is here."""
 
 
+class GatedConcept(Shared):
+    """The shared state of one concept that a gate lets through, more or less as a user wants it when sampling.
+
+    Attributes:
+        word: the concept's new word.
+        bias: threshold of the gate; set it at any time. Less shows more of the concept.
+    """
+
+    word: str
+    bias: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
-    """A method's settings, and how it builds the adapter of one layer."""
+    """A method's settings, what it is, and how it builds the adapter of one layer.
+
+    Attributes:
+        name: what files and the command line call it.
+        title: what reports call it.
+        recipes: names of the recipes that train it, see `diffadapt list recipes`.
+        needs_word: it learns a new word, and cannot be attached without one.
+        replaces_noun: its new word stands for the class noun ("a <biscuit>") instead of before it ("a <biscuit> cat").
+        words_only: it trains new words and adapts no layer.
+        merges: its change can be written into the base's weights.
+    """
 
     name: ClassVar[str]
-    replaces_noun: ClassVar[bool] = False  # whether the new word stands for the class noun instead of in front of it
+    title: ClassVar[str]
+    recipes: ClassVar[tuple[str, ...]] = ("subject", "control")
+    needs_word: ClassVar[bool] = False
+    replaces_noun: ClassVar[bool] = False
+    words_only: ClassVar[bool] = False
+    merges: ClassVar[bool] = True
+
+    def summary(self) -> str:
+        """The title and the settings that matter most, as reports show them: "LoRA, rank 4"."""
+        return self.title
+
+    def vectors_per_word(self) -> int:
+        """Rows of the embedding table that each new word takes."""
+        return 1
 
     def default_roles(self, known: Iterable[str]) -> list[str]:
         """The roles to adapt when the user names none; `known` are the base's. The denoiser's attention."""
@@ -145,8 +186,14 @@ class Method(ABC):
         return isinstance(layer, nn.Linear | nn.Conv2d)
 
     @abstractmethod
-    def build(self, layer: nn.Module, path: str, generator: torch.Generator) -> Adapter:
-        """One adapter. `generator` is the only source of randomness.
+    def build(self, layer: nn.Module, path: str, role: str, generator: torch.Generator) -> Adapter:
+        """The adapter of one layer.
+
+        Args:
+            layer: the base's layer, or another adapter on it.
+            path: the layer's path in the base, such as "unet.conv_in".
+            role: the layer's role, such as "cross_attention.key".
+            generator: the only source of randomness.
 
         Raises:
             Refused: the settings do not fit the layer; names `path`.
@@ -161,6 +208,10 @@ class Method(ABC):
 
     def share(self, attachment: "Attachment", side: SideInputs) -> None:
         """Computes once what all layers need; called once per training step and once per generation."""
+
+    def notes(self, attachment: "Attachment") -> Mapping[str, float]:
+        """Numbers of the step just done for the run's log, by name; called after the optimizer step."""
+        return {}
 
 
 def effective_weight(layer: nn.Module) -> Tensor:

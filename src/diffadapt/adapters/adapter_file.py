@@ -11,7 +11,6 @@ from ..files import load_tensors
 from .adapter import Method
 from .attach import FORMAT_VERSION, AdaptableBase, Attachment, attach, package_version
 from .methods import METHODS
-from .token import Token
 
 
 def read_adapter(path: str | Path) -> tuple[Method, list[str], dict[str, str], dict[str, Tensor], dict[str, str]]:
@@ -57,7 +56,7 @@ def load_adapter(base: AdaptableBase, path: str | Path, *, any_base: bool = Fals
     method, roles, tokens, tensors, header = read_adapter(path)
     if not any_base:
         _refuse_another_base(base, path, header)
-    vectors = method.vectors if isinstance(method, Token) else 1
+    vectors = method.vectors_per_word()
     first_vectors = dict(list(tokens.items())[::vectors])  # "<t>", "<t>_1", ... stand one behind the other
     attachment = attach(base, method, roles, tokens=first_vectors)
     try:

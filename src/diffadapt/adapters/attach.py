@@ -33,7 +33,7 @@ from .adapter import (
     effective_weight,
 )
 from .tasks import fold_, observing
-from .token import Token, TokenAdapter
+from .token import TokenAdapter
 from .tokenizer import RANDOM_START, expand_vectors, initial_vectors, innermost, renew_tokenizer, table_with_rows
 
 FORMAT_VERSION = 1
@@ -49,6 +49,9 @@ class AdaptableBase(Protocol):
     fingerprint: str
     tokenizer: Any
     world: Any
+
+    @property
+    def device(self) -> torch.device: ...
 
     def covariance(self) -> Any: ...
     def tokenize(self, prompts: Sequence[str]) -> Tensor: ...
@@ -68,6 +71,8 @@ class Attachment:
         roles: the role patterns it was attached with.
         tokens: new token -> the text whose embedding it started from.
         adapters: layer path -> adapter; the token adapters are among them.
+        layers: the same without the token adapters.
+        words: the token adapters, one for each text encoder.
         shared: what the adapters have in common, for methods that need it.
     """
 
@@ -81,6 +86,8 @@ class Attachment:
     ) -> None:
         self.base, self.method, self.adapters = base, method, adapters
         self.roles, self.tokens = list(roles), dict(tokens)
+        self.words = [each for each in adapters.values() if isinstance(each, TokenAdapter)]
+        self.layers = {path: each for path, each in adapters.items() if not isinstance(each, TokenAdapter)}
         self._strength, self._enabled, self._attached = 1.0, True, False
         self.shared = method.settle(self)
         self._unmerged: dict[str, dict[str, Tensor]] | None = None  # per layer what merge_ wrote over
@@ -185,14 +192,20 @@ class Attachment:
 
     def penalty(self) -> Tensor | None:
         """The sum of the adapters' penalties, a scalar to add to the loss, or None."""
-        terms = [p for p in (adapter.penalty() for adapter in self.adapters.values()) if p is not None]
-        return torch.stack(terms).sum() if terms else None
+        with torch.autocast(self.base.device.type, enabled=False):
+            terms = [p for p in (adapter.penalty() for adapter in self.adapters.values()) if p is not None]
+            return torch.stack(terms).sum() if terms else None
 
     def project_(self) -> None:
         """After each optimizer step: every adapter returns to where its method allows it."""
         with torch.no_grad():
             for each in self._modules():
                 each.project_()
+
+    def notes(self) -> dict[str, float]:
+        """Numbers of the step just done, by name, for the run's log."""
+        with torch.no_grad():
+            return dict(self.method.notes(self))
 
     # --- a sequence of tasks ------------------------------------------------------------------------------------------
 
@@ -348,19 +361,19 @@ def attach(
     """
     check(method)
     tokens = dict(tokens or {})
-    if isinstance(method, Token) and not tokens:
-        raise Refused('token learning needs at least one new token, for example tokens={"<biscuit>": "cat"}')
+    if method.needs_word and not tokens:
+        raise Refused(f'{method.title} needs at least one new token, for example tokens={{"<biscuit>": "cat"}}')
     base.freeze_()
     patterns = list(method.default_roles(base.roles) if roles is None else roles)
-    selected = [] if isinstance(method, Token) else list(base.select(patterns))
+    selected = {} if method.words_only else base.select(patterns)
     generator = torch.Generator().manual_seed(seed)
     adapters: dict[str, Adapter] = {}
-    for path in selected:
+    for path, role in selected.items():
         layer = base.module(path)
         bottom = innermost(layer)
         if not method.adapts(bottom):
             continue
-        adapter = method.build(layer, path, generator)
+        adapter = method.build(layer, path, role, generator)
         unknown = adapter.needs - SIDE_INPUTS
         if unknown:
             raise Refused(f"{type(adapter).__name__} needs {sorted(unknown)}; side inputs are {sorted(SIDE_INPUTS)}")
@@ -368,7 +381,7 @@ def attach(
     if selected and not adapters:
         raise Refused(f"{method.name} can adapt none of the {len(selected)} layers of {', '.join(patterns)}")
     if tokens:
-        tokens = expand_vectors(base, tokens, method.vectors if isinstance(method, Token) else 1)
+        tokens = expand_vectors(base, tokens, method.vectors_per_word())
         for path in base.roles.get(TOKEN_ROLE, ()):
             if path in adapters:
                 raise Refused(

@@ -46,6 +46,7 @@ class CLoRA(Method):
     """Low-rank changes that add up over a sequence of tasks, each kept away from what the earlier ones changed."""
 
     name: ClassVar[str] = "c_lora"
+    title: ClassVar[str] = "C-LoRA"
     replaces_noun: ClassVar[bool] = True
 
     rank: int = option(16, "rank r of each task's change, 1 to the smaller side of the layer", low=1)
@@ -63,6 +64,9 @@ class CLoRA(Method):
         choices=IMPORTANCE,
     )
 
+    def summary(self) -> str:
+        return f"{self.title}, rank {self.rank}"
+
     def default_roles(self, known: Iterable[str]) -> list[str]:
         """Keys and values of cross-attention; where there is none, queries, keys and values of self-attention."""
         known = list(known)
@@ -71,7 +75,7 @@ class CLoRA(Method):
     def adapts(self, layer: nn.Module) -> bool:
         return isinstance(layer, nn.Linear)
 
-    def build(self, layer: nn.Module, path: str, generator: torch.Generator) -> Adapter:
+    def build(self, layer: nn.Module, path: str, role: str, generator: torch.Generator) -> Adapter:
         return CLoRAAdapter(layer, self, path, generator)
 
 

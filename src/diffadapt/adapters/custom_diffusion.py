@@ -90,11 +90,10 @@ class _Part:
         attachment = load_adapter(base, file)
         try:
             paths = [path for role in ROLES for path in base.roles[role]]
-            layers = [p for p, each in attachment.adapters.items() if not isinstance(each, TokenAdapter)]
-            if sorted(layers) != sorted(paths):
+            if sorted(attachment.layers) != sorted(paths):
                 raise Refused(f"{file} changes {', '.join(roles)}; expected {' and '.join(ROLES)}")
             self.tokens = attachment.tokens
-            self.vectors = [each.vectors for each in attachment.adapters.values() if isinstance(each, TokenAdapter)]
+            self.vectors = [each.vectors for each in attachment.words]
             self.weights = {path: effective_weight(base.module(path)).clone() for path in paths}
             prompt = " ".join(f"{word} {noun}" for word, noun in self.tokens.items())
             ids = base.tokenize([f"photo of a {prompt}" if base.world is None else f"a {prompt}"])
@@ -105,5 +104,5 @@ class _Part:
 
 
 def _copy_words(whole: Attachment, parts: Sequence[_Part]) -> None:
-    for index, adapter in enumerate(each for each in whole.adapters.values() if isinstance(each, TokenAdapter)):
+    for index, adapter in enumerate(whole.words):
         adapter.vectors.copy_(torch.cat([part.vectors[index] for part in parts]))

@@ -36,6 +36,9 @@ class Hint(Method):
     """Feeds a control signal in; stands beside a method that learns to follow it. See `for_downsampling`."""
 
     name: ClassVar[str] = "hint"
+    title: ClassVar[str] = "hint"
+    recipes: ClassVar[tuple[str, ...]] = ()  # stands beside the method of train_control
+    merges: ClassVar[bool] = False
 
     channels: tuple[int, ...] = option(
         CHANNELS, "channels at each size, from the signal's to the latents'; each size is half the one before", low=1
@@ -62,7 +65,7 @@ class Hint(Method):
     def adapts(self, layer: nn.Module) -> bool:
         return isinstance(layer, nn.Conv2d)
 
-    def build(self, layer: nn.Module, path: str, generator: torch.Generator) -> Adapter:
+    def build(self, layer: nn.Module, path: str, role: str, generator: torch.Generator) -> Adapter:
         return HintAdapter(layer, self, path, generator)
 
 

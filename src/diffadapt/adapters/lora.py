@@ -27,6 +27,7 @@ class LoRA(Method):
     """Low-rank matrices beside linear and convolution layers. A 4 to 32 rank suits one subject."""
 
     name: ClassVar[str] = "lora"
+    title: ClassVar[str] = "LoRA"
 
     rank: int = option(4, "rank r of the update, 1 to the smaller side of the layer", low=1)
     alpha: float | None = option(None, "the update is multiplied by alpha / rank; unset means alpha = rank", low=0)
@@ -34,7 +35,10 @@ class LoRA(Method):
         0.0, "share of input features dropped on the low-rank path while training, 0 to 1", low=0, high=1
     )
 
-    def build(self, layer: nn.Module, path: str, generator: torch.Generator) -> Adapter:
+    def summary(self) -> str:
+        return f"{self.title}, rank {self.rank}"
+
+    def build(self, layer: nn.Module, path: str, role: str, generator: torch.Generator) -> Adapter:
         return LoRAAdapter(layer, self, path, generator)
 
 

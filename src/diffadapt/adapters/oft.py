@@ -40,6 +40,7 @@ class OFT(Method):
     """One block-diagonal rotation of the inputs of each linear or convolution layer."""
 
     name: ClassVar[str] = "oft"
+    title: ClassVar[str] = "OFT"
 
     block_size: int = option(16, "side b of each rotation; must divide the layer's inputs (in, or in * kh * kw)", low=2)
     blocks: int | None = option(None, "number r of blocks of each layer, the paper's way; replaces block_size", low=1)
@@ -57,7 +58,10 @@ class OFT(Method):
     )  # fmt: skip
     dropout: float = option(0.0, "chance of each block to be the identity in a training step, 0 to 1", low=0, high=1)
 
-    def build(self, layer: nn.Module, path: str, generator: torch.Generator) -> Adapter:
+    def summary(self) -> str:
+        return f"{self.title}, " + (f"blocks {self.blocks}" if self.blocks else f"block size {self.block_size}")
+
+    def build(self, layer: nn.Module, path: str, role: str, generator: torch.Generator) -> Adapter:
         if (self.constraint == "none") != (self.radius is None):
             raise Refused(
                 f"COFT needs a radius and what it bounds: got constraint = {self.constraint!r} and radius = "

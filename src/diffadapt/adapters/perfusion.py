@@ -33,8 +33,7 @@ from torch import Tensor, nn
 
 from ..config import option
 from ..errors import Refused
-from .adapter import Adapter, Mergeable, Method, Shared, SideInputs
-from .token import TokenAdapter
+from .adapter import Adapter, GatedConcept, Mergeable, Method, SideInputs
 from .tokenizer import innermost, only_identity
 
 if TYPE_CHECKING:
@@ -59,7 +58,11 @@ class Perfusion(Method):
     """A concept in some 60 KB: locked keys, learned values and one new word."""
 
     name: ClassVar[str] = "perfusion"
+    title: ClassVar[str] = "perfusion"
+    recipes: ClassVar[tuple[str, ...]] = ("subject",)
+    needs_word: ClassVar[bool] = True
     replaces_noun: ClassVar[bool] = True
+    merges: ClassVar[bool] = False
 
     key_lock: str = option(
         "local", "keys: local (the concept's word), global (the whole prompt) or trained", choices=LOCKS
@@ -88,12 +91,12 @@ class Perfusion(Method):
     def adapts(self, layer: nn.Module) -> bool:
         return isinstance(layer, nn.Linear)
 
-    def build(self, layer: nn.Module, path: str, generator: torch.Generator) -> Adapter:
+    def build(self, layer: nn.Module, path: str, role: str, generator: torch.Generator) -> Adapter:
         everywhere = not self.prompt_gate and self.edit_start and self.scope == "all" and self.key_lock != "global"
         kind = LinearPerfusionAdapter if self.gate == "linear" and everywhere else PerfusionAdapter
         return kind(layer, path)
 
-    def settle(self, attachment: "Attachment") -> Shared:
+    def settle(self, attachment: "Attachment") -> "ConceptEdit":
         return ConceptEdit(attachment, self)
 
     def share(self, attachment: "Attachment", side: SideInputs) -> None:
@@ -101,7 +104,7 @@ class Perfusion(Method):
         attachment.shared.begin(side)
 
 
-class ConceptEdit(Shared):
+class ConceptEdit(GatedConcept):
     """What all layers of one concept share, and the values' targets of all layers in one parameter.
 
     Attributes:
@@ -120,10 +123,10 @@ class ConceptEdit(Shared):
         base = self.base = attachment.base
         self.method, self.bias, self.temperature = method, method.bias, method.temperature
         if len(attachment.tokens) != 1:
-            came = ", ".join(attachment.tokens) or "none"
-            raise Refused(f'perfusion learns one new word, such as tokens={{"<biscuit>": "cat"}}; came {came}')
-        ((self.token, self.noun),) = attachment.tokens.items()
-        self._words = [each for each in attachment.adapters.values() if isinstance(each, TokenAdapter)]
+            words = ", ".join(attachment.tokens)
+            raise Refused(f'perfusion learns one new word, such as tokens={{"<biscuit>": "cat"}}; got {words}')
+        ((self.word, self.noun),) = attachment.tokens.items()
+        self._words = attachment.words
         self.covariance = base.covariance()
         self.category_id = only_identity(base, self.noun)
         self.register_buffer("category", _category(base, self.noun, self.category_id), persistent=False)
@@ -131,9 +134,8 @@ class ConceptEdit(Shared):
         key_paths, value_paths = (set(base.roles.get(f"cross_attention.{kind}", ())) for kind in ("key", "value"))
         targets: dict[bool, list[Tensor]] = {True: [], False: []}
         with _unedited(base):
-            for path, adapter in attachment.adapters.items():
-                if not isinstance(adapter, PerfusionAdapter):
-                    continue
+            for path, adapter in attachment.layers.items():
+                assert isinstance(adapter, PerfusionAdapter)
                 if path not in key_paths | value_paths:
                     raise Refused(f"perfusion edits cross_attention.key and cross_attention.value; {path} is neither")
                 adapter._concept, adapter.is_key = [self], path in key_paths
@@ -354,7 +356,7 @@ def _refuse_twins(company: Sequence[ConceptEdit], gram: Tensor) -> None:
     for i, first in enumerate(company):
         for j, second in enumerate(company[:i]):
             likeness = abs(cosine[i][j])
-            words = f"{second.token} and {first.token}"
+            words = f"{second.word} and {first.word}"
             if likeness > SAME:
                 raise Refused(f"the anchors of {words} are the same (cosine {likeness:.4f}); use one of them at a time")
             if likeness > LIKE:

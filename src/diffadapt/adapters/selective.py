@@ -24,8 +24,12 @@ class Selective(Method):
     """Trains existing parameters of the layers: all of them ("full") or the biases alone ("bias")."""
 
     name: ClassVar[str] = "selective"
+    title: ClassVar[str] = "selective fine-tuning"
 
     train: str = option("full", "which parameters of a layer train: full or bias", choices=("full", "bias"))
+
+    def summary(self) -> str:
+        return f"{self.title}, train {self.train}"
 
     def default_roles(self, known: Iterable[str]) -> list[str]:
         return [role for role in known if not role.startswith("text.")]
@@ -34,7 +38,7 @@ class Selective(Method):
         # Embedding tables stay: new words are the business of tokens, and transformers reads their weight directly.
         return not isinstance(layer, nn.Embedding) and any(True for _ in trained_names(layer, self.train))
 
-    def build(self, layer: nn.Module, path: str, generator: torch.Generator) -> Adapter:
+    def build(self, layer: nn.Module, path: str, role: str, generator: torch.Generator) -> Adapter:
         return SelectiveAdapter(layer, self, path)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..errors import Refused
-from .token import Token, TokenAdapter
+from .token import TokenAdapter
 from .tokenizer import RANDOM_START, expand_vectors, initial_vectors, renew_tokenizer
 
 if TYPE_CHECKING:
@@ -46,10 +46,10 @@ def fold_(attachment: "Attachment", tokens: Mapping[str, str], seed: int) -> Non
     """
     if attachment.is_merged:
         raise Refused("a merged attachment cannot go on to the next task; call unmerge_() first")
-    base, method = attachment.base, attachment.method
+    base = attachment.base
     generator = torch.Generator().manual_seed(seed)
     tables = {path: each for path, each in attachment.adapters.items() if isinstance(each, TokenAdapter)}
-    vectors = method.vectors if isinstance(method, Token) else 1
+    vectors = attachment.method.vectors_per_word()
     if tokens and not tables:
         raise Refused("this attachment learned no token, so the next task cannot bring one; attach with tokens=...")
     new = expand_vectors(base, tokens, vectors)

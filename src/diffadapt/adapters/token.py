@@ -23,13 +23,20 @@ class Token(Method):
     """Textual inversion: only the new token's vectors train."""
 
     name: ClassVar[str] = "token"
+    title: ClassVar[str] = "token learning (textual inversion)"
+    recipes: ClassVar[tuple[str, ...]] = ("subject",)
+    needs_word: ClassVar[bool] = True
+    words_only: ClassVar[bool] = True
 
     vectors: int = option(1, "vectors per new token, 1 to 16; each takes one place of the prompt", low=1, high=16)
 
     def default_roles(self, known: Iterable[str]) -> list[str]:
         return []
 
-    def build(self, layer: nn.Module, path: str, generator: torch.Generator) -> Adapter:
+    def vectors_per_word(self) -> int:
+        return self.vectors
+
+    def build(self, layer: nn.Module, path: str, role: str, generator: torch.Generator) -> Adapter:
         raise TypeError("Token adapts no layer; its vectors belong to the attachment's tokens")
 
 

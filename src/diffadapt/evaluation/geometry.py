@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters import Adapter, Attachment, Mergeable
-from ..adapters.token import TokenAdapter
 from ..metrics.weight_drift import WeightDrift, weight_drift
 
 CHANGES = ("energy_change", "cosine_change", "norm_change")
@@ -73,8 +72,8 @@ def _adapted_layers(attachments: Sequence[Attachment]) -> list[tuple[str, Adapte
     return [
         (path, adapter)
         for attachment in attachments
-        for path, adapter in attachment.adapters.items()
-        if attachment.base.module(path) is adapter and not isinstance(adapter, TokenAdapter)
+        for path, adapter in attachment.layers.items()
+        if attachment.base.module(path) is adapter
     ]
 
 

@@ -16,8 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..adapters import Attachment, Mergeable, Token
-from ..adapters.token import TokenAdapter
+from ..adapters import Attachment, Mergeable
 from ..errors import Refused
 from ..files import save_tensors
 from .names import kohya_name
@@ -31,9 +30,7 @@ def write_diff(attachment: Attachment, out: Path, dtype: torch.dtype) -> list[Pa
         Refused: an adapter's effect depends on the input, so that it is no change of a weight.
     """
     tensors: dict[str, Tensor] = {}
-    for path, adapter in attachment.adapters.items():
-        if isinstance(adapter, TokenAdapter):
-            continue
+    for path, adapter in attachment.layers.items():
         if not isinstance(adapter, Mergeable):
             raise Refused(
                 f"{type(adapter).__name__} on {path} depends on its input, so that it is no change of a weight"
@@ -56,11 +53,11 @@ def write_diff(attachment: Attachment, out: Path, dtype: torch.dtype) -> list[Pa
 @torch.no_grad()
 def write_words(attachment: Attachment, beside: Path) -> list[Path]:
     """Writes each new word as textual inversion: `<name>-<word>.safetensors` beside the file or folder of that name."""
-    rows = [adapter.rows() for adapter in attachment.adapters.values() if isinstance(adapter, TokenAdapter)]
+    rows = [adapter.rows() for adapter in attachment.words]
     if not rows:
         return []
     name = beside.name.removesuffix(".safetensors")
-    vectors = attachment.method.vectors if isinstance(attachment.method, Token) else 1
+    vectors = attachment.method.vectors_per_word()
     words = list(attachment.tokens)[::vectors]  # "<t>", "<t>_1", ... stand one behind the other
     files = []
     for word, own in zip(words, rows[0].split(vectors), strict=True):

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from ..adapters import OFT, Attachment
 from ..adapters.attach import AdaptableBase
 from ..adapters.oft import OFTAdapter
-from ..adapters.token import TokenAdapter
 from ..errors import Refused
 from ..files import load_tensors, read_json, save_tensors, write_json
 from .found import Found
@@ -44,9 +43,7 @@ def write_peft(attachment: Attachment, out: Path) -> list[Path]:
     if not isinstance(method, OFT):
         raise Refused(f"a PEFT directory is written for oft, and this adapter is {method.name}; --to diff takes any")
     tensors: dict[str, dict[str, Tensor]] = defaultdict(dict)  # by part
-    for path, adapter in attachment.adapters.items():
-        if isinstance(adapter, TokenAdapter):
-            continue
+    for path, adapter in attachment.layers.items():
         assert isinstance(adapter, OFTAdapter)
         if not _turned_by_peft(adapter.innermost()):
             raise Refused(f"PEFT cannot hold this adapter: {_CONVOLUTION.format(path)}; use --to diff, which is exact")

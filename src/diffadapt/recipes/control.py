@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adapters import Attachment, Hint, Method, SideInputs, Token, attach
+from ..adapters import Attachment, Method, SideInputs, attach
 from ..adapters.hint import SIGNAL
 from ..bases import Base
 from ..config import check, dump_toml, option, with_overrides
@@ -88,8 +88,8 @@ def train_control(
     config = with_overrides(config or ControlConfig(), overrides)
     check(method)
     refuse_the_impossible(base, config)
-    if isinstance(method, Token | Hint):
-        raise Refused(f"{method.name} alone cannot learn to follow a signal; take lora, oft, selective or controlnet")
+    if "control" not in method.recipes:
+        raise Refused(f"method {method.name!r} cannot learn to follow a signal; use lora, oft or controlnet")
     accelerator = make_accelerator(base, config)
     first = accelerator.is_main_process
     quiet = quiet or not first

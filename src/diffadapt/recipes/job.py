@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..adapters import METHODS, Hint, Method, Perfusion, Token
+from ..adapters import METHODS, Method
 from ..bases import Base, load_base
 from ..config import REQUIRED, Option, build, option, options, unknown
 from ..controls import SIGNALS
@@ -103,17 +103,21 @@ def _start_control(job: "Job", device: str | None) -> Run:
     )
 
 
-_WITHOUT_A_WORD = {name: method for name, method in METHODS.items() if method not in (Hint, Perfusion, Token)}
+def _methods(recipe: str) -> dict[str, type[Method]]:
+    """The methods that a recipe trains, by name."""
+    return {name: method for name, method in METHODS.items() if recipe in method.recipes}
+
+
 RECIPES: dict[str, Recipe] = {
     "subject": Recipe(
         doc="one subject from 1 to 30 pictures (DreamBooth)",
         table="concept", data=ConceptTable, settings=SubjectConfig,
-        methods={name: method for name, method in METHODS.items() if method is not Hint}, start=_start_subject,
+        methods=_methods("subject"), start=_start_subject,
     ),
     "control": Recipe(
         doc="a control signal, such as edges, from captioned pictures",
         table="pairs", data=PairsTable, settings=ControlConfig,
-        methods={**_WITHOUT_A_WORD, ControlNet.name: ControlNet}, start=_start_control,
+        methods={**_methods("control"), ControlNet.name: ControlNet}, start=_start_control,
     ),
 }  # fmt: skip
 

@@ -17,8 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..adapters import Attachment, Hint, Method, SideInputs, Token, attach
-from ..adapters.token import TokenAdapter
+from ..adapters import Attachment, Method, SideInputs, attach
 from ..bases import Base
 from ..config import check, dump_toml, option, with_overrides
 from ..data.cache import TensorCache
@@ -195,14 +194,13 @@ def train_subject(
 
 def _refuse_what_does_not_fit(base: Base, concept: Concept, method: Method, config: SubjectConfig) -> None:
     """All that can be known to be wrong before the first file is written."""
-    if isinstance(method, Token) and not config.train_token:
-        raise Refused("textual inversion learns the token and nothing else; leave train_token on")
-    if isinstance(method, Hint):
-        raise Refused("a hint feeds a control signal in, and a subject has none; see train_control")
+    if "subject" not in method.recipes:
+        others = " or ".join(f"train_{name}" for name in method.recipes) or "the recipe that it stands beside"
+        raise Refused(f"method {method.name!r} cannot learn a subject; use {others}")
+    if method.needs_word and not config.train_token:
+        raise Refused(f"{method.title} learns a new word for the concept; leave train_token on")
     if config.masked and concept.masks(config.resolution or base.resolution) is None:
         raise Refused(f"masked = true, but no picture in {concept.folder} has a mask (alpha, or NAME-masklabel.png)")
-    if method.replaces_noun and not config.train_token:
-        raise Refused(f"{method.name} learns a new word for the concept; leave train_token on")
     if config.select and (config.keep_checkpoints or not config.checkpoint_every):
         raise Refused(
             "select chooses among the checkpoints; set checkpoint_every, such as 25, and keep_checkpoints = 0"
@@ -258,7 +256,7 @@ def _class_pictures(
 
 def _groups(attachment: Attachment, config: SubjectConfig) -> list[dict[str, Any]]:
     """Parameter groups: layers and tokens, each with its peak learning rate."""
-    vectors = [each.vectors for each in attachment.adapters.values() if isinstance(each, TokenAdapter)]
+    vectors = [each.vectors for each in attachment.words]
     layers = [each for each in attachment.parameters() if not any(each is vector for vector in vectors)]
     return [
         {"params": layers, "peak": config.learning_rate},

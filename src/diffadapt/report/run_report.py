@@ -3,10 +3,13 @@
 import json
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ..adapters import METHODS
+from ..config import build
+from ..errors import Refused
 from ..files import write_atomic
 from .movement import read_movement
 from .page import Picture, PictureTable, duration, file_size, longest_side, render
@@ -27,15 +30,6 @@ from .run_pictures import (
 from .run_plots import geometry_plot, loss_plot, noise_plot
 from .usage import usage
 from .verdict import KINDS, read_figures, read_verdict
-
-METHOD_NAMES = {
-    "lora": "LoRA",
-    "token": "token learning (textual inversion)",
-    "selective": "selective fine-tuning",
-    "oft": "OFT",
-    "perfusion": "perfusion",
-    "controlnet": "ControlNet",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,23 +102,33 @@ def write_report(run_folder: str | Path) -> Path:
 
 def read_subject(run: RunFolder) -> Subject:
     """What the run's folder says it is about."""
-    method, details = run.metadata.get("method"), ""
     table = run.config.get("method")
-    if isinstance(table, dict):
-        method = method or next((str(table[key]) for key in ("name", "kind", "type") if key in table), None)
-        named = ("train", "rank", "blocks" if "blocks" in table else "block_size")  # blocks replace the block size
-        details = "".join(f", {key.replace('_', ' ')} {table[key]}" for key in named if key in table)
-    method = str(method or run.setting("method") or "")
-    short = METHOD_NAMES.get(method, method)
+    settings = table if isinstance(table, dict) else {}
+    name = run.metadata.get("method") or settings.get("name") or run.setting("method") or ""
+    short, method = _titles(str(name), settings)
     return Subject(
         token=str(run.prompts.get("token") or run.setting("token") or ""),
         noun=str(run.prompts.get("noun") or run.setting("noun") or ""),
         base=str(run.metadata.get("base") or _made_by(run).get("base") or run.setting("base") or ""),
         short=short,
-        method=short + details,
+        method=method,
         name=run.folder.resolve().name,
         said=str(run.prompts.get("phrase") or ""),
     )
+
+
+def _titles(name: str, settings: Mapping[str, Any]) -> tuple[str, str]:
+    """The title of a method, and its title with the settings that matter most, as far as they are known here."""
+    if name not in METHODS:
+        title = {"controlnet": "ControlNet"}.get(name, name)
+        return title, title
+    method = METHODS[name]
+    known = {field.name for field in fields(method)}
+    try:
+        summary = build(method, {key: value for key, value in settings.items() if key in known}).summary()
+    except Refused:  # written by a later version
+        summary = method.title
+    return method.title, summary
 
 
 def _made_by(run: RunFolder) -> Mapping[str, Any]:

@@ -3,10 +3,8 @@
 import shlex
 from dataclasses import dataclass
 
+from ..adapters import METHODS
 from .run_folder import RunFolder
-
-# methods whose change can be written into the base's weights
-MERGEABLE = ("lora", "oft", "selective", "token")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +39,8 @@ def usage(run: RunFolder, *, token: str, noun: str, base: str) -> list[Snippet]:
         'pictures[0].save("picture.png")'
     )
     snippets = [Snippet(title="Command line", code=shell), Snippet(title="Python", code=python)]
-    if run.metadata.get("method") in MERGEABLE and not controlled:
+    method = METHODS.get(run.metadata.get("method", ""))
+    if method and method.merges and not controlled:
         merge = f"diffadapt merge --base {shlex.quote(base)} --out merged \\\n    --adapter {shlex.quote(path)}"
         title = "Merged into the weights, for any program that opens diffusers folders"
         snippets.append(Snippet(title=title, code=merge))

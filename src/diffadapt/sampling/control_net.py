@@ -29,10 +29,13 @@ class ControlNet(Method):
     """A trainable copy of the denoiser's encoder behind zero convolutions; it encodes the signal itself."""
 
     name: ClassVar[str] = "controlnet"
+    title: ClassVar[str] = "ControlNet"
+    recipes: ClassVar[tuple[str, ...]] = ("control",)
+    merges: ClassVar[bool] = False
 
     blocks: int = option(0, "down blocks that are copied, from the first; 0 copies all and the middle block", low=0)
 
-    def build(self, layer: nn.Module, path: str, generator: torch.Generator) -> Adapter:
+    def build(self, layer: nn.Module, path: str, role: str, generator: torch.Generator) -> Adapter:
         raise Refused("a ControlNet stands beside the whole denoiser; train it with train_control")
 
 

@@ -14,9 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..adapters import Attachment, SideInputs
+from ..adapters import Attachment, GatedConcept, SideInputs
 from ..adapters.hint import SIGNAL
-from ..adapters.perfusion import ConceptEdit
 from ..bases import Base
 from ..data.picture import to_picture
 from ..errors import Refused
@@ -109,16 +108,16 @@ def adapted(base: Base, adapters: Sequence[tuple[str | Path | Attachment, float]
 
 @contextmanager
 def biased(attachments: Sequence[Attachment], bias: Mapping[str, float]) -> Iterator[None]:
-    """Within the block perfusion's concepts have these biases, by their word.
+    """Within the block the gates of these concepts, by their word, have these biases.
 
     Raises:
         Refused: no such concept is among the attachments; lists those that are.
     """
-    concepts = {each.shared.token: each.shared for each in attachments if isinstance(each.shared, ConceptEdit)}
+    concepts = {each.shared.word: each.shared for each in attachments if isinstance(each.shared, GatedConcept)}
     for word in bias:
         if word not in concepts:
-            known = ", ".join(concepts) or "no concept of perfusion"
-            raise Refused(f"a bias for {word!r}, but what is attached knows {known}")
+            known = ", ".join(concepts) or "none"
+            raise Refused(f"got a bias for {word!r}, but the concepts with a gate that are attached are: {known}")
     before = {word: concepts[word].bias for word in bias}
     for word, value in bias.items():
         concepts[word].bias = value

@@ -164,7 +164,8 @@ class Learner:
         for attachment in self.attachments.values():
             attachment.train(False)
         rate = self.optimizer.param_groups[0]["lr"]
-        return {**row, "lr": rate, "grad_norm": float(norm) if norm is not None else 0.0}
+        notes = {name: value for each in self.attachments.values() for name, value in each.notes().items()}
+        return {**row, **notes, "lr": rate, "grad_norm": float(norm) if norm is not None else 0.0}
 
     def _average_over_processes(self) -> None:
         """Gradients averaged over all processes; what trains is small, so one flat tensor does."""
