@@ -23,7 +23,6 @@ from .adapter import effective_weight
 from .adapter_file import load_adapter, read_adapter
 from .attach import Attachment, attach
 from .selective import Selective, SelectiveAdapter
-from .token import TokenAdapter
 
 ROLES = ("cross_attention.key", "cross_attention.value")
 RIDGE = 1e-6  # of the concepts' Gram matrix, against words that prompts share
