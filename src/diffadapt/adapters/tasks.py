@@ -28,6 +28,7 @@ def observing(attachment: "Attachment") -> Iterator[None]:
             hook.remove()
 
 
+@torch.no_grad()
 def fold_(attachment: "Attachment", tokens: Mapping[str, str], seed: int) -> None:
     """Ends a task of a sequence.
 
