@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from ..config import check
 from ..errors import Refused
 from ..files import save_tensors
+from .adaptable import AdaptableBase
 from .adapter import (
     SIDE_INPUTS,
     Adapter,
@@ -38,28 +38,6 @@ from .tokenizer import RANDOM_START, expand_vectors, initial_vectors, innermost,
 
 FORMAT_VERSION = 1
 TOKEN_ROLE = "text.token_embedding"
-
-
-class AdaptableBase(Protocol):
-    """What `attach` needs of a base; `bases.Base` is one."""
-
-    name: str
-    roles: dict[str, tuple[str, ...]]
-    attachments: list["Attachment"]
-    fingerprint: str
-    tokenizer: Any
-    world: Any
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def covariance(self) -> Any: ...
-    def tokenize(self, prompts: Sequence[str]) -> Tensor: ...
-    def encode_ids(self, ids: Tensor) -> Tensor: ...
-    def module(self, path: str) -> nn.Module: ...
-    def replace_(self, path: str, module: nn.Module) -> None: ...
-    def select(self, patterns: Sequence[str]) -> dict[str, str]: ...
-    def freeze_(self) -> None: ...
 
 
 class Attachment:
