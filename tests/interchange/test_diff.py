@@ -13,6 +13,7 @@ CASES = {
     "lora": (LoRA(rank=2), ["self_attention.*", "resample.conv", "text.self_attention.*"]),
     "full": (Selective(), ["norm", "output.conv", "text.norm", "cross_attention.out"]),
     "bias": (Selective(train="bias"), ["feed_forward.*"]),
+    "bias of norms": (Selective(train="bias"), ["norm"]),
 }
 
 
@@ -21,7 +22,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_the_base_plus_the_difference_is_the_merged_base(base, saved, tmp_path, case, dtype, strength):
     file = saved(*CASES[case])
-    (out,) = export_adapter(base, file, tmp_path / "out.safetensors", to="diff", strength=strength, dtype=dtype)
+    (out,), _ = export_adapter(base, file, tmp_path / "out.safetensors", to="diff", strength=strength, dtype=dtype)
     tensors, header = load_tensors(out)
     assert {value.dtype for value in tensors.values()} == {dtype} and header["strength"] == f"{strength:g}"
     names = {kohya_name(path): path for paths in base.roles.values() for path in paths}
@@ -45,7 +46,7 @@ def test_the_base_plus_the_difference_is_the_merged_base(base, saved, tmp_path, 
 
 def test_words_are_written_as_textual_inversion(base, saved, tmp_path):
     file = saved(LoRA(rank=2), tokens={"<biscuit>": "cat", "<style>": "red"})
-    written = export_adapter(base, file, tmp_path / "out.safetensors", to="diff", strength=0.5)
+    written, _ = export_adapter(base, file, tmp_path / "out.safetensors", to="diff", strength=0.5)
     assert [path.name for path in written] == ["out.safetensors", "out-biscuit.safetensors", "out-style.safetensors"]
     attachment = load_adapter(base, file)
     attachment.strength = 0.5
@@ -57,7 +58,7 @@ def test_words_are_written_as_textual_inversion(base, saved, tmp_path):
 
 def test_diffusers_reads_a_word_of_several_vectors(base, saved, tmp_path):
     file = saved(Token(vectors=3), tokens={"<biscuit>": "cat"})
-    (path,) = export_adapter(base, file, tmp_path / "out.safetensors", to="diff")
+    (path,), _ = export_adapter(base, file, tmp_path / "out.safetensors", to="diff")
     attachment = load_adapter(base, file)
     with torch.no_grad():
         ours = base.encode_prompts(["a <biscuit> cat"])
@@ -70,7 +71,7 @@ def test_diffusers_reads_a_word_of_several_vectors(base, saved, tmp_path):
     ("more", "says"),
     [
         ({"to": "oft_blocks"}, r"oft_blocks cannot be written.*turn the outputs.*--to diff reaches the same tools"),
-        ({"to": "kohya"}, "no format 'kohya'; known: peft .*, diff "),
+        ({"to": "kohya"}, "no format 'kohya'; known: lora .*, peft .*, diff "),
         ({"to": "diff", "strength": 0}, "changes nothing at strength 0"),
         ({"to": "diff", "dtype": torch.bfloat16}, "float16 or float32, which keep small turns"),
     ],

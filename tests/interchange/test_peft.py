@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import OFTConfig, PeftModel, get_peft_model
 
-from diffadapt import OFT, LoRA, Refused, export_adapter, import_adapter, load_adapter
+from diffadapt import OFT, Refused, Selective, export_adapter, import_adapter, load_adapter
 from diffadapt.adapters import read_adapter
 from diffadapt.files import load_tensors, save_tensors
 
@@ -43,7 +43,7 @@ def rewritten(folder, **config):
 @pytest.mark.parametrize("case", CASES)
 def test_peft_answers_as_we_do_with_what_we_wrote(base, unet, saved, draw, apart, tmp_path, case):
     file = saved(*CASES[case])
-    (folder,) = export_adapter(base, file, tmp_path / "out", to="peft")
+    (folder,), _ = export_adapter(base, file, tmp_path / "out", to="peft")
     plain = draw(base.denoiser)
     load_adapter(base, file)
     ours, theirs = draw(base.denoiser), draw(PeftModel.from_pretrained(unet, folder).eval())
@@ -61,7 +61,7 @@ def test_what_is_written_says_that_it_is_exact(base, saved, tmp_path):
 def test_the_sign_is_minus_for_the_exact_transform_and_plus_for_the_series(base, unet, saved, draw, apart, tmp_path):
     """Our file with the flag turned round makes PEFT draw the inverse, to what the series is apart."""
     file = saved(OFT(block_size=8), size=0.01)
-    (folder,) = export_adapter(base, file, tmp_path / "out", to="peft")
+    (folder,), _ = export_adapter(base, file, tmp_path / "out", to="peft")
     rewritten(folder, use_cayley_neumann=True, peft_version="0.21.2")
     theirs = draw(PeftModel.from_pretrained(unet, folder).eval())
     attachment = load_adapter(base, file)
@@ -72,14 +72,14 @@ def test_the_sign_is_minus_for_the_exact_transform_and_plus_for_the_series(base,
 
 def test_a_strength_is_written_into_the_rotation(base, unet, saved, draw, apart, tmp_path):
     file = saved(OFT(block_size=8))
-    (folder,) = export_adapter(base, file, tmp_path / "out", to="peft", strength=0.4)
+    (folder,), _ = export_adapter(base, file, tmp_path / "out", to="peft", strength=0.4)
     load_adapter(base, file).strength = 0.4
     assert apart(draw(base.denoiser), draw(PeftModel.from_pretrained(unet, folder).eval())) < 1e-5
 
 
 def test_beyond_1_no_ball_is_written_since_peft_would_pull_the_rotation_back(base, unet, saved, draw, apart, tmp_path):
     file = saved(OFT(block_size=8, constraint="peft", radius=0.5))
-    (folder,) = export_adapter(base, file, tmp_path / "out", to="peft", strength=2)
+    (folder,), _ = export_adapter(base, file, tmp_path / "out", to="peft", strength=2)
     load_adapter(base, file).strength = 2
     assert apart(draw(base.denoiser), draw(PeftModel.from_pretrained(unet, folder).eval())) < 1e-5
 
@@ -88,7 +88,7 @@ def test_beyond_1_no_ball_is_written_since_peft_would_pull_the_rotation_back(bas
 def test_the_text_encoder_has_a_directory_of_its_own(base, saved, tmp_path):
     roles = ["text.self_attention.*", "cross_attention.key"]
     file = saved(OFT(block_size=8), roles)
-    written = export_adapter(base, file, tmp_path / "out", to="peft")
+    written, _ = export_adapter(base, file, tmp_path / "out", to="peft")
     assert written == [tmp_path / "out", tmp_path / "out" / "text_encoder"]
     prompts = ["a cat", "a dog on a red background"]
     theirs = PeftModel.from_pretrained(base.text_encoder, written[1]).eval()
@@ -192,7 +192,7 @@ def test_a_series_of_an_old_peft_is_read_with_a_remark(base, unet, tmp_path):
 
 def test_names_are_read_with_and_without_peft_s_own_marks(base, saved, tmp_path):
     file = saved(OFT(block_size=8))
-    (folder,) = export_adapter(base, file, tmp_path / "out", to="peft")
+    (folder,), _ = export_adapter(base, file, tmp_path / "out", to="peft")
     tensors, _ = load_tensors(folder / "adapter_model.safetensors")
 
     def renamed(key):
@@ -204,7 +204,10 @@ def test_names_are_read_with_and_without_peft_s_own_marks(base, saved, tmp_path)
 
 
 REFUSED_TO_WRITE = {
-    "a PEFT directory is written for oft, and this adapter is lora; --to diff": (LoRA(rank=2), None),
+    "a PEFT directory is written for lora and oft, and this adapter is selective; --to diff": (
+        Selective(),
+        ["cross_attention.out"],
+    ),
     r"conv1 is a convolution.*distort; use --to diff": (OFT(block_size=4), ["residual.conv"]),
     "no gain per neuron.*rescale; use --to diff": (OFT(block_size=8, rescale="joint"), None),
 }
@@ -221,7 +224,7 @@ def test_what_peft_cannot_hold_is_refused(base, saved, tmp_path, says):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"peft_type": "BOFT"}, "PEFT directory of BOFT; diffadapt reads those of OFT"),
+        ({"peft_type": "BOFT"}, "PEFT directory of BOFT; diffadapt reads those of LORA and OFT"),
         ({"oft_block_size": "left out"}, "earlier versions of PEFT.*train it again"),
     ],
 )

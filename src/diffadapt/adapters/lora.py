@@ -10,7 +10,9 @@ Strength multiplies the update: W0 + strength (alpha / r) B A.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import ClassVar
 
 import torch
@@ -34,12 +36,51 @@ class LoRA(Method):
     dropout: float = option(
         0.0, "share of input features dropped on the low-rank path while training, 0 to 1", low=0, high=1
     )
+    ranks: tuple[str, ...] = option(
+        (), "other ranks of some layers, each as LAYER=RANK; LAYER is a path or a pattern such as unet.mid_block.*"
+    )
+    alphas: tuple[str, ...] = option((), "other alphas of some layers, each as LAYER=ALPHA, as in ranks")
+
+    def rank_of(self, path: str) -> int:
+        """The rank r of the layer at `path`."""
+        own = _of_layer(self.ranks, path, "ranks")
+        if own is None:
+            return self.rank
+        if own < 1 or own != int(own):
+            raise Refused(f"ranks: expected a whole number from 1 up for {path}, got {own:g}")
+        return int(own)
+
+    def alpha_of(self, path: str) -> float:
+        """The alpha of the layer at `path`: its update is multiplied by alpha / r."""
+        own = _of_layer(self.alphas, path, "alphas")
+        if own is None:
+            own = self.alpha
+        return self.rank_of(path) if own is None else own
 
     def summary(self) -> str:
         return f"{self.title}, rank {self.rank}"
 
     def build(self, layer: nn.Module, path: str, role: str, generator: torch.Generator) -> Adapter:
         return LoRAAdapter(layer, self, path, generator)
+
+
+def _of_layer(entries: Iterable[str], path: str, option_name: str) -> float | None:
+    """The number of the first "LAYER=NUMBER" that names the layer, or None.
+
+    Raises:
+        Refused: an entry is not of this form.
+    """
+    for entry in entries:
+        layer, _, number = entry.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not layer or not math.isfinite(value):
+            raise Refused(f"{option_name}: expected LAYER=NUMBER, such as unet.mid_block.*=8, got {entry!r}")
+        if layer == path or fnmatchcase(path, layer):
+            return value
+    return None
 
 
 class LoRAAdapter(Mergeable):
@@ -54,14 +95,15 @@ class LoRAAdapter(Mergeable):
             raise Refused(f"LoRA cannot adapt {path}: a convolution with {inner.groups} groups; leave its role out")
         shape = inner.weight.shape  # (out, in) or (out, in, kh, kw)
         largest = min(shape[0], math.prod(shape[1:]))
-        if method.rank > largest:
-            raise Refused(f"rank {method.rank} is larger than layer {path} allows ({tuple(shape)}: at most {largest})")
+        rank, alpha = method.rank_of(path), method.alpha_of(path)
+        if rank > largest and not method.ranks:  # a rank of one's own is meant, and files of other tools have such
+            raise Refused(f"rank {rank} is larger than layer {path} allows ({tuple(shape)}: at most {largest})")
         device = inner.weight.device
         bound = 1 / math.sqrt(math.prod(shape[1:]))  # kaiming_uniform with a = sqrt(5), as the reference implementation
-        down = (torch.rand(method.rank, *shape[1:], generator=generator) * 2 - 1) * bound
+        down = (torch.rand(rank, *shape[1:], generator=generator) * 2 - 1) * bound
         self.down = nn.Parameter(down.to(device))
-        self.up = nn.Parameter(torch.zeros(shape[0], method.rank, device=device))
-        self.scale = (method.rank if method.alpha is None else method.alpha) / method.rank
+        self.up = nn.Parameter(torch.zeros(shape[0], rank, device=device))
+        self.alpha, self.scale = alpha, alpha / rank
         self.dropout = method.dropout
 
     def adapted(self, x: Tensor) -> Tensor:

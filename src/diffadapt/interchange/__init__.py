@@ -2,5 +2,6 @@
 
 from .exporting import FORMATS, export_adapter
 from .importing import import_adapter
+from .words import word_files, write_words
 
-__all__ = ["FORMATS", "export_adapter", "import_adapter"]
+__all__ = ["FORMATS", "export_adapter", "import_adapter", "word_files", "write_words"]

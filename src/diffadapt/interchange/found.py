@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from ..adapters import OFT, Attachment, attach
 from ..adapters.attach import AdaptableBase
+from ..adapters.oft import OFTAdapter
 from ..errors import Refused
+from .series import describe
 
 
 @dataclass
@@ -35,6 +37,17 @@ class Found:
     terms: int | None = None
     remarks: list[str] = field(default_factory=list)
     hint: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> int:
+        return len(self.q)
+
+    def describe(self, attachment: Attachment) -> list[str]:
+        """How far what the file was trained with is from the exact transform."""
+        if self.terms is None:
+            return []
+        mine = [attachment.adapters[path] for path in self.q]
+        return [describe((each for each in mine if isinstance(each, OFTAdapter)), self.terms)]
 
     def attach(self, base: AdaptableBase) -> Attachment:
         """The adapter on its base. Layers of its roles that the file leaves out keep Q = 0, the identity.

@@ -6,17 +6,18 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..adapters import Hint, attach
+from ..adapters import Attachment, Hint, attach
 from ..adapters.attach import AdaptableBase
-from ..adapters.oft import OFTAdapter
 from ..errors import Refused
 from ..files import load_tensors
 from .exporting import OUTPUT_SIDE
 from .found import Found
+from .found_lora import FoundLoRA
+from .lora_reading import is_lora, read_lora
 from .official import is_official, read_official
 from .packed import read_kohya
 from .peft import CONFIG, read_peft
-from .series import describe
+from .words import attach_word, is_word
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _CONVERSION = (
@@ -25,15 +26,34 @@ _CONVERSION = (
 )
 
 
-def import_adapter(base: AdaptableBase, source: str | Path, out: str | Path) -> tuple[list[Path], str]:
-    """Reads another tool's OFT into an adapter file.
+# What a file is that cannot be read, by the names in it.
+_KINDS = {
+    ".hada_": "LoHa (Hadamard products)",
+    ".lokr_": "LoKr (Kronecker products)",
+    ".dora_scale": "DoRA (LoRA with a magnitude for each neuron)",
+    ".lora_magnitude_vector": "DoRA (LoRA with a magnitude for each neuron)",
+    ".a1.weight": "GLoRA",
+    ".on_input": "IA3",
+    ".diff": "weight differences (.diff)",
+    ".w_norm": "weight differences (.w_norm)",
+    ".b_norm": "weight differences (.b_norm)",
+    "bundle_emb.": "a LoRA with words bundled into it",
+}
 
-    Known are PEFT directories, the paper's own checkpoints and the `oft_v2` files of kohya's scripts and OneTrainer.
+
+def import_adapter(
+    base: AdaptableBase, source: str | Path, out: str | Path, *, token: str | None = None
+) -> tuple[list[Path], str]:
+    """Reads another tool's LoRA, OFT or textual inversion into an adapter file.
+
+    Known are LoRA files of kohya's scripts, LyCORIS (LoCon) and diffusers, PEFT directories of LoRA and OFT, the OFT
+    paper's own checkpoints, the `oft_v2` files of kohya's scripts and OneTrainer, and textual inversion.
 
     Args:
         base: the base that it was trained on; its fingerprint goes into the file.
         source: a directory or a .safetensors file.
         out: the adapter file, a new one. An encoder of control signals goes beside it, as `<stem>-hint.safetensors`.
+        token: of textual inversion: what the new word is to be called; None: as the file says.
 
     Returns:
         the files, and one note on what was read and how faithful it is, which is in their headers too
@@ -46,25 +66,29 @@ def import_adapter(base: AdaptableBase, source: str | Path, out: str | Path) -> 
         raise Refused(f"{out} exists already; choose a new name, nothing is overwritten")
     if out.suffix != ".safetensors":
         raise Refused(f"{out}: an adapter file's name ends in .safetensors")
+    if source.suffix == ".safetensors" and source.is_file():
+        tensors, header = load_tensors(source)
+        if is_word(tensors) and header.get("format") != "diffadapt":
+            return _import_word(base, source, tensors, out, token)
+    if token is not None:
+        raise Refused(f"a token goes with textual inversion, and {source} is none")
     found = read(source, base)
     attachment = found.attach(base)
     try:
-        mine = {path: adapter for path, adapter in attachment.adapters.items() if isinstance(adapter, OFTAdapter)}
-        note = [f"{len(found.q)} layers of {', '.join(attachment.roles)} from {found.source}"]
-        if len(mine) > len(found.q):
-            note.append(f"the other {len(mine) - len(found.q)} layers of these roles stay as they are")
-        if found.terms is not None:
-            note.append(describe((mine[path] for path in found.q), found.terms))
-        text = "; ".join([*note, *found.remarks])
+        layers = len(attachment.adapters)
+        note = [f"{found.layers} layers of {', '.join(attachment.roles)} from {found.source}"]
+        if layers > found.layers:
+            note.append(f"the other {layers - found.layers} layers of these roles stay as they are")
+        text = "; ".join([*note, *found.describe(attachment), *found.remarks])
         files = [attachment.save(out, {"note": text})]
     finally:
         attachment.detach()
-    if found.hint:
+    if isinstance(found, Found) and found.hint:
         files.append(_save_hint(base, found, out.with_name(f"{out.stem}-hint.safetensors"), text))
     return files, text
 
 
-def read(source: Path, base: AdaptableBase) -> Found:
+def read(source: Path, base: AdaptableBase) -> Found | FoundLoRA:
     """What a directory or file of another tool holds.
 
     Raises:
@@ -85,14 +109,37 @@ def read(source: Path, base: AdaptableBase) -> Found:
         raise Refused(f"{source} is an adapter of diffadapt already")
     if _holds(tensors, ".oft_blocks") or _holds(tensors, ".oft_diag"):
         raise Refused(f"{source} cannot be read: {OUTPUT_SIDE}; merge it into the base in the tool that made it")
+    for mark, kind in _KINDS.items():
+        if _holds(tensors, mark):
+            raise Refused(
+                f"{source} is {kind}, which diffadapt does not read yet; merge it into the base in the tool that made "
+                "it, and train or sample on that base"
+            )
     if _holds(tensors, ".oft_R."):
         return read_kohya(source, tensors, base)
     if is_official(tensors):
         return read_official(source, tensors, base)
+    if is_lora(tensors):
+        return read_lora(source, tensors, header, base)
     raise Refused(
-        f"{source} holds no OFT that diffadapt knows: expected a PEFT directory, a checkpoint of the paper's code or "
-        "an oft_v2 file of kohya's scripts or OneTrainer"
+        f"{source} holds no adapter that diffadapt knows: expected LoRA (kohya's scripts, LyCORIS' LoCon, diffusers), "
+        "textual inversion, OFT (the paper's code, kohya's oft_v2, OneTrainer), or a PEFT directory of LoRA or OFT"
     )
+
+
+def _import_word(
+    base: AdaptableBase, source: Path, tensors: Mapping[str, Tensor], out: Path, token: str | None
+) -> tuple[list[Path], str]:
+    attachment: Attachment = attach_word(base, source, tensors, token)
+    try:
+        (word, *more), start = list(attachment.tokens), next(iter(attachment.tokens.values()))
+        text = (
+            f"textual inversion from {source.name}, {1 + len(more)} vectors; write {word} in a prompt; strength 0 is "
+            f"the mean vector of {start!r}, since the file does not say where it began"
+        )
+        return [attachment.save(out, {"note": text})], text
+    finally:
+        attachment.detach()
 
 
 def _holds(tensors: Mapping[str, Tensor], mark: str) -> bool:

@@ -1,6 +1,6 @@
-"""PEFT's directories: `adapter_config.json` and `adapter_model.safetensors`, peft_type OFT.
+"""PEFT's directories: `adapter_config.json` and `adapter_model.safetensors`, of LoRA (see `lora_reading`) or OFT.
 
-PEFT turns the inputs, x R, like us. From one tensor v its exact transform makes R(-v) and its series R(v), so:
+Of OFT, PEFT turns the inputs, x R, like us. From one tensor v its exact transform makes R(-v) and its series R(v), so:
 
     use_cayley_neumann = false    v = -Q    what is written
     use_cayley_neumann = true     v = Q     read too, see `series.py`
@@ -19,12 +19,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..adapters import OFT, Attachment
+from ..adapters import OFT, Attachment, LoRA
 from ..adapters.attach import AdaptableBase
 from ..adapters.oft import OFTAdapter
 from ..errors import Refused
 from ..files import load_tensors, read_json, save_tensors, write_json
 from .found import Found
+from .found_lora import FoundLoRA
+from .lora_reading import add_pairs, peft_alpha
+from .lora_writing import write_peft_lora
 from .packed import by_layer
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -34,14 +37,19 @@ _OLD = "{} is in a form of earlier versions of PEFT, which PEFT itself no longer
 
 
 def write_peft(attachment: Attachment, out: Path) -> list[Path]:
-    """Writes an OFT attachment at its present strength; returns the directories.
+    """Writes a LoRA or OFT attachment at its present strength; returns the directories.
 
     Raises:
         Refused: another method, a convolution, or a gain per neuron, which PEFT's OFT does not have.
     """
     method = attachment.method
+    if isinstance(method, LoRA):
+        return write_peft_lora(attachment, out, CONFIG, TENSORS)
     if not isinstance(method, OFT):
-        raise Refused(f"a PEFT directory is written for oft, and this adapter is {method.name}; --to diff takes any")
+        raise Refused(
+            f"a PEFT directory is written for lora and oft, and this adapter is {method.name}; --to diff takes every "
+            "method that can be merged"
+        )
     tensors: dict[str, dict[str, Tensor]] = defaultdict(dict)  # by part
     for path, adapter in attachment.layers.items():
         assert isinstance(adapter, OFTAdapter)
@@ -83,25 +91,49 @@ def _config(method: OFT, layers: list[str], base: str, bounded: bool) -> dict[st
     }
 
 
-def read_peft(directory: Path, base: AdaptableBase) -> Found:
+def read_peft(directory: Path, base: AdaptableBase) -> Found | FoundLoRA:
     """Reads a PEFT directory, that of one part of the base or of several.
 
     Raises:
         Refused: another method or an old version of PEFT's, no safetensors, a layer that the base does not have, a
-            convolution, directories of the parts that do not agree.
+            convolution that is turned, directories of the parts that do not agree.
     """
     folders = [
         each for each in (directory, directory / "unet", directory / "text_encoder") if (each / CONFIG).is_file()
     ]
     if not folders:
         raise Refused(f"{directory} is no PEFT directory: there is no {CONFIG} in it")
-    found = Found(f"a PEFT directory, {directory.name}")
-    for folder in folders:
-        config = _read_config(folder)
+    configs = {folder: _read_config(folder) for folder in folders}
+    kinds = {config["peft_type"] for config in configs.values()}
+    if len(kinds) > 1:
+        raise Refused(f"{' and '.join(map(str, folders))} are of {' and '.join(sorted(kinds))}; import each by itself")
+    source = f"a PEFT directory, {directory.name}"
+    return _lora(source, configs, base) if kinds == {"LORA"} else _oft(source, configs, base)
+
+
+def _lora(source: str, configs: dict[Path, dict[str, Any]], base: AdaptableBase) -> FoundLoRA:
+    found = FoundLoRA(source)
+    for folder, config in configs.items():
+        if config.get("use_dora"):
+            raise Refused(f"{folder} is DoRA, which diffadapt does not read yet; merge it in PEFT and use that base")
+        found.dropout = float(config.get("lora_dropout") or 0.0)
+
+        def alpha(layer: str, rank: int, config: dict[str, Any] = config) -> float:
+            return peft_alpha(config, layer.partition(".")[2], rank)
+
+        add_pairs(found, folder / TENSORS, _read_tensors(folder), base, alpha)
+    return found
+
+
+def _oft(source: str, configs: dict[Path, dict[str, Any]], base: AdaptableBase) -> Found:
+    found = Found(source)
+    for folder, config in configs.items():
+        if "oft_block_size" not in config:
+            raise Refused(_OLD.format(folder))
         series, settings = config.get("use_cayley_neumann", True), _settings(config)
         terms = int(config.get("num_cayley_neumann_terms", 5)) if series else None
         if found.q and (terms, settings) != (found.terms, found.settings):
-            raise Refused(f"{' and '.join(map(str, folders))} have different settings; import each by itself")
+            raise Refused(f"{' and '.join(map(str, configs))} have different settings; import each by itself")
         found.terms, found.settings, found.by_blocks = terms, settings, bool(config.get("r"))
         found.remarks = [_BEFORE_018] if series and "peft_version" not in config else []
         for path, v in by_layer(folder / TENSORS, _read_tensors(folder), base)[0].items():
@@ -121,11 +153,9 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     config = read_json(folder / CONFIG)
-    if not isinstance(config, dict) or config.get("peft_type") != "OFT":
+    if not isinstance(config, dict) or config.get("peft_type") not in ("LORA", "OFT"):
         kind = config.get("peft_type") if isinstance(config, dict) else None
-        raise Refused(f"{folder} is a PEFT directory of {kind}; diffadapt reads those of OFT")
-    if "oft_block_size" not in config:
-        raise Refused(_OLD.format(folder))
+        raise Refused(f"{folder} is a PEFT directory of {kind}; diffadapt reads those of LORA and OFT")
     return config
 
 

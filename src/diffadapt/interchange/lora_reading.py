@@ -1,0 +1,129 @@
+"""Reads LoRA of other tools: one pair of matrices for each layer, under the names that each tool has for them.
+
+    kohya's scripts, LyCORIS' LoCon, ComfyUI    lora_unet_<path with underscores>.lora_down.weight, .lora_up, .alpha
+    diffusers since 0.22, PEFT                  unet.<path>.lora_A.weight, .lora_B.weight
+    diffusers 0.15 to 0.21                      unet.<path>.lora.down.weight, text_encoder.<path>.lora_linear_layer.down
+    diffusers before                            unet.<attention>.processor.to_q_lora.down.weight
+
+LoCon's `lora_mid` (a convolution between the two) is multiplied into `lora_down`, which changes nothing of the product.
+"""
+
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters.attach import AdaptableBase
+from ..errors import Refused
+from .found_lora import FoundLoRA
+from .names import known_names
+
+_KEY = re.compile(r"(.+?)\.(?:(alpha)|(?:lora_)?(down|up|mid|A|B)(?:\.\w+)?\.weight)")
+_PROCESSOR = re.compile(r"(.+)\.processor\.(to_[qkv]|to_out)_lora")
+_OLD_TEXT = re.compile(r"(.+\.self_attn)\.to_(q|k|v|out)_lora")
+_PARTS = {"A": "down", "B": "up"}
+_METADATA = "lora_adapter_metadata"  # diffusers' entry in the header
+
+
+def is_lora(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a file is of this kind, by its names."""
+    return any((found := _KEY.fullmatch(name)) and found[3] for name in tensors)
+
+
+def read_lora(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str], base: AdaptableBase) -> FoundLoRA:
+    """Reads one file of kohya's scripts, LyCORIS (LoCon) or diffusers.
+
+    Raises:
+        Refused: a tensor that is no part of LoRA, a layer that the base does not have, half a pair.
+    """
+    found = FoundLoRA(f"a LoRA file, {path.name}")
+    config = _header_config(path, header)
+
+    def alpha(name: str, rank: int) -> float:
+        part, _, layer = name.partition(".")
+        own = {key.removeprefix(f"{part}."): value for key, value in config.items() if key.startswith(f"{part}.")}
+        return peft_alpha(own, layer, rank) if own else float(rank)
+
+    add_pairs(found, path, tensors, base, alpha)
+    return found
+
+
+def add_pairs(
+    found: FoundLoRA,
+    source: Path,
+    tensors: Mapping[str, Tensor],
+    base: AdaptableBase,
+    alpha: Callable[[str, int], float],
+) -> None:
+    """Adds the pairs of a file to what was found.
+
+    Args:
+        found: grows.
+        source: the file, for messages.
+        tensors: all of it.
+        base: whose layers the names are held against.
+        alpha: (a layer's path, its rank) -> alpha, where the file holds no tensor of it.
+    """
+    names = known_names(path for paths in base.roles.values() for path in paths)
+    layers: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for key, tensor in tensors.items():
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise Refused(f"{source} holds {key}, which is no part of LoRA as diffadapt knows it")
+        name = _plain(match[1])
+        if name not in names:
+            more = "; it is of SDXL, which has two text encoders" if name.startswith("lora_te2_") else ""
+            raise Refused(f"{source} is about a layer {name!r}, which base {base.name!r} does not have{more}")
+        layers[names[name]][match[2] or _PARTS.get(match[3], match[3])] = tensor
+    for layer, own in layers.items():
+        if not {"down", "up"} <= own.keys():
+            lacking = "down" if "up" in own else "up"
+            raise Refused(f"{source} has no {lacking} matrix of {layer}; it was cut short, copy it again")
+        if not isinstance(base.module(layer), nn.Linear | nn.Conv2d):
+            raise Refused(f"{source} has a LoRA of {layer}, a {type(base.module(layer)).__name__}; it cannot be read")
+        down, up = own["down"].float(), own["up"].float()
+        if "mid" in own:  # (r, r', kh, kw) between 1x1 convolutions
+            down = torch.einsum("mnhw,ni->mihw", own["mid"].float(), down.flatten(1))
+        if down.ndim < 2 or up.ndim < 2 or up.shape[1] != len(down) or not len(down):
+            raise Refused(f"{source}: {layer} has matrices {tuple(up.shape)} x {tuple(down.shape)}, which do not match")
+        found.down[layer], found.up[layer] = down, up
+        if "alpha" in own and own["alpha"].numel() != 1:
+            raise Refused(f"{source}: the alpha of {layer} has shape {tuple(own['alpha'].shape)}; expected one number")
+        found.alpha[layer] = float(own["alpha"]) if "alpha" in own else alpha(layer, len(down))
+
+
+def peft_alpha(config: Mapping[str, Any], layer: str, rank: int) -> float:
+    """The alpha of a layer as a PEFT config has it, so that alpha / rank is what PEFT multiplies by."""
+    patterns = config.get("alpha_pattern") or {}
+    value = next((each for key, each in patterns.items() if re.match(rf"(.*\.)?({key})$", layer)), None)
+    value = config.get("lora_alpha", 8) if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Refused(f"the LoRA's config has lora_alpha {value!r} for {layer}; expected a number")
+    return float(value) * (math.sqrt(rank) if config.get("use_rslora") else 1)
+
+
+def _header_config(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
+    """{"unet.lora_alpha": ...}: what newer versions of diffusers write of PEFT's config into the header."""
+    try:
+        config = json.loads(header.get(_METADATA, "{}"))
+    except ValueError as error:
+        raise Refused(f"{path} has a header whose {_METADATA} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise Refused(f"{path} has a header whose {_METADATA} is no table")
+    return config
+
+
+def _plain(name: str) -> str:
+    """A layer's name without what the tools put around it."""
+    name = name.removeprefix("base_model.model.")
+    if match := _PROCESSOR.fullmatch(name):
+        return f"{match[1]}.{match[2]}" + (".0" if match[2] == "to_out" else "")
+    if match := _OLD_TEXT.fullmatch(name):
+        return f"{match[1]}.{match[2]}_proj"
+    return name.removesuffix(".lora").removesuffix(".lora_linear_layer")
