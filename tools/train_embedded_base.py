@@ -32,10 +32,10 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from diffadapt.data.scenes import World, caption, grammar_words, load_sprites, render, sample_scene
+from diffadapt.data.scenes import World, caption, load_sprites, render, sample_scene
 from diffadapt.data.world import BACKGROUNDS, NOUNS
 
-LATENT_CHANNELS, TEXT_LENGTH, TEXT_WIDTH = 6, 24, 192
+LATENT_CHANNELS, TEXT_LENGTH, TEXT_WIDTH = 6, 32, 192
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
@@ -120,8 +120,8 @@ def build_scheduler():
     )
 
 
-def train_tokenizer(work: Path) -> None:
-    """A CLIP tokenizer whose vocabulary holds every word of the scenes' grammar as one entry."""
+def train_tokenizer(work: Path, words: list[str]) -> None:
+    """A CLIP tokenizer whose vocabulary holds every one of the words as one entry, but for words with digits."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=None))
@@ -130,10 +130,10 @@ def train_tokenizer(work: Path) -> None:
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     trainer = trainers.BpeTrainer(
-        vocab_size=4000, min_frequency=2, end_of_word_suffix="</w>", show_progress=False,
+        vocab_size=30_000, min_frequency=2, end_of_word_suffix="</w>", show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
-    bpe.train_from_iterator([" ".join(grammar_words())] * 4, trainer)
+    bpe.train_from_iterator([" ".join(words)] * 4, trainer)
     model = json.loads(bpe.to_str())["model"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [tuple(m) if isinstance(m, list) else tuple(m.split()) for m in model["merges"]]
@@ -148,10 +148,10 @@ def train_tokenizer(work: Path) -> None:
     tokenizer = CLIPTokenizer(
         str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=TEXT_LENGTH, pad_token="<|endoftext|>"
     )
-    for word in grammar_words():
+    for word in words:
         ids = tokenizer(word).input_ids
         # CLIP splits before and after a digit, so "3d" is two entries.
-        assert len(ids) == (4 if word == "3d" else 3), (
+        assert len(ids) == 3 or any(letter.isdigit() for letter in word), (
             f"{word!r} is not one token: {tokenizer.convert_ids_to_tokens(ids)}"
         )
     tokenizer.save_pretrained(folder)
