@@ -13,7 +13,7 @@ from diffadapt.errors import Refused
 
 OUT, IN, RANK = 10, 7, 3
 SD15_WIDTHS = [320] * 5 + [640] * 5 + [1280] * 6  # cross-attention blocks of Stable Diffusion 1.5; text width 768
-IMPORTANCE = ("abs_of_sum", "sum_of_abs", "sum_of_squares", "inputs")
+IMPORTANCE = ("abs_of_sum", "sum_of_abs", "sum_of_squares", "inputs", "fisher")
 
 
 def adapter_of(tasks: int = 0, *, dtype=torch.float32, seed: int = 0, **settings) -> CLoRAAdapter:
@@ -28,9 +28,16 @@ def adapter_of(tasks: int = 0, *, dtype=torch.float32, seed: int = 0, **settings
     adapter = CLoRAAdapter(layer, CLoRA(**settings), "here", generator)
     for _ in range(tasks):
         move(adapter, generator)
-        adapter.observe_(torch.randn(20, IN, generator=generator))
+        look(adapter, generator)
         adapter.fold_(generator)
     return move(adapter, generator)
+
+
+def look(adapter: CLoRAAdapter, generator: torch.Generator) -> None:
+    """The adapter observes a few rows and gradients of a task."""
+    x, gradient = (torch.randn(4, 5, width, generator=generator) for width in (IN, OUT))
+    adapter.observe_(x)
+    adapter.observe_gradient_(x, gradient)
 
 
 def move(adapter: CLoRAAdapter, generator: torch.Generator) -> CLoRAAdapter:
@@ -173,6 +180,24 @@ def test_the_inputs_penalty_is_the_mean_square_change_of_the_outputs_on_past_inp
     move(adapter, generator)
     expected = (x @ adapter.change().t()).square().sum(1).mean().item()
     assert value_of(adapter) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_fisher_penalty_weighs_by_the_mean_squared_gradient_of_each_row():
+    adapter, generator = adapter_of(importance="fisher"), torch.Generator().manual_seed(0)
+    layer = adapter.layer
+    assert isinstance(layer, nn.Linear)
+    x, target = torch.randn(6, 2, IN, generator=generator), torch.randn(6, 2, OUT, generator=generator)
+    squares = torch.zeros(OUT, IN)
+    for row, goal in zip(x, target, strict=True):
+        weight = adapter.weight(layer.weight).detach().requires_grad_()
+        (nn.functional.linear(row, weight, layer.bias) - goal).square().sum().backward()
+        assert weight.grad is not None
+        squares += weight.grad.square() / len(x)
+    y = adapter(x)
+    y.register_hook(lambda gradient: adapter.observe_gradient_(x, gradient))
+    (y - target).square().sum().backward()
+    adapter.fold_(generator)
+    torch.testing.assert_close(adapter.importance, squares.sqrt(), rtol=1e-4, atol=1e-5)
 
 
 def test_no_dense_matrix_is_kept_for_the_way_back():
@@ -340,7 +365,7 @@ def test_storage_is_constant_from_the_break_even_on(importance):
     adapter, generator = adapter_of(importance=importance), torch.Generator().manual_seed(0)
     saved, held = [], []
     for _ in range(30):
-        adapter.observe_(torch.randn(3, IN, generator=generator))
+        look(adapter, generator)
         adapter.fold_(generator)
         saved.append(sum(value.numel() for value in adapter.own_state().values()))
         buffers = [value for value in adapter.buffers(recurse=False) if value is not None]

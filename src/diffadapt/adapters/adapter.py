@@ -85,6 +85,9 @@ class Adapter(nn.Module, ABC):
     def observe_(self, x: Tensor) -> None:
         """Takes in an input of the layer while the attachment is observing; nothing, unless the method asks for it."""
 
+    def observe_gradient_(self, x: Tensor, gradient: Tensor) -> None:
+        """The same of an input with the gradient of the loss with respect to the layer's output."""
+
     def fold_(self, generator: torch.Generator) -> None:
         """Ends a task of a sequence; `generator` draws the next start. Unless overridden, training just goes on."""
 

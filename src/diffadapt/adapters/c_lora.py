@@ -19,6 +19,9 @@ Beyond the paper, `importance = "inputs"` weighs a change by what past tasks sen
 which is the mean square of what D adds to the layer's outputs on past inputs, exactly. For the keys and values of
 cross-attention these inputs are encoded prompts, which no later task changes.
 
+and `importance = "fisher"` is elastic weight consolidation (Kirkpatrick et al. 2017, arXiv:1612.00796) of the same
+low-rank change, as a baseline: I_ij^2 = sum_{t' < t} E_t' [(dL / dW_ij)^2] takes the place of P_ij^2.
+
 Strength multiplies the whole change: W_0 + strength (P_t + A_t B_t).
 """
 
@@ -36,7 +39,8 @@ from ..config import option
 from ..errors import Refused
 from .adapter import Adapter, Mergeable, Method
 
-IMPORTANCE = ("abs_of_sum", "sum_of_abs", "sum_of_squares", "inputs")
+IMPORTANCE = ("abs_of_sum", "sum_of_abs", "sum_of_squares", "inputs", "fisher")
+OBSERVED = ("inputs", "fisher")  # those that look at a task's data before it ends
 CROSS_ATTENTION = ("cross_attention.key", "cross_attention.value")  # the paper's section 3: text to image
 SELF_ATTENTION = ("self_attention.query", "self_attention.key", "self_attention.value")  # its section 5: classification
 
@@ -59,8 +63,8 @@ class CLoRA(Method):
     )
     importance: str = option(
         "abs_of_sum",
-        "what a change is weighed by: abs_of_sum of past changes (the paper), sum_of_abs, sum_of_squares, or inputs, "
-        "which is what past tasks sent through the layer",
+        "what a change is weighed by: abs_of_sum of past changes (the paper), sum_of_abs, sum_of_squares; inputs, what "
+        "past tasks sent through the layer; fisher, the squared gradients of past tasks (EWC)",
         choices=IMPORTANCE,
     )
 
@@ -155,28 +159,41 @@ class CLoRAAdapter(Mergeable):
 
     def observe_(self, x: Tensor) -> None:
         """Takes in what the present task sends through the layer; only `importance = "inputs"` asks for it."""
-        if self.method.importance != "inputs":
-            return
-        rows = x.detach().flatten(0, -2).float()
-        moment = rows.t() @ rows
-        self.seen = moment if self.seen is None else self.seen + moment
-        self.rows_seen += len(rows)
+        if self.method.importance == "inputs":
+            rows = x.detach().flatten(0, -2).float()
+            self._see(rows.t() @ rows, len(rows))
+
+    def observe_gradient_(self, x: Tensor, gradient: Tensor) -> None:
+        """Takes in the squared gradients of the weight, row by row; only `importance = "fisher"` asks for it."""
+        if self.method.importance == "fisher":
+            rows, grads = (each.detach().float().reshape(len(each), -1, each.shape[-1]) for each in (x, gradient))
+            for row, grad in zip(rows, grads, strict=True):
+                self._see((grad.t() @ row).square(), 1)
+
+    def _see(self, statistic: Tensor, rows: int) -> None:
+        self.seen = statistic if self.seen is None else self.seen + statistic
+        self.rows_seen += rows
 
     @torch.no_grad()
     def fold_(self, generator: torch.Generator) -> None:
         """Ends a task: P <- P + A B; A starts at zero again and B at random. The output stays what it was.
 
         Raises:
-            Refused: the importance is that of inputs, and none were observed.
+            Refused: the importance is that of inputs or gradients, and none were observed.
         """
-        if self.method.importance == "inputs":
+        if self.method.importance in OBSERVED:
             if self.seen is None:
+                wanted = "inputs" if self.method.importance == "inputs" else "gradients"
                 raise Refused(
-                    f"importance = inputs, but {self.path} has seen none of the task's inputs; run the task's prompts "
-                    "or pictures once inside attachment.observing() before fold_()"
+                    f"importance = {self.method.importance}, but {self.path} has seen none of the task's {wanted}; run "
+                    "the task's prompts or pictures once inside attachment.observing() before fold_()"
                 )
-            moment = self.seen / self.rows_seen
-            self.importance = moment if self.importance is None else self.importance + moment
+            mean = self.seen / self.rows_seen
+            if self.method.importance == "inputs":
+                self.importance = mean if self.importance is None else self.importance + mean
+            else:
+                before = torch.zeros_like(mean) if self.importance is None else self.importance
+                self.importance = torch.sqrt(before.square() + mean)
             self.seen, self.rows_seen = None, 0
         up, down = self.up.detach().clone(), self.down.detach().clone()
         if self.tasks == 0:
@@ -216,7 +233,7 @@ class CLoRAAdapter(Mergeable):
         if self.tasks:
             state["tasks"] = torch.tensor(self.tasks)
         kept = ("past_up", "past_down") if self.past_up is not None else ("past", "importance")
-        more = ("importance",) if self.method.importance == "inputs" else ()
+        more = ("importance",) if self.method.importance in OBSERVED else ()
         held = {name: getattr(self, name) for name in (*kept, *more)}
         return state | {name: value for name, value in held.items() if value is not None}
 
@@ -240,7 +257,7 @@ class CLoRAAdapter(Mergeable):
             self.past, self.tasks = held["past"].clone(), count
             if "importance" in held:
                 self.importance = held["importance"].clone()
-        if self.method.importance == "inputs" and "importance" in held:
+        if self.method.importance in OBSERVED and "importance" in held:
             self.importance = held["importance"].clone()
         self._settle_factor()
 

@@ -5,8 +5,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ..errors import Refused
+from .adapter import Adapter
 from .token import TokenAdapter
 from .tokenizer import RANDOM_START, expand_vectors, initial_vectors, renew_tokenizer
 
@@ -16,11 +18,17 @@ if TYPE_CHECKING:
 
 @contextmanager
 def observing(attachment: "Attachment") -> Iterator[None]:
-    """Within the block the adapters take in what their layers receive, for methods that keep its statistics."""
-    hooks = [
-        adapter.register_forward_pre_hook(lambda each, inputs: each.observe_(inputs[0]))  # pyright: ignore
-        for adapter in attachment.adapters.values()
-    ]
+    """Within the block the adapters take in what their layers receive, and the gradients that come back, if any.
+
+    For methods that keep statistics of a task; a backward pass of the sum of per-row losses gives per-row gradients.
+    """
+
+    def look(adapter: Adapter, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        adapter.observe_(inputs[0])
+        if output.requires_grad:
+            output.register_hook(lambda gradient: adapter.observe_gradient_(inputs[0], gradient))
+
+    hooks = [adapter.register_forward_hook(look) for adapter in attachment.adapters.values()]  # pyright: ignore
     try:
         yield
     finally:
