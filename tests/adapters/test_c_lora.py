@@ -380,7 +380,7 @@ def test_what_trains_at_sd15_shapes_is_two_factors_per_matrix():
     method, generator, count, dense = CLoRA(rank=16), torch.Generator(), 0, 0
     for width in SD15_WIDTHS:
         for _ in ("key", "value"):
-            adapter = method.build(nn.Linear(768, width, bias=False), "here", generator)
+            adapter = method.build(nn.Linear(768, width, bias=False), "here", "cross_attention.key", generator)
             sizes = [parameter.numel() for _, parameter in adapter.own_parameters()]
             assert len(sizes) == 2
             count, dense = count + sum(sizes), dense + 768 * width

@@ -128,3 +128,15 @@ def test_an_observing_block_leaves_no_hook_behind(base):
     rows = text.flatten(0, 1)
     torch.testing.assert_close(layers[0].seen, rows.t() @ rows, rtol=1e-4, atol=1e-4)
     attachment.detach()
+
+
+def test_the_log_is_told_the_penaltys_gradient_and_the_size_of_the_change(base):
+    attachment = after_two_tasks(base, CLoRA(rank=2, penalty_weight=3.0))
+    penalty = attachment.penalty()
+    assert penalty is not None
+    penalty.backward()
+    norm = torch.stack([p.grad.norm() for p in attachment.parameters() if p.grad is not None]).norm().item()
+    layers = [each for each in attachment.adapters.values() if not isinstance(each, TokenAdapter)]
+    change = sum((layer.up @ layer.down).abs().sum().item() for layer in layers)
+    assert attachment.notes() == {"penalty_gradient": pytest.approx(norm, rel=1e-5), "change": pytest.approx(change)}
+    attachment.detach()

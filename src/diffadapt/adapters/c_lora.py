@@ -28,7 +28,7 @@ Strength multiplies the whole change: W_0 + strength (P_t + A_t B_t).
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,9 @@ from torch.autograd.function import once_differentiable
 from ..config import option
 from ..errors import Refused
 from .adapter import Adapter, Mergeable, Method
+
+if TYPE_CHECKING:
+    from .attach import Attachment
 
 IMPORTANCE = ("abs_of_sum", "sum_of_abs", "sum_of_squares", "inputs", "fisher")
 OBSERVED = ("inputs", "fisher")  # those that look at a task's data before it ends
@@ -70,6 +73,15 @@ class CLoRA(Method):
 
     def summary(self) -> str:
         return f"{self.title}, rank {self.rank}"
+
+    def notes(self, attachment: "Attachment") -> Mapping[str, float]:
+        """The penalty's gradient norm, to be held against the whole gradient's, and the sum of |A B| of this task."""
+        layers = [each for each in attachment.adapters.values() if isinstance(each, CLoRAAdapter)]
+        squares = sum(each.penalty_gradient_square() for each in layers)
+        return {
+            "penalty_gradient": math.sqrt(squares),
+            "change": sum(float(each.change().abs().sum()) for each in layers),
+        }
 
     def default_roles(self, known: Iterable[str]) -> list[str]:
         """Keys and values of cross-attention; where there is none, queries, keys and values of self-attention."""
@@ -145,6 +157,15 @@ class CLoRAAdapter(Mergeable):
         if self.method.importance == "inputs":
             return _OfInputs.apply(self.up, self.down, weigh, self._factor)
         return _OfEntries.apply(self.up, self.down, weigh, self._factor)
+
+    def penalty_gradient_square(self) -> float:
+        """The squared norm of the penalty's gradient with respect to `up` and `down`, where they are now."""
+        with torch.enable_grad():
+            penalty = self.penalty()
+            if penalty is None:
+                return 0.0
+            gradients = torch.autograd.grad(penalty, (self.up, self.down))
+        return sum(float(gradient.square().sum()) for gradient in gradients)
 
     def _settle_factor(self) -> None:
         """lambda, divided by the mean weight when that is asked for."""
