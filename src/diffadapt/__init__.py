@@ -6,6 +6,8 @@ The public names are loaded when first used, so that `import diffadapt` and `dif
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .threads import bound_spinning
+
 if TYPE_CHECKING:
     from .adapters import OFT, Attachment, CLoRA, Hint, LoRA, Perfusion, Selective, Token, attach, load_adapter
     from .bases import Base, load_base
@@ -95,6 +97,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'diffadapt' has no attribute {name!r}")
+    bound_spinning()  # before torch is imported
     value = getattr(import_module(f".{_HOME[name]}", __name__), name)
     globals()[name] = value
     return value

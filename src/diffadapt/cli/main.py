@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from ..config import unknown
 from ..errors import Failed, Refused
+from ..threads import bound_spinning
 from . import (
     compare,
     covariance,
@@ -103,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         the exit code
     """
+    bound_spinning()  # before torch is imported
     given = [*(sys.argv[1:] if argv is None else argv)]
     _refuse_unknown_command(given)
     whole = parser()
