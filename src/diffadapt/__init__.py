@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Any
 from .threads import bound_spinning
 
 if TYPE_CHECKING:
-    from .adapters import OFT, Attachment, CLoRA, Hint, LoRA, Perfusion, Selective, Token, attach, load_adapter
+    from .adapters import (
+        OFT,
+        Attachment,
+        CLoRA,
+        Hint,
+        LoRA,
+        Perfusion,
+        Selective,
+        StyleInject,
+        Token,
+        attach,
+        load_adapter,
+    )
     from .bases import Base, load_base
     from .data.captioned import load_captioned
     from .data.concept import Concept, load_concept
@@ -41,6 +53,7 @@ _HOME = {
     "Refused": "errors",
     "Run": "training.run",
     "Selective": "adapters",
+    "StyleInject": "adapters",
     "SubjectConfig": "recipes.subject",
     "Token": "adapters",
     "attach": "adapters",
@@ -75,6 +88,7 @@ __all__ = [
     "Refused",
     "Run",
     "Selective",
+    "StyleInject",
     "SubjectConfig",
     "Token",
     "attach",

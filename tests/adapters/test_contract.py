@@ -21,6 +21,7 @@ from diffadapt.adapters import (
     Perfusion,
     Selective,
     SideInputs,
+    StyleInject,
     Token,
     attach,
     effective_weight,
@@ -41,6 +42,9 @@ CASES = {
     "c_lora": (CLoRA(rank=2), None),
     "token": (Token(vectors=2), None),
     "perfusion": (Perfusion(), None),
+    "style_inject": (StyleInject(rank=2), None),
+    "style_inject, map, all layers": (StyleInject(branches=2, rank=1, variance="sigma_map", text="same"), ["*"]),
+    "style_inject, by place": (StyleInject(variance="full_adain", scope="token"), ["self_attention.*", "residual.*"]),
     "hint": (Hint(channels=(8, 12)), None),
 }
 PLAIN = ("a cat", "a dog")

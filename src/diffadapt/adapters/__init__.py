@@ -10,6 +10,7 @@ from .methods import METHODS
 from .oft import OFT
 from .perfusion import Perfusion
 from .selective import Selective
+from .style_inject import StyleInject
 from .token import Token
 from .tokenizer import RANDOM_START
 
@@ -28,6 +29,7 @@ __all__ = [
     "Perfusion",
     "Selective",
     "SideInputs",
+    "StyleInject",
     "Token",
     "attach",
     "copy_values",

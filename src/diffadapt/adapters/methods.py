@@ -7,8 +7,9 @@ from .lora import LoRA
 from .oft import OFT
 from .perfusion import Perfusion
 from .selective import Selective
+from .style_inject import StyleInject
 from .token import Token
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (LoRA, OFT, Perfusion, CLoRA, Selective, Token, Hint)
+    method.name: method for method in (LoRA, OFT, Perfusion, CLoRA, StyleInject, Selective, Token, Hint)
 }

@@ -1,0 +1,261 @@
+"""StyleInject: branches chosen by the features, and a style transfer of the layer's own output.
+
+Zhou, Bai, Yang, Zhao 2024, arXiv:2401.13942. From the paper, with its letters:
+
+    s  = softmax(R(x))               one weight per branch; R a linear layer on the pooled input, or a 1x1 convolution
+    Dh = B sum_i s_i A_i x           n parallel A_i (r, in), one shared B (out, r)
+    h' = transfer(h, Dh)             h = W0 x + b, the frozen layer's output
+
+`transfer` is AdaIN in the paper: the channels of h are normalised, their variance is set anew, the feature is rebuilt.
+The paper's own formula for the new variance could not be obtained, so that no `variance` here is called the paper's.
+With mu, sigma and zeta = (h - mu) / sigma of each sample and channel over tokens or places:
+
+    none           h + Dh                                     branches and router without a style transfer
+    std_of_sum     std(h + Dh) zeta + mu                      a gain per channel; mean and pattern stay those of h
+    sigma_map      (sigma + Dh) zeta + mu = h + Dh zeta       a gain per place
+    sigma_pooled   (sigma + mean(Dh)) zeta + mu               a signed gain per channel
+    full_adain     std(h + Dh) zeta + mean(h + Dh)            the mean moves too
+
+B starts at 0 and R at 0, so each of them starts at the base, with all branches alike. Strength multiplies Dh.
+
+Dh is never made where its statistics are enough: with z = sum_i s_i A_i x, of r channels,
+var(h + Dh) = var(h) + 2 B cov(z, h) + B cov(z, z) B^T. The effect depends on the input, so there is nothing to merge.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import option
+from ..errors import Refused
+from .adapter import Adapter, Method
+
+if TYPE_CHECKING:
+    from .attach import Attachment
+
+VARIANCES = ("none", "std_of_sum", "sigma_map", "sigma_pooled", "full_adain")
+TEXT_ROLES = ("cross_attention.key", "cross_attention.value")  # their inputs are words, not visual features
+EPS = 1e-5  # inside every root, as in normalisation layers
+GAIN = (0.1, 10.0)  # the range of a channel's gain: a channel that hardly varies is neither put out nor blown up
+
+
+@dataclass(frozen=True, kw_only=True)
+class StyleInject(Method):
+    """Several low-rank branches behind a router, and a style transfer of each layer's output."""
+
+    name: ClassVar[str] = "style_inject"
+    title: ClassVar[str] = "StyleInject"
+    merges: ClassVar[bool] = False
+
+    branches: int = option(4, "number n of parallel down projections", low=1)
+    rank: int = option(4, "rank r of each, 1 to the smaller side of the layer", low=1)
+    variance: str = option("std_of_sum", "how the output's variance is set anew; none adds", choices=VARIANCES)
+    scope: str = option("sample", "what is routed: each sample, or each token (place)", choices=("sample", "token"))
+    pool: str = option("mean", "how a sample's tokens (places) are pooled for the router", choices=("mean", "sum"))
+    temperature: float = option(1.0, "the router's logits are divided by it, above 0", low=1e-4)
+    text: str = option(
+        "none",
+        "keys and values of the text: none (adapted without a style transfer), exclude (left as they are) or same",
+        choices=("none", "exclude", "same"),
+    )
+
+    def summary(self) -> str:
+        return f"{self.title}, {self.branches} branches of rank {self.rank}, variance {self.variance}"
+
+    def default_roles(self, known: Iterable[str]) -> list[str]:
+        roles = super().default_roles(known)
+        return [role for role in roles if self.text != "exclude" or role not in TEXT_ROLES]
+
+    def build(self, layer: nn.Module, path: str, role: str, generator: torch.Generator) -> Adapter:
+        if role in TEXT_ROLES and self.text == "exclude":
+            raise Refused(f'text = "exclude" leaves {path} as it is; leave {", ".join(TEXT_ROLES)} out of the roles')
+        variance = "none" if role in TEXT_ROLES and self.text == "none" else self.variance
+        return StyleInjectAdapter(layer, self, path, generator, variance=variance)
+
+    def notes(self, attachment: "Attachment") -> Mapping[str, float]:
+        """Entropy in bits of the last step's routing, averaged over layers.
+
+        `router_entropy` is that of the mean over the batch: log2 n when the branches are used alike, 0 when one is
+        left. `router_entropy_single` is that of a single choice: as large as the other where the router does not tell
+        the rows of a batch apart.
+        """
+        routed = [a.routed for a in attachment.layers.values() if isinstance(a, StyleInjectAdapter) and len(a.routed)]
+        if not routed:
+            return {}
+        used = torch.stack([s.mean(0) for s in routed])  # (layers, n)
+        return {
+            "router_entropy": entropy(used).mean().item(),
+            "router_entropy_single": entropy(torch.cat(routed)).mean().item(),
+        }
+
+
+class StyleInjectAdapter(Adapter):
+    """StyleInject on one linear or convolution layer.
+
+    Parameters: `down` (n, r, in, ...), `up` (out, r), `router.weight` (n, in) and `router.bias` (n,).
+    """
+
+    def __init__(
+        self, layer: nn.Module, method: StyleInject, path: str, generator: torch.Generator, *, variance: str
+    ) -> None:
+        super().__init__(layer)
+        inner = self.innermost()
+        _refuse_misfit(inner, method, path)
+        assert isinstance(inner.weight, Tensor)
+        shape, device = inner.weight.shape, inner.weight.device  # (out, in) or (out, in, kh, kw)
+        bound = 1 / math.sqrt(math.prod(shape[1:]))  # kaiming_uniform with a = sqrt(5), as LoRA starts
+        down = (torch.rand(method.branches, method.rank, *shape[1:], generator=generator) * 2 - 1) * bound
+        self.down = nn.Parameter(down.to(device))
+        self.up = nn.Parameter(torch.zeros(shape[0], method.rank, device=device))
+        self.router = nn.Linear(shape[1], method.branches, device=device)
+        nn.init.zeros_(self.router.weight)
+        nn.init.zeros_(self.router.bias)
+        self.method, self.variance = method, variance
+        self.routed = torch.empty(0, method.branches)  # (rows, n) the weights of the last training step, for the log
+
+    def adapted(self, x: Tensor) -> Tensor:
+        h = self.layer(x)
+        with torch.autocast(x.device.type, enabled=False):  # statistics and softmax in the parameters' precision
+            up = self.strength * self.up
+            if isinstance(self.innermost(), nn.Conv2d):
+                z = self._mixed_map(x.to(up.dtype))  # (N, r, H, W)
+                return transfer(_tokens(h), _tokens(z), up, self.variance).mT.unflatten(2, h.shape[2:])
+            tokens = x.to(up.dtype).reshape(len(x), -1, x.shape[-1])  # (N, L, in), L = 1 for vectors
+            z = self._mixed(tokens)  # (N, L, r)
+            return transfer(h.reshape(len(h), -1, h.shape[-1]), z, up, self.variance).view_as(h)
+
+    # --- the router ---------------------------------------------------------------------------------------------------
+
+    def route(self, x: Tensor) -> Tensor:
+        """s for an input of the layer: (N, n), or with `scope="token"` (N, L, n) and (N, H, W, n); each sums to 1."""
+        x = x.to(self.up.dtype)
+        places = x.permute(0, 2, 3, 1) if isinstance(self.innermost(), nn.Conv2d) else x
+        if self.method.scope == "sample" and places.ndim > 2:
+            dims = tuple(range(1, places.ndim - 1))
+            places = places.mean(dims) if self.method.pool == "mean" else places.sum(dims)
+        return (self.router(places) / self.method.temperature).softmax(-1)
+
+    def _routed(self, x: Tensor) -> Tensor:
+        s = self.route(x)
+        if self.training:
+            self.routed = s.detach().flatten(0, -2)
+        return s
+
+    # --- the branches -------------------------------------------------------------------------------------------------
+
+    def _mixed(self, x: Tensor) -> Tensor:
+        """z = sum_i s_i A_i x of tokens (N, L, in): (N, L, r)."""
+        s, (n, r, inputs) = self._routed(x), self.down.shape
+        if s.ndim == 2 and mixes_weights(x.shape[1], n, r):
+            down = (s @ self.down.flatten(1)).view(-1, r, inputs)  # one A for each sample
+            return x @ down.mT
+        z = F.linear(x, self.down.flatten(0, 1)).unflatten(-1, (n, r))
+        return (z * (s[:, None, :, None] if s.ndim == 2 else s[..., None])).sum(2)
+
+    def _mixed_map(self, x: Tensor) -> Tensor:
+        """The same of feature maps (N, in, H, W): (N, r, H', W')."""
+        inner, s, (n, r) = self.innermost(), self._routed(x), self.down.shape[:2]
+        assert isinstance(inner, nn.Conv2d)
+        z = inner._conv_forward(x, self.down.flatten(0, 1), None).unflatten(1, (n, r))
+        if s.ndim == 2:
+            return (z * s[:, :, None, None, None]).sum(1)
+        places = F.adaptive_avg_pool2d(s.permute(0, 3, 1, 2), z.shape[-2:])  # as the stride thins the places out
+        return (z * places[:, :, None]).sum(1)
+
+
+def mixes_weights(tokens: int, branches: int, rank: int) -> bool:
+    """Whether to mix the branches' weights for each sample rather than their activations; see docs/methods."""
+    return branches * rank > 64
+
+
+def transfer(h: Tensor, z: Tensor, up: Tensor, variance: str) -> Tensor:
+    """The style transfer of features h by Dh = B z; see the top of the file.
+
+    Args:
+        h: (N, L, out) features in any precision.
+        z: (N, L, r) the mixed down projections.
+        up: (out, r) B, times the strength.
+        variance: one of `VARIANCES`. A single token (L = 1) has no variance and gets h + Dh.
+
+    Returns:
+        (N, L, out) in h's precision
+    """
+    if variance == "none" or h.shape[1] == 1:
+        return h + F.linear(z, up).to(h.dtype)
+    tokens = h.shape[1]
+    mu = h.mean(1, keepdim=True, dtype=z.dtype)  # (N, 1, out)
+    centred = h.to(z.dtype) - mu
+    v = torch.linalg.vecdot(centred, centred, dim=1) / tokens + EPS  # (N, out)
+    if variance == "sigma_map":
+        return torch.addcmul(h.to(z.dtype), z @ (up / v.sqrt()[..., None]).mT, centred).to(h.dtype)
+    z_mean = z.mean(1)  # (N, r)
+    if variance == "sigma_pooled":
+        gain = (1 + F.linear(z_mean, up) / v.sqrt()).clamp(-GAIN[1], GAIN[1])
+    else:
+        z_centred = z - z_mean[:, None]
+        across = (z_centred.mT @ centred).mT / tokens  # (N, out, r) cov(h, z)
+        among = z_centred.mT @ z_centred / tokens  # (N, r, r) cov(z, z)
+        v_sum = v + (up * (2 * across + up @ among)).sum(-1)  # var(h + Dh)
+        gain = (v_sum.clamp(min=EPS) / v).sqrt().clamp(*GAIN)
+    # gain * centred + mu, written so that a gain of 1 gives h bit for bit
+    adapted = torch.addcmul(h.to(z.dtype), centred, (gain - 1)[:, None])
+    if variance == "full_adain":
+        adapted = adapted + F.linear(z_mean, up)[:, None]
+    return adapted.to(h.dtype)
+
+
+def _tokens(x: Tensor) -> Tensor:
+    """(N, C, H, W) -> a view (N, H W, C)."""
+    return x.flatten(2).mT
+
+
+def _refuse_misfit(inner: nn.Module, method: StyleInject, path: str) -> None:
+    if not isinstance(inner, nn.Linear | nn.Conv2d):
+        raise Refused(f"StyleInject adapts linear and convolution layers; {path} is a {type(inner).__name__}")
+    if isinstance(inner, nn.Conv2d) and inner.groups != 1:
+        raise Refused(f"StyleInject cannot adapt {path}: a convolution with {inner.groups} groups; leave its role out")
+    shape = inner.weight.shape
+    largest = min(shape[0], math.prod(shape[1:]))
+    if method.rank > largest:
+        raise Refused(f"rank {method.rank} is larger than layer {path} allows ({tuple(shape)}: at most {largest})")
+
+
+# --- what the router does ---------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def observed_routes(attachment: "Attachment") -> Iterator[dict[str, list[Tensor]]]:
+    """Within the block, collects what every router answers.
+
+    Yields:
+        layer path -> one (N, n) tensor for each call of the layer (the mean over places with `scope="token"`)
+    """
+    seen: dict[str, list[Tensor]] = {}
+    hooks = []
+    for path, adapter in attachment.adapters.items():
+        if not isinstance(adapter, StyleInjectAdapter):
+            continue
+
+        def keep(module: nn.Module, args: tuple[Tensor, ...], path: str = path) -> None:
+            assert isinstance(module, StyleInjectAdapter)
+            with torch.no_grad():
+                s = module.route(args[0])
+            seen.setdefault(path, []).append(s.flatten(1, -2).mean(1) if s.ndim > 2 else s)
+
+        hooks.append(adapter.register_forward_pre_hook(keep))
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def entropy(weights: Tensor) -> Tensor:
+    """Entropy in bits of weights (..., n) that sum to 1: log2 n when branches are used alike, 0 for a single one."""
+    return -(weights * weights.clamp(min=1e-12).log2()).sum(-1)
