@@ -13,7 +13,14 @@ PACKAGE = Path(__file__).parent.parent / "src" / "diffadapt"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LEAVES = ("adapters", "bases", "controls", "data", "metrics", "objectives")
 SHARED = {
-    "errors", "files", "config", "config_values", "progress", "threads", "conditioning", "noise_schedule",
+    "errors",
+    "files",
+    "config",
+    "config_values",
+    "progress",
+    "threads",
+    "conditioning",
+    "noise_schedule",
 }  # fmt: skip  (modules that all may import)
 
 # folder -> the other folders of the package that it may import

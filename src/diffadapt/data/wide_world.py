@@ -141,7 +141,7 @@ def tail_nouns(folder: str | Path) -> tuple[tuple[str, str, str], ...]:
 def plural(noun: str) -> str | None:
     """The plural of a core noun, None for what cannot be counted.
 
-        plural("cat") == "cats"; plural("butterfly") == "butterflies"; plural("milk") is None
+    plural("cat") == "cats"; plural("butterfly") == "butterflies"; plural("milk") is None
     """
     if noun in _UNCOUNTED:
         return None
