@@ -5,8 +5,8 @@
     preserving    alpha = sqrt(a_t), sigma = sqrt(1 - a_t), a_t = alphas_cumprod[t]
     straight      alpha = 1 - s, sigma = s, s = t / T
 
-The first keeps the variance (Ho et al. 2020, arXiv:2006.11239), the second is that of flow matching (Lipman et al. 2022,
-arXiv:2210.02747). What is predicted p, and what x_0 and e follow from p and x_t:
+The first keeps the variance (Ho et al. 2020, arXiv:2006.11239), the second is that of flow matching (Lipman et al.
+2022, arXiv:2210.02747). What is predicted p, and what x_0 and e follow from p and x_t:
 
     epsilon    p = e
     v          p = alpha e - sigma x_0                         (Salimans & Ho 2022, arXiv:2202.00512, appendix D)
