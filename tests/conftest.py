@@ -105,7 +105,7 @@ def tiny_v_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved base that predicts v, with AutoencoderTiny, a multistep solver and a base.json, like the embedded one."""
     folder = _saved(tmp_path_factory.mktemp("tiny-v"), prediction_type="v_prediction", tiny_autoencoder=True)
     world = {"nouns": ["cat", "dog", "apple"], "styles": ["flat"]}
-    defaults = {"format_version": 1, "name": "tiny", "default_guidance": 4.0, "default_steps": 5, "world": world}
+    defaults = {"format_version": 1, "name": "tiny", "default_guidance": 4.0, "default_steps": 2, "world": world}
     (folder / "base.json").write_text(json.dumps(defaults))
     return folder
 

@@ -15,9 +15,14 @@ CAPTIONS = [
 ]  # fmt: skip
 
 
+MEASURED: dict[str, Covariance] = {}  # text encoder -> its covariance, measured once in a process
+
+
 def prepared(base):
     """The base with its covariance, as `base.covariance()` would have read it."""
-    base._covariance = measure_covariance(base, CAPTIONS)
+    if base.text_fingerprint not in MEASURED:
+        MEASURED[base.text_fingerprint] = measure_covariance(base, CAPTIONS)
+    base._covariance = MEASURED[base.text_fingerprint]
     return base
 
 

@@ -62,7 +62,7 @@ def test_a_folder_tells_what_training_needs(tiny_base, tiny_folder):
 
 
 def test_base_json_beside_the_weights_sets_the_defaults(tiny_v_base):
-    assert (tiny_v_base.default_guidance, tiny_v_base.default_steps) == (4.0, 5)
+    assert (tiny_v_base.default_guidance, tiny_v_base.default_steps) == (4.0, 2)
     assert tiny_v_base.world == {"nouns": ("cat", "dog", "apple"), "styles": ("flat",)}
     assert tiny_v_base.prediction_type == "v_prediction"
 

@@ -6,7 +6,8 @@ from PIL import Image, ImageDraw
 
 @pytest.fixture
 def base(tiny_v_base):
-    """A tiny base, freshly loaded."""
+    """A tiny base whose pictures take one step: a run makes many, and most tests look at something else."""
+    tiny_v_base.default_steps = 1
     return tiny_v_base
 
 

@@ -10,6 +10,11 @@ from diffadapt.errors import Refused
 from diffadapt.sampling.sample import PromptLine, parse_prompt_line, sample
 
 
+@pytest.fixture
+def base(tiny_v_base):
+    return tiny_v_base
+
+
 def same(a: Image.Image, b: Image.Image) -> bool:
     return a.size == b.size and ImageChops.difference(a, b).getbbox() is None
 

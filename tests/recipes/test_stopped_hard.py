@@ -30,7 +30,6 @@ class Killed(BaseException):
 
 def test_killed_at_any_write_a_run_ends_with_the_same_bits(base, photos, tmp_path, monkeypatch):
     concept = load_concept(photos, "cat")
-    base.default_steps = 1  # the pictures do not matter here
     settings = {"method": LoRA(rank=1), "config": FAST, "quiet": True}
     replaced: list[str] = []
     real = os.replace
