@@ -46,7 +46,7 @@ class Crop:
         return self.box[2] - self.box[0]
 
 
-def open_picture(path: str | Path, notes: list[str] | None = None) -> Image.Image:
+def open_picture(path: str | Path, notes: list[str] | None = None, *, data: bytes | None = None) -> Image.Image:
     """Reads a picture: upright (EXIF), 8 bits a channel, colours in sRGB, first frame of an animation.
 
     16-bit, CMYK, palette, grey and 1-bit pictures are converted; other colour profiles are converted to sRGB.
@@ -54,6 +54,7 @@ def open_picture(path: str | Path, notes: list[str] | None = None) -> Image.Imag
     Args:
         path: a jpg, jpeg, png, webp, bmp, gif, or (when Pillow has it) avif file. The content decides, not the name.
         notes: gets one sentence for everything done to the picture that its owner may not expect.
+        data: the file's bytes, where it is a member of an archive; `path` is then its name for messages.
 
     Returns:
         A picture of mode "RGBA" when some of it is transparent, otherwise "RGB".
@@ -66,7 +67,7 @@ def open_picture(path: str | Path, notes: list[str] | None = None) -> Image.Imag
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of sizes, which are checked here, and of harmless metadata
         try:
-            with Image.open(path, formats=_FORMATS) as file:
+            with Image.open(path if data is None else io.BytesIO(data), formats=_FORMATS) as file:
                 _check_size(path, *file.size)
                 frames = getattr(file, "n_frames", 1)
                 if frames > 1 and file.format != "MPO":  # an MPO is a JPEG with a preview, not an animation

@@ -20,6 +20,7 @@ from .harmonic import harmonic_mean
 from .hypervolume import hypervolume
 from .kernel_distance import kid, mmd_squared
 from .probe import Probe, load_probe
+from .style import gram, style_distance
 from .weight_drift import WeightDrift, neuron_angles, weight_drift, weight_drift_by_layer
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "frechet_distance",
     "gaussian_of",
     "geometry_change",
+    "gram",
     "harmonic_mean",
     "hyperspherical_energy",
     "hypervolume",
@@ -50,6 +52,7 @@ __all__ = [
     "load_probe",
     "mmd_squared",
     "neuron_angles",
+    "style_distance",
     "subject_fidelity",
     "text_alignment",
     "weight_drift",

@@ -41,6 +41,11 @@ class Features(ABC):
         """pixels (N, 3, H, W) in [0, 1] -> unit rows (N, D') for comparing subjects; `pictures` unless overridden."""
         return self.pictures(pixels)
 
+    def maps(self, pixels: Tensor) -> list[Tensor]:
+        """pixels (N, 3, H, W) in [0, 1] -> feature maps (N, C, L) of several layers, L places each: see `style.py`."""
+        layers = zip(*(self._maps(part) for part in self._parts(pixels)), strict=True)
+        return [torch.cat(parts).float() for parts in layers]
+
     def texts(self, texts: Sequence[str]) -> Tensor:
         """N texts -> unit rows (N, D) in the space of `pictures`.
 
@@ -66,6 +71,9 @@ class Features(ABC):
 
     @abstractmethod
     def _pictures(self, pixels: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _maps(self, pixels: Tensor) -> list[Tensor]: ...
 
     @abstractmethod
     def _texts(self, texts: list[str]) -> Tensor: ...
@@ -103,6 +111,14 @@ class ProbeFeatures(Features):
     def _pictures(self, pixels: Tensor) -> Tensor:
         return self._tower(pixels)[1]
 
+    def _maps(self, pixels: Tensor) -> list[Tensor]:
+        x = (crop_square(pixels, RESOLUTION, RESOLUTION) - 0.5) * 4
+        found = []
+        for block in self.probe.image.trunk:
+            x = block(x)
+            found.append(x.flatten(2))
+        return found
+
     def _texts(self, texts: list[str]) -> Tensor:
         return self.probe.text(self.probe.tokenize(texts).to(self.device))
 
@@ -121,6 +137,10 @@ class CLIPFeatures(Features):
 
     def _pictures(self, pixels: Tensor) -> Tensor:
         return self.model.visual_projection(self.model.vision_model(pixel_values=self.prepare(pixels)).pooler_output)
+
+    def _maps(self, pixels: Tensor) -> list[Tensor]:
+        seen = self.model.vision_model(pixel_values=self.prepare(pixels), output_hidden_states=True).hidden_states
+        return [layer[:, 1:].mT for layer in seen[1:]]  # without the class token
 
     def _texts(self, texts: list[str]) -> Tensor:
         length = self.model.config.text_config.max_position_embeddings
@@ -145,6 +165,11 @@ class DINOFeatures(Features):
 
     def _pictures(self, pixels: Tensor) -> Tensor:
         return self.model(pixel_values=self.prepare(pixels)).last_hidden_state[:, 0]
+
+    def _maps(self, pixels: Tensor) -> list[Tensor]:
+        seen = self.model(pixel_values=self.prepare(pixels), output_hidden_states=True).hidden_states
+        registers = 1 + getattr(self.model.config, "num_register_tokens", 0)
+        return [layer[:, registers:].mT for layer in seen[1:]]
 
     def _texts(self, texts: list[str]) -> Tensor:
         raise Refused(f"{self.name} reads pictures only; for text alignment use 'probe' or 'clip:<hub id or folder>'")
