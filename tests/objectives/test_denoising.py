@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from diffadapt.errors import Refused
-from diffadapt.objectives import NoiseSchedule, denoising_loss
+from diffadapt.objectives import Batch, Masked, NoiseSchedule
 
 T = 1000
 ALPHAS = torch.cos(torch.linspace(0.01, 1.56, T)).square()
@@ -14,11 +14,17 @@ def case(prediction_type: str):
     return schedule, torch.randn(6, 4, 5, 5), torch.randn(6, 4, 5, 5), torch.tensor([0, 1, 200, 500, 900, 999])
 
 
+def losses_of(model, schedule, latents, noise, timesteps, *, snr_gamma=0.0, mask=None):
+    """The losses of rows that have no text."""
+    batch = Batch(latents, noise, timesteps, torch.zeros(len(latents), 1, 1), ("target",) * len(latents), mask=mask)
+    return Masked(schedule, snr_gamma=snr_gamma).losses(model, batch)
+
+
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "flow"])
 def test_a_denoiser_that_knows_the_answer_has_no_loss(prediction_type):
     schedule, latents, noise, timesteps = case(prediction_type)
     answer = schedule.target(latents, noise, timesteps)
-    loss = denoising_loss(lambda *_: answer, schedule, latents, torch.zeros(6, 1, 1), noise, timesteps, snr_gamma=5)
+    loss = losses_of(lambda *_: answer, schedule, latents, noise, timesteps, snr_gamma=5)
     assert torch.equal(loss, torch.zeros(6))
 
 
@@ -65,18 +71,18 @@ def test_epsilon_and_v_losses_agree_after_snr_conversion():
     noisy, guess = v.add_noise(latents, noise, timesteps), torch.randn_like(latents)
     e_guess = (noisy - a.sqrt() * guess) / (1 - a).sqrt()
     v_guess = a.sqrt() * e_guess - (1 - a).sqrt() * guess
-    rest = (torch.zeros(6, 1, 1), noise, timesteps)
-    e_loss = denoising_loss(lambda *_: e_guess, epsilon, latents, *rest, snr_gamma=5)
-    v_loss = denoising_loss(lambda *_: v_guess, v, latents, *rest, snr_gamma=5)
+    rest = (noise, timesteps)
+    e_loss = losses_of(lambda *_: e_guess, epsilon, latents, *rest, snr_gamma=5)
+    v_loss = losses_of(lambda *_: v_guess, v, latents, *rest, snr_gamma=5)
     torch.testing.assert_close(e_loss, v_loss, rtol=1e-3, atol=1e-5)
 
 
 def test_a_mask_of_any_constant_changes_nothing():
     schedule, latents, noise, timesteps = case("epsilon")
-    plain = denoising_loss(lambda x, *_: x, schedule, latents, torch.zeros(6, 1, 1), noise, timesteps)
+    plain = losses_of(lambda x, *_: x, schedule, latents, noise, timesteps)
     for value in (0.2, 1.0, 7.0):
         mask = torch.full((6, 1, 5, 5), value)
-        masked = denoising_loss(lambda x, *_: x, schedule, latents, torch.zeros(6, 1, 1), noise, timesteps, mask=mask)
+        masked = losses_of(lambda x, *_: x, schedule, latents, noise, timesteps, mask=mask)
         torch.testing.assert_close(masked, plain)
 
 
@@ -86,7 +92,7 @@ def test_places_outside_the_mask_do_not_count():
     mask[..., :2, :] = 1
     right_inside = noise.clone()
     right_inside[..., 2:, :] += 10
-    loss = denoising_loss(lambda *_: right_inside, schedule, latents, torch.zeros(6, 1, 1), noise, timesteps, mask=mask)
+    loss = losses_of(lambda *_: right_inside, schedule, latents, noise, timesteps, mask=mask)
     assert torch.equal(loss, torch.zeros(6))
 
 

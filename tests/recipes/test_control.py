@@ -9,7 +9,7 @@ from diffadapt.adapters import OFT, Hint, LoRA, Selective, SideInputs, Token, re
 from diffadapt.data.control_pairs import ControlPairs
 from diffadapt.errors import Failed, Refused
 from diffadapt.files import load_tensors
-from diffadapt.objectives import NoiseSchedule, denoising_loss
+from diffadapt.objectives import Batch, Denoising, NoiseSchedule
 from diffadapt.recipes.control import ControlConfig, train_control
 from diffadapt.sampling.adapter_files import adapter_files
 from diffadapt.sampling.control_net import ControlNet
@@ -113,7 +113,8 @@ def test_what_is_learned_depends_on_the_signal(base, tmp_path, monkeypatch, meth
             for attachment in attachments:
                 attachment.begin(SideInputs(timesteps=timesteps, control={"hint": given}))
             text = base.encode_prompts(["a cat"] * 8)
-            return float(denoising_loss(base.denoise, schedule, latents, text, noise, timesteps).mean())
+            batch = Batch(latents, noise, timesteps, text, ("target",) * 8)
+            return float(Denoising(schedule).losses(base.denoise, batch).mean())
 
     assert loss(signals) < 0.8 * loss(1 - signals)
 

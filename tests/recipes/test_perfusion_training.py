@@ -12,7 +12,7 @@ from diffadapt.adapters import Perfusion, SideInputs, attach
 from diffadapt.data.concept import load_concept
 from diffadapt.errors import Refused
 from diffadapt.files import load_tensors
-from diffadapt.objectives import NoiseSchedule, denoising_loss
+from diffadapt.objectives import Batch, Masked, NoiseSchedule
 from diffadapt.recipes.subject import train_subject
 
 SETTINGS = {
@@ -137,7 +137,8 @@ def test_22_the_mask_weighs_by_its_shape_alone(base):
     times, text = torch.tensor([100, 600]), base.encode_prompts(["a cat", "a dog"]).detach()
 
     def loss(mask=None):
-        return denoising_loss(base.denoise, schedule, latents, text, noise, times, mask=mask)
+        batch = Batch(latents, noise, times, text, ("target",) * 2, mask=mask)
+        return Masked(schedule).losses(base.denoise, batch)
 
     torch.testing.assert_close(loss(torch.ones(2, 1, 16, 16)), loss(), rtol=1e-5, atol=0)
     mask = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(2))

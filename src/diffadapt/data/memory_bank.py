@@ -153,13 +153,18 @@ class MemoryBank:
         """
         if not self._count:
             raise Refused(f"the memory bank in {self.folder} is empty; fill it with ensure(count, prompts, make)")
-        pictures = []
-        for i in range(self._count):
-            data = self._read(i)
-            if data is None:
-                raise Refused(f"{self._path(i)} is gone or was changed since it was sampled; start the run again")
-            pictures.append(to_tensor(Image.open(io.BytesIO(data)).convert("RGB")))
-        return torch.stack(pictures).float() / 127.5 - 1
+        return torch.stack([self.picture(i) for i in range(self._count)])
+
+    def picture(self, index: int) -> Tensor:
+        """One picture, (3, R, R) float32 in [-1, 1], read from its file.
+
+        Raises:
+            Refused: it was removed or changed since it was sampled.
+        """
+        data = self._read(index)
+        if data is None:
+            raise Refused(f"{self._path(index)} is gone or was changed since it was sampled; start the run again")
+        return to_tensor(Image.open(io.BytesIO(data)).convert("RGB")).float() / 127.5 - 1
 
     def _path(self, index: int) -> Path:
         return self.folder / f"{index:05d}.png"

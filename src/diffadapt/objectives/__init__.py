@@ -1,5 +1,8 @@
-"""What is asked of an adapted base: losses over (denoiser, batch)."""
+"""What is asked of an adapted base: noise levels, where rows come from, their losses and what is minimised."""
 
-from .denoising import NoiseSchedule, denoising_loss
+from .denoising import Denoising, NoiseSchedule
+from .masked import Masked
+from .objective import Batch, Draw, Model, Objective
+from .prior_preservation import PriorPreservation
 
-__all__ = ["NoiseSchedule", "denoising_loss"]
+__all__ = ["Batch", "Denoising", "Draw", "Masked", "Model", "NoiseSchedule", "Objective", "PriorPreservation"]

@@ -8,16 +8,14 @@ Min-SNR:     weight min(SNR, gamma) / SNR for epsilon, min(SNR, gamma) / (SNR + 
              (Hang et al. 2023, arXiv:2303.09556)
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import Refused
-
-Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(noisy (N, C, h, w), timesteps (N,), text (N, L, D)) -> prediction (N, C, h, w)"""
+from .objective import Batch, Draw, Model, Objective, spread_timesteps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,32 +69,29 @@ class NoiseSchedule:
         return (snr.clamp(max=gamma) / floor).float()
 
 
-def denoising_loss(
-    denoise: Denoiser,
-    schedule: NoiseSchedule,
-    latents: Tensor,
-    text: Tensor,
-    noise: Tensor,
-    timesteps: Tensor,
-    *,
-    snr_gamma: float = 0.0,
-    mask: Tensor | None = None,
-) -> Tensor:
-    """The denoising loss of each row.
+class Denoising(Objective):
+    """Predicts what was mixed with the picture: the squared error, averaged over places and rows.
 
     Args:
-        denoise: the (adapted) base.
-        latents, noise: (N, C, h, w); text: (N, L, D); timesteps: (N,) in 0..T-1.
-        snr_gamma: Min-SNR gamma, 0 for none; 5 is usual.
-        mask: (N, 1, h, w) non-negative weights of places, or None. Each is normalised to mean 1, so that the size
-            of the masked region does not change the loss's scale.
-
-    Returns:
-        (N,) float32
+        schedule: how the base mixes data with noise, and what it predicts.
+        snr_gamma: Min-SNR gamma of the rows' weights, 0 for none; 5 is usual.
     """
-    noisy = schedule.add_noise(latents, noise, timesteps)
-    prediction = denoise(noisy, timesteps, text).float()
-    error = (prediction - schedule.target(latents, noise, timesteps).float()).square()
-    if mask is not None:
-        error = error * (mask / mask.mean((1, 2, 3), keepdim=True).clamp(min=1e-6))
-    return error.mean((1, 2, 3)) * schedule.weight(timesteps, snr_gamma)
+
+    def __init__(self, schedule: NoiseSchedule, *, snr_gamma: float = 0.0) -> None:
+        self.schedule, self.snr_gamma = schedule, snr_gamma
+
+    def draw(self, rng: np.random.Generator, batch_size: int) -> Draw:
+        return Draw(spread_timesteps(rng, batch_size, self.schedule.length), ("target",) * batch_size)
+
+    def losses(self, model: Model, batch: Batch) -> Tensor:
+        error = self.squared_error(model, batch)  # (N, C, h, w)
+        return error.mean((1, 2, 3)) * self.schedule.weight(batch.timesteps, self.snr_gamma)
+
+    def squared_error(self, model: Model, batch: Batch) -> Tensor:
+        """(prediction - target)^2 at every place, (N, C, h, w) float32."""
+        noisy = self.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
+        prediction = model(noisy, batch.timesteps, batch.condition).float()
+        return (prediction - self.schedule.target(batch.latents, batch.noise, batch.timesteps).float()).square()
+
+    def reduce(self, losses: Tensor, batch: Batch) -> Tensor:
+        return losses.mean()

@@ -15,27 +15,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from ..adapters import Attachment, Method, SideInputs, attach
-from ..adapters.hint import SIGNAL
+from ..adapters import Attachment, Method, attach
 from ..bases import Base
 from ..config import check, dump_toml, option, with_overrides
 from ..data.cache import TensorCache
 from ..data.control_pairs import ControlPairs
 from ..errors import Refused
-from ..objectives import NoiseSchedule, denoising_loss
+from ..objectives import Denoising, NoiseSchedule
 from ..progress import say
 from ..sampling.adapter_files import start_from
 from ..sampling.control_net import ControlNet, attach_control_net, hint_for
-from ..training import seeds
-from ..training.control_batches import ControlBatch, ControlBatches
+from ..training.batches import Batches, Texts
 from ..training.finish_control import control_samples, finish_control, write_pairs
-from ..training.journal import Journal
-from ..training.learner import Learner, make_accelerator, refuse_the_impossible, release
+from ..training.fit import fit
+from ..training.learner import make_accelerator, refuse_the_impossible, release
 from ..training.loop_config import LoopConfig
 from ..training.run import Run, claim_folder, write_run_file
+from ..training.sources import PairPictures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,14 +81,15 @@ def train_control(
         Refused: settings that cannot be met; a picture or signal that cannot be used; a folder in use by another run.
         Failed: the loss is not a number (the last good checkpoint stays), the disk is full.
     """
+    started = time.time()
     config = with_overrides(config or ControlConfig(), overrides)
     check(method)
     refuse_the_impossible(base, config)
     if "control" not in method.recipes:
         raise Refused(f"method {method.name!r} cannot learn to follow a signal; use lora, oft or controlnet")
     accelerator = make_accelerator(base, config)
-    first = accelerator.is_main_process
-    quiet = quiet or not first
+    is_main = accelerator.is_main_process
+    quiet = quiet or not is_main
     folder, resolution, shown = Path(out), config.resolution or base.resolution, held_out or pairs
     settings = {"seed": seed, "method": {"name": method.name, **asdict(method)}, "train": config}
 
@@ -101,68 +98,49 @@ def train_control(
     try:
         start_from(attachments, config.start_from)
         pairs.read([0], resolution)
-        if first:
-            mine = {"identity": pairs.identity(), "held_out": held_out.identity() if held_out else ""}
-            claim_folder(folder, dump_toml({"base": base.fingerprint, **settings, "pairs": mine}))
-            where = {**pairs.source, "held_out": len(held_out or ())}
-            again = {"recipe": "control", "base": base.name, "out": str(folder), **settings, "pairs": where}
-            write_run_file(folder, base, dump_toml(again))
+        if is_main:
+            identities = {"identity": pairs.identity(), "held_out": held_out.identity() if held_out else ""}
+            claim_folder(folder, dump_toml({"base": base.fingerprint, **settings, "pairs": identities}))
+            table = {**pairs.source, "held_out": len(held_out or ())}
+            job = {"recipe": "control", "base": base.name, "out": str(folder), **settings, "pairs": table}
+            write_run_file(folder, base, dump_toml(job))
             write_pairs(folder, shown, resolution)
         for note in pairs.notes:
             say(f"note: {note}", quiet=quiet)
-        batches = ControlBatches(
-            base, pairs,
-            resolution=resolution,
-            batch_size=config.batch_size,
-            caption_dropout=config.caption_dropout,
-            cache=TensorCache(folder / "cache" if first and pairs.in_files else None),
-            seed=seed,
+
+        # --- batches and objective; there may be too many texts to keep, so each is encoded as it comes --------------
+        cache = TensorCache(folder / "cache" if is_main and pairs.in_files else None)
+        target = PairPictures(
+            base, pairs, resolution=resolution, caption_dropout=config.caption_dropout, seed=seed,
+            process=accelerator.process_index, cache=cache,
+        )  # fmt: skip
+        schedule = NoiseSchedule(alphas_cumprod=base.alphas_cumprod, prediction_type=base.prediction_type)
+        objective = Denoising(schedule, snr_gamma=config.snr_gamma)
+        batches = Batches(
+            base, objective, {"target": target}, Texts(base),
+            batch_size=config.batch_size, parts=config.gradient_accumulation, seed=seed,
             process=accelerator.process_index,
-            parts=config.gradient_accumulation,
         )  # fmt: skip
 
         # --- the loop -------------------------------------------------------------------------------------------------
-        learner = Learner(base, attachments, _groups(attachments, config), config, folder, accelerator)
-        schedule = NoiseSchedule(alphas_cumprod=base.alphas_cumprod, prediction_type=base.prediction_type)
-        samples = control_samples(base, shown, folder, seed) if first and config.sample_every else None
-        images = config.batch_size * config.gradient_accumulation * accelerator.num_processes
-        with Journal(learner, samples, images=images, watch=watch, quiet=quiet) as journal:
-            for step in journal.steps():
-                learner.begin_step(step)
-                told: list[tuple[ControlBatch, Tensor, Tensor]] = []
-                for part in range(config.gradient_accumulation):
-                    batch = batches.batch(step, part)
-                    torch.manual_seed(seeds.number(seed, accelerator.process_index, step, part))  # dropout
-                    with accelerator.autocast():
-                        learner.begin(
-                            SideInputs(
-                                timesteps=batch.timesteps,
-                                token_ids=batch.token_ids,
-                                text=batch.text,
-                                control={SIGNAL: batch.signal},
-                            )  # fmt: skip
-                        )
-                        losses = denoising_loss(
-                            base.denoise, schedule, batch.latents, batch.text, batch.noise, batch.timesteps,
-                            snr_gamma=config.snr_gamma,
-                        )  # fmt: skip
-                        loss = learner.with_penalties(losses.mean())
-                    learner.backward(loss)
-                    told.append((batch, losses.detach(), loss.detach()))
-                journal.write(learner.update(_row(step + 1, told)))
-        facts = learner.finish(dump_toml(settings))
+        samples = control_samples(base, shown, folder, seed) if is_main and config.sample_every else None
+        facts = fit(
+            base, attachments, batches, objective,
+            config=config, groups=_groups(attachments, config), folder=folder, accelerator=accelerator,
+            settings=dump_toml(settings), seed=seed, samples=samples, watch=watch, quiet=quiet,
+        )  # fmt: skip
     finally:
         release(base, attachments.values())
     accelerator.wait_for_everyone()
-    if not first:
+    if not is_main:
         return Run(folder)
     return finish_control(
         base, held_out, samples, folder,
-        seed=seed, facts=facts, started=time.time(), count=config.evaluation_pairs, quiet=quiet,
+        seed=seed, facts=facts, started=started, count=config.evaluation_pairs, quiet=quiet,
     )  # fmt: skip
 
 
-# --- the loop's parts, in the order of their use ----------------------------------------------------------------------
+# --- the parts, in the order of their use -----------------------------------------------------------------------------
 
 
 def attach_all(base: Base, method: Method, config: ControlConfig, seed: int) -> dict[str, Attachment]:
@@ -186,14 +164,3 @@ def _groups(attachments: dict[str, Attachment], config: ControlConfig) -> list[d
         {"params": list(attachment.parameters()), "peak": config.learning_rate if rates[name] is None else rates[name]}
         for name, attachment in attachments.items()
     ]
-
-
-def _row(step: int, told: list[tuple[ControlBatch, Tensor, Tensor]]) -> dict[str, Any]:
-    """One line of the log: the step's loss (with the penalty), and each row's loss with its timestep."""
-    losses = torch.cat([losses for _, losses, _ in told]).tolist()
-    times = torch.cat([batch.timesteps for batch, *_ in told]).tolist()
-    return {
-        "step": step,
-        "loss": torch.stack([loss for *_, loss in told]).mean().item(),
-        "loss_by_timestep": [[int(t), float(v)] for t, v in zip(times, losses, strict=True)],
-    }

@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
-from torch import Tensor
 
-from ..adapters import Attachment, Method, SideInputs, attach
+from ..adapters import Attachment, Method, attach
 from ..bases import Base
 from ..config import check, dump_toml, option, with_overrides
 from ..data.cache import TensorCache
@@ -25,19 +23,19 @@ from ..data.concept import Concept
 from ..data.memory_bank import BankSettings, MemoryBank
 from ..data.picture import to_picture
 from ..errors import Refused
-from ..objectives import NoiseSchedule, denoising_loss
+from ..objectives import Denoising, Masked, NoiseSchedule, Objective, PriorPreservation
 from ..progress import say
 from ..sampling.adapter_files import start_from
 from ..sampling.sample import PromptLine, generate
-from ..training import seeds
-from ..training.concept_batches import Batch, ConceptBatches
+from ..training.batches import Batches, Texts
 from ..training.finish import finish
-from ..training.journal import Journal
-from ..training.learner import Learner, make_accelerator, refuse_the_impossible, release
+from ..training.fit import fit
+from ..training.learner import make_accelerator, refuse_the_impossible, release
 from ..training.loop_config import LoopConfig
 from ..training.progress_samples import subject_samples
 from ..training.run import Run, claim_folder, write_header
 from ..training.select_step import select_step
+from ..training.sources import BankPictures, ConceptPictures, Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +94,7 @@ def train_subject(
         Refused: settings that cannot be met; a folder in use by another run.
         Failed: the loss is not a number (the last good checkpoint stays), the disk is full.
     """
+    started = time.time()
     config = with_overrides(config or SubjectConfig(), overrides)
     check(method)
     if method.replaces_noun:
@@ -103,15 +102,9 @@ def train_subject(
     refuse_the_impossible(base, config)
     _refuse_what_does_not_fit(base, concept, method, config)
     accelerator = make_accelerator(base, config)
-    first = accelerator.is_main_process
-    quiet = quiet or not first
-    folder = Path(out)
-    pictures = {
-        "folder": concept.folder.name,
-        "noun": concept.noun,
-        "token": concept.token,
-        "contents": list(concept.contents),
-    }
+    is_main = accelerator.is_main_process
+    quiet = quiet or not is_main
+    folder, resolution = Path(out), config.resolution or base.resolution
     settings = {"seed": seed, "method": {"name": method.name, **vars(method)}, "train": config}
 
     # --- what trains: first, so that what does not fit is refused before anything is written ------------------------
@@ -120,76 +113,57 @@ def train_subject(
     attachment.enabled = False
     try:
         start_from({"adapter": attachment}, config.start_from)
-        if first:
-            claim_folder(folder, dump_toml({"base": base.fingerprint, **settings, "concept": pictures}))
-            where = {"folder": str(concept.folder), "noun": concept.noun, "token": concept.token}
-            where |= {"also": [f"{part.folder}={part.noun}={part.token}" for part in concept.parts[1:]]}
-            again = {"recipe": "subject", "base": base.name, "out": str(folder), **settings, "concept": where}
-            write_header(folder, base, concept, dump_toml(again), config.resolution or base.resolution)
+        if is_main:
+            _write_header(folder, base, concept, settings, resolution)
         for note in concept.notes:
             say(f"note: {note}", quiet=quiet)
 
-        # --- data: latents of the concept and of its class, encoded once ----------------------------------------------
-        bank = None
+        # --- batches: latents of the concept and of its class, each encoded once --------------------------------------
+        cache = TensorCache(folder / "cache" if is_main else None)
+        target = ConceptPictures(
+            base, concept, resolution=resolution, masked=config.masked, caption_dropout=config.caption_dropout,
+            templates=config.templates, seed=seed, process=accelerator.process_index, cache=cache,
+        )  # fmt: skip
+        sources: dict[str, Source] = {"target": target}
         if config.prior_weight:
             bank = _class_pictures(base, concept, config, folder, accelerator, quiet)
-        batches = ConceptBatches(
-            base, concept, bank,
-            resolution=config.resolution or base.resolution,
-            batch_size=config.batch_size,
-            masked=config.masked,
-            caption_dropout=config.caption_dropout,
-            templates=config.templates,
-            parts=config.gradient_accumulation,
-            seed=seed,
-            process=accelerator.process_index,
-            cache=TensorCache(folder / "cache" if first else None),
-        )  # fmt: skip
-        batches.encode_text(attachment)
-        attachment.enabled = True
+            sources["class"] = BankPictures(base, bank, cache=cache)
+        texts = Texts(base, [caption for source in sources.values() for caption in source.captions()])
 
-        # --- the loop -------------------------------------------------------------------------------------------------
-        learner = Learner(base, {"adapter": attachment}, _groups(attachment, config), config, folder, accelerator)
+        # --- the objective, and the loop ------------------------------------------------------------------------------
         schedule = NoiseSchedule(alphas_cumprod=base.alphas_cumprod, prediction_type=base.prediction_type)
-        samples = subject_samples(base, concept, folder, seed) if first and config.sample_every else None
-        images = batches.rows * config.gradient_accumulation * accelerator.num_processes
-        with Journal(learner, samples, images=images, watch=watch, quiet=quiet) as journal:
-            for step in journal.steps():
-                learner.begin_step(step)
-                told: list[tuple[Batch, Tensor, Tensor]] = []
-                for part in range(config.gradient_accumulation):
-                    batch = batches.batch(step, part)
-                    torch.manual_seed(seeds.number(seed, accelerator.process_index, step, part))  # dropout
-                    with accelerator.autocast():
-                        learner.begin(SideInputs(timesteps=batch.timesteps, token_ids=batch.token_ids, text=batch.text))
-                        losses = denoising_loss(
-                            base.denoise, schedule, batch.latents, batch.text, batch.noise, batch.timesteps,
-                            snr_gamma=config.snr_gamma, mask=batch.mask,
-                        )  # fmt: skip
-                        loss = losses[: batch.concept_rows].mean()
-                        if bank:
-                            loss = loss + config.prior_weight * losses[batch.concept_rows :].mean()
-                        loss = learner.with_penalties(loss)
-                    learner.backward(loss)
-                    told.append((batch, losses.detach(), loss.detach()))
-                journal.write(learner.update(_row(step + 1, told)))
-
-        # --- the result -----------------------------------------------------------------------------------------------
-        facts = learner.finish(dump_toml(settings))
+        objective: Objective = (Masked if config.masked else Denoising)(schedule, snr_gamma=config.snr_gamma)
+        if config.prior_weight:
+            objective = PriorPreservation(objective, weight=config.prior_weight)
+        batches = Batches(
+            base, objective, sources, texts,
+            batch_size=config.batch_size, parts=config.gradient_accumulation, seed=seed,
+            process=accelerator.process_index,
+        )  # fmt: skip
+        attachment.enabled = True
+        facts = fit(
+            base, {"adapter": attachment}, batches, objective,
+            config=config, groups=_groups(attachment, config), folder=folder, accelerator=accelerator,
+            settings=dump_toml(settings), seed=seed,
+            samples=subject_samples(base, concept, folder, seed) if is_main and config.sample_every else None,
+            log_as={"target": "loss_concept", "class": "loss_prior"}, watch=watch, quiet=quiet,
+        )  # fmt: skip
     finally:
         release(base, [attachment])
     accelerator.wait_for_everyone()
-    if not first:
+    if not is_main:
         return Run(folder)
+
+    # --- what follows -------------------------------------------------------------------------------------------------
     if config.select:
         facts["selection"] = select_step(base, concept, folder, prompts=config.select, seed=seed, quiet=quiet)
     return finish(
-        base, concept, folder, seed=seed, facts=facts, started=time.time(),
+        base, concept, folder, seed=seed, facts=facts, started=started,
         prompts=config.evaluation_prompts, per_prompt=config.evaluation_pictures, quiet=quiet,
     )  # fmt: skip
 
 
-# --- the loop's parts, in the order of their use ----------------------------------------------------------------------
+# --- the parts, in the order of their use -----------------------------------------------------------------------------
 
 
 def _refuse_what_does_not_fit(base: Base, concept: Concept, method: Method, config: SubjectConfig) -> None:
@@ -215,6 +189,21 @@ def _refuse_what_does_not_fit(base: Base, concept: Concept, method: Method, conf
         )
     for noun in concept.tokens.values():
         base.check_noun(noun)
+
+
+def _write_header(folder: Path, base: Base, concept: Concept, settings: dict[str, Any], resolution: int) -> None:
+    """Claims the run's folder and writes what a reader of it needs first."""
+    pictures = {
+        "folder": concept.folder.name,
+        "noun": concept.noun,
+        "token": concept.token,
+        "contents": list(concept.contents),
+    }
+    claim_folder(folder, dump_toml({"base": base.fingerprint, **settings, "concept": pictures}))
+    table = {"folder": str(concept.folder), "noun": concept.noun, "token": concept.token}
+    table |= {"also": [f"{part.folder}={part.noun}={part.token}" for part in concept.parts[1:]]}
+    job = {"recipe": "subject", "base": base.name, "out": str(folder), **settings, "concept": table}
+    write_header(folder, base, concept, dump_toml(job), resolution)
 
 
 def _class_pictures(
@@ -262,16 +251,3 @@ def _groups(attachment: Attachment, config: SubjectConfig) -> list[dict[str, Any
         {"params": layers, "peak": config.learning_rate},
         {"params": vectors, "peak": config.token_learning_rate, "weight_decay": 0.0},
     ]
-
-
-def _row(step: int, told: list[tuple[Batch, Tensor, Tensor]]) -> dict[str, Any]:
-    """One line of the log: the step's losses (with the penalty), and each concept row's loss with its timestep."""
-    concept = torch.cat([losses[: batch.concept_rows] for batch, losses, _ in told])
-    prior = torch.cat([losses[batch.concept_rows :] for batch, losses, _ in told])
-    times = torch.cat([batch.timesteps[: batch.concept_rows] for batch, _, _ in told])
-    row: dict[str, Any] = {"step": step, "loss": torch.stack([loss for *_, loss in told]).mean().item()}
-    row["loss_concept"] = concept.mean().item()
-    if len(prior):
-        row["loss_prior"] = prior.mean().item()
-    row["loss_by_timestep"] = [[int(t), float(v)] for t, v in zip(times.tolist(), concept.tolist(), strict=True)]
-    return row

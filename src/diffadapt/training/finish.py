@@ -38,7 +38,7 @@ def finish(
         base: the untouched base; concept: what was learned; folder: the run's, with `adapter.safetensors`.
         seed: of the pictures.
         facts: figures of the training for `metrics.json`.
-        started: when the training ended, in seconds since the epoch.
+        started: when this call of the recipe began, in seconds since the epoch.
         prompts, per_prompt: size of the evaluation; 0 prompts skip it.
         quiet: print nothing.
     """
@@ -76,10 +76,12 @@ def complete(
         except Refused as error:  # a photo base without its encoders: the run is worth a report all the same
             say(f"not evaluated: {error}", quiet=quiet)
     log = (folder / "log.jsonl").read_text().splitlines() if (folder / "log.jsonl").exists() else []
-    trained = sum(_seconds(line) for line in log)
+    rows = [json.loads(line) for line in log]
+    resumed_at = facts.pop("resumed_at", 0)
+    earlier = sum(row.get("seconds", 0.0) for row in rows if row["step"] <= resumed_at)  # of calls before this
     metrics |= facts | {
-        "seconds_train": round(trained, 2),
-        "seconds_total": round(trained + time.time() - started, 2),
+        "seconds_train": round(sum(row.get("seconds", 0.0) for row in rows), 2),
+        "seconds_total": round(earlier + time.time() - started, 2),
         "adapter_bytes": sum(file.stat().st_size for file in adapter_files(folder)),
     }
     write_json(folder / "metrics.json", metrics)
@@ -87,7 +89,3 @@ def complete(
     write_report(folder)
     say(f"report: {run.report}", quiet=quiet)
     return run
-
-
-def _seconds(line: str) -> float:
-    return float(json.loads(line).get("seconds", 0.0))

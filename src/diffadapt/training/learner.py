@@ -110,7 +110,7 @@ class Learner:
 
     # --- one step -----------------------------------------------------------------------------------------------------
 
-    def begin_step(self, step: int) -> None:
+    def before_step(self, step: int) -> None:
         """Training mode, learning rates of this 0-based step, no gradients."""
         config = self.config
         for attachment in self.attachments.values():
@@ -136,7 +136,7 @@ class Learner:
         """Adds this batch's share to the gradients."""
         self.accelerator.backward(loss / self.config.gradient_accumulation)
 
-    def update(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def after_step(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """One optimizer step, and all that follows it.
 
         Args:

@@ -1,0 +1,110 @@
+"""Batches: rows drawn from their sources as an objective asks for them, with noise and text."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..bases import Base
+from ..objectives import Batch, Objective
+from . import seeds
+from .sources import Source
+
+
+class Texts:
+    """Captions as the denoiser is conditioned on them.
+
+    Args:
+        base: tokenizes and encodes.
+        captions: those that may come, encoded here and kept; None when there are too many. Where an adapter stands on
+            the text encoder, what comes is encoded every time.
+    """
+
+    def __init__(self, base: Base, captions: Iterable[str] | None = None) -> None:
+        self.base = base
+        self._kept: dict[str, tuple[Tensor, Tensor]] = {}
+        paths = [path for each in base.attachments for path in each.adapters]
+        if captions is None or any(path.startswith("text_encoder") for path in paths):
+            return
+        each = sorted(set(captions))
+        with torch.no_grad():
+            ids, text = self._encode(each)
+        self._kept = {caption: (ids[i], text[i]) for i, caption in enumerate(each)}
+
+    def of(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """(token_ids (N, L), condition (N, L, D)) of captions."""
+        if self._kept:
+            ids, text = zip(*(self._kept[caption] for caption in captions), strict=True)
+            return torch.stack(ids), torch.stack(text)
+        each = sorted(set(captions))  # a few captions fill a batch: encode each once
+        ids, text = self._encode(each)
+        rows = [each.index(caption) for caption in captions]
+        return ids[rows], text[rows]
+
+    def _encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        ids = self.base.tokenize(captions)
+        return ids, self.base.encode_ids(ids)
+
+
+class Batches:
+    """Draws batches as a function of (seed, process, step, part), so that a resumed run sees the same ones.
+
+    Args:
+        base: what is adapted.
+        objective: says how many rows there are, at which noise levels, and from where.
+        sources: name -> source, for every name of the objective's.
+        texts: encodes the captions.
+        batch_size: as the user set it.
+        parts: batches in a step (gradient accumulation).
+        seed, process: what the draws depend on, beside the step.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        objective: Objective,
+        sources: Mapping[str, Source],
+        texts: Texts,
+        *,
+        batch_size: int,
+        parts: int,
+        seed: int,
+        process: int,
+    ) -> None:
+        self.base, self.objective, self.sources, self.texts = base, objective, sources, texts
+        self.batch_size, self.parts, self.seed, self.process = batch_size, parts, seed, process
+        self.rows = objective.rows(batch_size)
+        self._shape = sources[objective.sources[0]].fetch(0).latents.shape  # (C, h, w)
+
+    def batch(self, step: int, part: int) -> Batch:
+        """The batch of one accumulation part of one step."""
+        rng = seeds.rng(self.seed, self.process, step, part)
+        place = (step * self.parts + part) * self.batch_size
+        candidates = {
+            name: iter(self.sources[name].pick(rng, self.batch_size, place)) for name in self.objective.sources
+        }
+        noise = seeds.normal((self.rows, *self._shape), rng)
+        draw = self.objective.draw(rng, self.batch_size)
+        picked = [(name, *next(candidates[name])) for name in draw.sources]
+        fetched = [self.sources[name].fetch(index) for name, index, _ in picked]
+        signals = [row.signal for row in fetched if row.signal is not None]
+        token_ids, condition = self.texts.of([caption for *_, caption in picked])
+        device = self.base.device
+        return Batch(
+            latents=torch.stack([row.latents for row in fetched]).to(device),
+            noise=noise.to(device),
+            timesteps=draw.timesteps.to(device),
+            condition=condition,
+            sources=draw.sources,
+            token_ids=token_ids,
+            weights=None if draw.weights is None else draw.weights.to(device),
+            mask=_masks([row.mask for row in fetched], self._shape[-2:], device),
+            signal=torch.stack(signals).to(device) if signals else None,
+        )
+
+
+def _masks(masks: Sequence[Tensor | None], size: Sequence[int], device: torch.device) -> Tensor | None:
+    """(N, 1, h, w) with ones for rows without a mask; None when no row has one."""
+    if all(mask is None for mask in masks):
+        return None
+    return torch.stack([torch.ones(1, *size) if mask is None else mask for mask in masks]).to(device)

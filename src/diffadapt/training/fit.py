@@ -1,0 +1,131 @@
+"""The one loop: batches, an objective, what trains, and what is written on the way."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from ..adapters import Attachment, SideInputs
+from ..adapters.hint import SIGNAL
+from ..bases import Base
+from ..objectives import Batch, Objective
+from . import seeds
+from .batches import Batches
+from .journal import Journal
+from .learner import Learner
+from .loop_config import LoopConfig
+from .progress_samples import ProgressSamples
+
+
+def fit(
+    base: Base,
+    attachments: Mapping[str, Attachment],
+    batches: Batches,
+    objective: Objective,
+    *,
+    config: LoopConfig,
+    groups: Sequence[dict[str, Any]],
+    folder: Path,
+    accelerator: Accelerator,
+    settings: str,
+    seed: int,
+    samples: ProgressSamples | None = None,
+    log_as: Mapping[str, str] | None = None,
+    watch: Callable[[int, float], None] | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Trains what is attached to a base, from the newest checkpoint in the folder on, and writes its files.
+
+    Args:
+        base: with the attachments on it.
+        attachments: name -> attachment; `<name>.safetensors` is its file.
+        batches: rows as the objective draws them.
+        objective: gives each row's loss, and the scalar that is minimised.
+        config: the loop's settings.
+        groups: parameter groups of the optimizer, each with its "peak" learning rate.
+        folder: of the run: log, samples and checkpoints on the way, the attachments' files at the end.
+        accelerator: of this process.
+        settings: TOML for the files' headers.
+        seed: of dropout.
+        samples: the pictures on the way, or None.
+        log_as: source -> the log's name of the mean loss of its rows; others are not logged.
+        watch: called with (step, loss) after every step.
+        quiet: print nothing.
+
+    Returns:
+        figures of the training for `metrics.json`
+
+    Raises:
+        Failed: the loss is not a number (the last good checkpoint stays), the disk is full.
+    """
+    learner = Learner(base, attachments, groups, config, folder, accelerator)
+    model = AttachedBase(base, attachments)
+    images = batches.rows * config.gradient_accumulation * accelerator.num_processes
+    with Journal(learner, samples, images=images, watch=watch, quiet=quiet) as journal:
+        for step in journal.steps():
+            learner.before_step(step)
+            parts = []
+            for part in range(config.gradient_accumulation):
+                batch = batches.batch(step, part)
+                torch.manual_seed(seeds.number(seed, accelerator.process_index, step, part))  # dropout
+                with accelerator.autocast():
+                    learner.begin(side_inputs(batch))
+                    losses = objective.losses(model, batch)
+                    loss = learner.with_penalties(objective.reduce(losses, batch))
+                learner.backward(loss)
+                parts.append((batch, losses.detach(), loss.detach()))
+            journal.write(learner.after_step(log_row(step + 1, parts, log_as or {})))
+    return learner.finish(settings) | {"resumed_at": journal.done}
+
+
+class AttachedBase:
+    """A base with attachments, as an objective calls it."""
+
+    def __init__(self, base: Base, attachments: Mapping[str, Attachment]) -> None:
+        self.base, self.attachments = base, attachments
+
+    def __call__(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
+        return self.base.denoise(noisy, timesteps, condition)
+
+    @torch.no_grad()
+    def teacher(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
+        """The untouched base's prediction: the attachments are off while it is made."""
+        before = {attachment: attachment.enabled for attachment in self.attachments.values()}
+        try:
+            for attachment in before:
+                attachment.enabled = False
+            return self.base.denoise(noisy, timesteps, condition)
+        finally:
+            for attachment, enabled in before.items():
+                attachment.enabled = enabled
+
+
+def side_inputs(batch: Batch) -> SideInputs:
+    """What adapters may ask for beside their layer's input."""
+    control = None if batch.signal is None else {SIGNAL: batch.signal}
+    return SideInputs(timesteps=batch.timesteps, token_ids=batch.token_ids, text=batch.condition, control=control)
+
+
+def log_row(step: int, parts: Sequence[tuple[Batch, Tensor, Tensor]], log_as: Mapping[str, str]) -> dict[str, Any]:
+    """One line of the log.
+
+    Args:
+        step: 1-based.
+        parts: batch, losses (N,) and minimised scalar, penalties included, of each accumulation part.
+        log_as: source -> name of the mean loss of its rows.
+
+    Returns:
+        "step", "loss", the means by source, and "loss_by_timestep": [timestep, loss] of every target row
+    """
+    row: dict[str, Any] = {"step": step, "loss": torch.stack([loss for *_, loss in parts]).mean().item()}
+    for source, name in log_as.items():
+        of_source = torch.cat([losses[batch.of(source)] for batch, losses, _ in parts])
+        if len(of_source):
+            row[name] = of_source.mean().item()
+    losses = torch.cat([losses[batch.of("target")] for batch, losses, _ in parts]).tolist()
+    times = torch.cat([batch.timesteps[batch.of("target")] for batch, *_ in parts]).tolist()
+    row["loss_by_timestep"] = [[int(t), float(v)] for t, v in zip(times, losses, strict=True)]
+    return row
