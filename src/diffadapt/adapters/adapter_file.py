@@ -35,7 +35,8 @@ def read_adapter(path: str | Path) -> tuple[Method, list[str], dict[str, str], d
     if header.get("method") not in METHODS:
         raise Refused(f"{path} was made with method {header.get('method')!r}; known: {', '.join(METHODS)}")
     try:
-        method = METHODS[header["method"]](**json.loads(header["config"]))
+        config = json.loads(header["config"])  # JSON has no tuples
+        method = METHODS[header["method"]](**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})
         check(method)
         return method, json.loads(header["roles"]), json.loads(header["tokens"]), tensors, header
     except (KeyError, TypeError, ValueError) as error:
