@@ -1,0 +1,320 @@
+"""One step of the loop by hand: what the optimizer sees, what is logged, what is saved, for every setting.
+
+The base predicts nothing by itself; the attachment scales the noisy latents by w = 0.5. With sqrt(a) = 0.8 and
+sqrt(1 - a) = 0.6, a picture of 1 and noise of 2 mix to 2: the prediction is 1, the target 2, the loss (1 - 2)^2 = 1,
+and its gradient 2 (1 - 2) 2 = -4.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from diffadapt.adapters import SideInputs
+from diffadapt.errors import Failed
+from diffadapt.files import load_tensors, save_tensors
+from diffadapt.objectives import Batch, Denoising, NoiseSchedule
+from diffadapt.training.fit import AttachedBase, fit
+from diffadapt.training.learner import make_accelerator
+from diffadapt.training.loop_config import LoopConfig
+
+SCHEDULE = NoiseSchedule(alphas_cumprod=torch.tensor([0.64, 0.36]), prediction_type="epsilon")
+PLAIN = LoopConfig(
+    steps=1, learning_rate=0.1, schedule="constant", warmup=0, weight_decay=0.0, max_grad_norm=0.0, snr_gamma=0.0,
+    checkpoint_every=1, sample_every=0,
+)  # fmt: skip
+
+
+class Scale:
+    """An attachment of one number; `penalty_weight` times it is added to the loss."""
+
+    def __init__(self, value: float = 0.5, penalty_weight: float = 0.0, most: float = 100.0) -> None:
+        self.w = nn.Parameter(torch.tensor([value]))
+        self.penalty_weight, self.most = penalty_weight, most
+        self.enabled, self.training, self.side = True, False, None
+        self.modes: list[bool] = []
+
+    def parameters(self):
+        return iter([self.w])
+
+    def train(self, mode: bool = True) -> None:
+        self.training = mode
+        self.modes.append(mode)
+
+    def begin(self, side: SideInputs) -> None:
+        self.side = side
+
+    def penalty(self):
+        return self.penalty_weight * self.w.sum() if self.penalty_weight else None
+
+    def project_(self) -> None:
+        with torch.no_grad():
+            self.w.clamp_(max=self.most)
+
+    def notes(self) -> dict[str, float]:
+        return {"size": self.w.item()}
+
+    def state_dict(self):
+        return {"w": self.w.detach()}
+
+    def load_state_dict(self, tensors) -> None:
+        with torch.no_grad():
+            self.w.copy_(tensors["w"])
+
+    def save(self, path: Path, metadata=None) -> Path:
+        return save_tensors(path, self.state_dict(), dict(metadata or {}))
+
+
+class Denoiser:
+    checkpointed = False
+
+    def enable_gradient_checkpointing(self) -> None:
+        self.checkpointed = True
+
+
+class Base:
+    device = torch.device("cpu")
+
+    def __init__(self, *scales: Scale) -> None:
+        self.scales, self.denoiser = scales, Denoiser()
+
+    def denoise(self, noisy, timesteps, condition):
+        return sum((scale.w for scale in self.scales if scale.enabled), torch.zeros(1)) * noisy
+
+
+class Rows:
+    """Batches given as they are: rows of (picture, noise, timestep), one list for each part of a step."""
+
+    def __init__(self, *parts: list[tuple[float, float, int]], sources: tuple[str, ...] | None = None) -> None:
+        self.parts, self.sources, self.rows = parts, sources, len(parts[0])
+
+    def batch(self, step: int, part: int) -> Batch:
+        x, e, t = zip(*self.parts[part], strict=True)
+        shape = (len(x), 1, 1, 1)
+        sources = self.sources or ("target",) * len(x)
+        return Batch(torch.tensor(x).view(shape), torch.tensor(e).view(shape), torch.tensor(t), torch.zeros(1), sources)
+
+
+ROW = (1.0, 2.0, 0)
+
+
+def step(folder: Path, scales: dict[str, Scale], rows: Rows, config: LoopConfig = PLAIN, groups=None, **more):
+    """One `fit`: the last line of the log, and the state that the checkpoint of the last step holds."""
+    base = Base(*scales.values())
+    groups = groups or [{"params": [scale.w for scale in scales.values()], "peak": config.learning_rate}]
+    more = {"objective": Denoising(SCHEDULE, snr_gamma=config.snr_gamma), **more}
+    facts = fit(
+        base, scales, rows, config=config, groups=groups, folder=folder, accelerator=make_accelerator(base, config),
+        settings="", seed=0, quiet=True, **more,
+    )  # fmt: skip
+    state, _ = load_tensors(folder / "checkpoints" / f"step-{config.steps:06d}" / "state.safetensors")
+    return json.loads((folder / "log.jsonl").read_text().splitlines()[-1]), state, facts
+
+
+def seen(state, index: int = 0) -> float:
+    """The gradient that AdamW's first step saw: its first moment is 0.1 of it."""
+    return float(state[f"optimizer.{index}.exp_avg"]) / 0.1
+
+
+def changed(config: LoopConfig = PLAIN, **settings) -> LoopConfig:
+    from dataclasses import replace
+
+    return replace(config, **settings)
+
+
+def test_loss_gradient_and_update_are_those_of_the_formula(tmp_path):
+    scale = Scale()
+    row, state, facts = step(tmp_path, {"adapter": scale}, Rows([ROW]))
+    assert row["loss"] == pytest.approx(1.0) and row["grad_norm"] == pytest.approx(4.0)
+    assert seen(state) == pytest.approx(-4.0)
+    assert scale.w.item() == pytest.approx(0.5 + 0.1)  # AdamW's first step is the learning rate, against the gradient
+    assert row["loss_by_timestep"] == [[0, pytest.approx(1.0)]] and row["lr"] == pytest.approx(0.1)
+    assert facts["trainable_parameters"] == 1 and facts["resumed_at"] == 0
+
+
+def test_rows_are_averaged_and_each_is_logged_with_its_timestep(tmp_path):
+    """A picture of 2 and noise of 1 at t = 1: 0.6 * 2 + 0.8 = 2, loss (1 - 1)^2 = 0, gradient 0."""
+    row, state, _ = step(tmp_path, {"adapter": Scale()}, Rows([ROW, (2.0, 1.0, 1)]))
+    assert row["loss"] == pytest.approx(0.5) and seen(state) == pytest.approx(-2.0)
+    assert row["loss_by_timestep"] == [[0, pytest.approx(1.0)], [1, pytest.approx(0.0, abs=1e-6)]]
+
+
+def test_rows_are_logged_by_their_source(tmp_path):
+    rows = Rows([ROW, (2.0, 1.0, 1)], sources=("target", "class"))
+    names = {"target": "loss_concept", "class": "loss_prior", "memory": "loss_memory"}
+    row, *_ = step(tmp_path, {"adapter": Scale()}, rows, log_as=names)
+    assert row["loss_concept"] == pytest.approx(1.0) and row["loss_prior"] == pytest.approx(0.0, abs=1e-6)
+    assert row["loss_by_timestep"] == [[0, pytest.approx(1.0)]] and "loss_memory" not in row
+
+
+def test_min_snr_weighs_the_rows(tmp_path):
+    """SNR 0.64 / 0.36; gamma 1 weighs by its inverse, 0.5625."""
+    row, state, _ = step(tmp_path, {"adapter": Scale()}, Rows([ROW]), changed(snr_gamma=1.0))
+    assert row["loss"] == pytest.approx(0.5625) and seen(state) == pytest.approx(-4 * 0.5625)
+
+
+def test_every_group_has_its_own_rate_warmed_up_alike(tmp_path):
+    scales = {"adapter": Scale(0.25), "hint": Scale(0.25)}
+    groups = [{"params": [scales["adapter"].w], "peak": 0.1}, {"params": [scales["hint"].w], "peak": 0.02}]
+    step(tmp_path, scales, Rows([ROW]), changed(warmup=4), groups=groups)
+    assert scales["adapter"].w.item() == pytest.approx(0.25 + 0.1 / 4)
+    assert scales["hint"].w.item() == pytest.approx(0.25 + 0.02 / 4)
+
+
+@pytest.mark.parametrize(("schedule", "expected"), [("linear", 0.5), ("cosine", 0.5), ("constant", 1.0)])
+def test_the_schedule_ends_where_it_says(tmp_path, schedule, expected):
+    row, *_ = step(tmp_path, {"adapter": Scale()}, Rows([ROW]), changed(steps=2, schedule=schedule))
+    assert row["lr"] == pytest.approx(0.1 * expected)  # the second of two steps
+
+
+def test_weight_decay_shrinks_by_rate_times_decay_and_a_group_may_have_none(tmp_path):
+    scales = {"adapter": Scale(0.25), "token": Scale(0.25)}
+    groups = [
+        {"params": [scales["adapter"].w], "peak": 0.1},
+        {"params": [scales["token"].w], "peak": 0.1, "weight_decay": 0.0},
+    ]
+    step(tmp_path, scales, Rows([ROW]), changed(weight_decay=0.5), groups=groups)
+    assert scales["adapter"].w.item() == pytest.approx(0.25 * (1 - 0.1 * 0.5) + 0.1)
+    assert scales["token"].w.item() == pytest.approx(0.25 + 0.1)
+
+
+@pytest.mark.parametrize(("most", "expected"), [(1.0, -1.0), (8.0, -4.0), (0.0, -4.0)])
+def test_gradients_are_clipped_to_their_norm_and_the_log_has_the_norm_before(tmp_path, most, expected):
+    row, state, _ = step(tmp_path, {"adapter": Scale()}, Rows([ROW]), changed(max_grad_norm=most))
+    assert row["grad_norm"] == pytest.approx(4.0) and seen(state) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_norm_is_that_of_all_groups_together(tmp_path):
+    scales = {"adapter": Scale(0.25), "hint": Scale(0.25)}  # each has the gradient -4
+    row, state, _ = step(tmp_path, scales, Rows([ROW]), changed(max_grad_norm=1.0))
+    assert row["grad_norm"] == pytest.approx(32**0.5)
+    assert seen(state, 0) == pytest.approx(-(0.5**0.5), rel=1e-4) and seen(state, 1) == seen(state, 0)
+
+
+def test_penalties_are_added_to_loss_and_gradient(tmp_path):
+    scales = {"adapter": Scale(0.25, penalty_weight=3.0), "hint": Scale(0.25)}
+    row, state, _ = step(tmp_path, scales, Rows([ROW]))
+    assert row["loss"] == pytest.approx(1.0 + 3.0 * 0.25)
+    assert seen(state, 0) == pytest.approx(-4.0 + 3.0) and seen(state, 1) == pytest.approx(-4.0)
+
+
+def test_parts_of_a_step_are_averaged_penalties_included(tmp_path):
+    """The second part has loss 0 and gradient 0."""
+    scale = Scale(penalty_weight=3.0)
+    row, state, _ = step(tmp_path, {"adapter": scale}, Rows([ROW], [(2.0, 1.0, 1)]), changed(gradient_accumulation=2))
+    assert row["loss"] == pytest.approx(0.5 + 1.5) and seen(state) == pytest.approx(-2.0 + 3.0)
+    assert [t for t, _ in row["loss_by_timestep"]] == [0, 1] and row["images"] == 2
+
+
+def test_the_moving_average_is_what_is_saved(tmp_path):
+    """The first update's decay is min(decay, 1 / 10)."""
+    scale = Scale()
+    step(tmp_path, {"adapter": scale}, Rows([ROW]), changed(ema_decay=0.99))
+    saved, _ = load_tensors(tmp_path / "adapter.safetensors")
+    assert scale.w.item() == pytest.approx(0.6) and float(saved["w"]) == pytest.approx(0.1 * 0.5 + 0.9 * 0.6)
+
+
+def test_without_a_moving_average_the_last_values_are_saved(tmp_path):
+    step(tmp_path, {"adapter": Scale()}, Rows([ROW]))
+    assert float(load_tensors(tmp_path / "adapter.safetensors")[0]["w"]) == pytest.approx(0.6)
+
+
+def test_the_projection_comes_after_the_optimizer_and_before_the_average(tmp_path):
+    scale = Scale(most=0.55)
+    row, *_ = step(tmp_path, {"adapter": scale}, Rows([ROW]), changed(ema_decay=0.99))
+    assert scale.w.item() == pytest.approx(0.55) and row["size"] == pytest.approx(0.55)
+    saved, _ = load_tensors(tmp_path / "adapter.safetensors")
+    assert float(saved["w"]) == pytest.approx(0.1 * 0.5 + 0.9 * 0.55)
+
+
+def test_adapters_are_in_training_mode_during_the_step_alone(tmp_path):
+    scale = Scale()
+    step(tmp_path, {"adapter": scale}, Rows([ROW]), changed(steps=2))
+    assert scale.modes == [True, False, True, False]
+
+
+def test_adapters_are_told_what_the_batch_holds(tmp_path):
+    class WithSignal(Rows):
+        def batch(self, step: int, part: int) -> Batch:
+            from dataclasses import replace
+
+            return replace(super().batch(step, part), token_ids=torch.tensor([[7]]), signal=torch.ones(1, 3, 2, 2))
+
+    scale = Scale()
+    step(tmp_path, {"adapter": scale}, WithSignal([ROW]))
+    side = scale.side
+    assert side.timesteps.tolist() == [0] and side.token_ids.tolist() == [[7]] and side.text.tolist() == [0.0]
+    assert torch.equal(side.control["hint"], torch.ones(1, 3, 2, 2))
+
+
+def test_gradients_do_not_outlive_their_step(tmp_path):
+    """Two steps of a rate of 0: AdamW's moment is 0.9 * 0.1 g + 0.1 g, not more."""
+    _, state, _ = step(tmp_path, {"adapter": Scale()}, Rows([ROW]), changed(steps=2, learning_rate=0.0))
+    assert float(state["optimizer.0.exp_avg"]) == pytest.approx(-4 * 0.19)
+
+
+def test_a_loss_that_is_no_number_changes_nothing(tmp_path):
+    scale = Scale()
+    with pytest.raises(Failed, match=r"the loss is nan at step 1 .*lower learning_rate \(0.1\)"):
+        step(tmp_path, {"adapter": scale}, Rows([(float("nan"), 2.0, 0)]))
+    assert scale.w.item() == 0.5 and not (tmp_path / "adapter.safetensors").exists()
+
+
+def test_gradient_checkpointing_is_asked_of_the_denoiser(tmp_path):
+    for wanted in (False, True):
+        base = Base(Scale())
+        config = changed(gradient_checkpointing=wanted)
+        fit(
+            base, {"adapter": base.scales[0]}, Rows([ROW]), Denoising(SCHEDULE), config=config,
+            groups=[{"params": [base.scales[0].w], "peak": 0.1}], folder=tmp_path / str(wanted),
+            accelerator=make_accelerator(base, config), settings="", seed=0, quiet=True,
+        )  # fmt: skip
+        assert base.denoiser.checkpointed is wanted
+
+
+def test_the_teacher_is_the_base_without_what_trains_and_takes_no_gradient():
+    scale = Scale()
+    model = AttachedBase(Base(scale), {"adapter": scale})
+    noisy = torch.ones(1, 1, 1, 1)
+    assert model(noisy, torch.tensor([0]), torch.zeros(1)).item() == 0.5
+    answer = model.teacher(noisy, torch.tensor([0]), torch.zeros(1))
+    assert float(answer) == 0.0 and not answer.requires_grad and scale.enabled
+    scale.enabled = False
+    model.teacher(noisy, torch.tensor([0]), torch.zeros(1))
+    assert not scale.enabled
+
+
+def _train_in_a_process(rank: int, folder: str) -> None:
+    import os
+
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    os.environ["MASTER_PORT"] = os.environ["TOY_PORT"]
+    torch.set_num_threads(1)
+    rows = Rows([ROW]) if rank == 0 else Rows([(2.0, 1.0, 1)])
+    scale = Scale()
+    base = Base(scale)
+    accelerator = make_accelerator(base, PLAIN)
+    assert accelerator.num_processes == 2
+    fit(
+        base, {"adapter": scale}, rows, Denoising(SCHEDULE), config=PLAIN, groups=[{"params": [scale.w], "peak": 0.1}],
+        folder=Path(folder), accelerator=accelerator, settings="", seed=0, quiet=True,
+    )  # fmt: skip
+    accelerator.wait_for_everyone()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_gradients_of_two_processes_are_averaged(tmp_path, monkeypatch):
+    """One sees the gradient -4, the other 0."""
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("TOY_PORT", str(free.getsockname()[1]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "src"))
+    torch.multiprocessing.spawn(_train_in_a_process, (str(tmp_path),), nprocs=2)
+    state, _ = load_tensors(tmp_path / "checkpoints" / "step-000001" / "state.safetensors")
+    row = json.loads((tmp_path / "log.jsonl").read_text())
+    assert seen(state) == pytest.approx(-2.0) and row["images"] == 2
