@@ -1,4 +1,4 @@
-"""What the probe is trained on: scenes of the world, scenes of thousands of other sprites, captions true and false."""
+"""What the probe is trained on: scenes of the wide world, views of thousands of sprites, captions true and false."""
 
 import dataclasses
 import json
@@ -11,39 +11,51 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffadapt.data.scenes import (
-    FOLDER_OF,
-    Placed,
-    Scene,
-    World,
-    caption,
-    grammar_words,
-    load_sprite,
-    render,
-    sample_scene,
+from diffadapt.data.drawn_styles import SEEN
+from diffadapt.data.scenes import FOLDER_OF, load_sprite
+from diffadapt.data.wide_pictures import Sprites as WideSprites
+from diffadapt.data.wide_pictures import draw_wide_scenes, load_wide_sprites
+from diffadapt.data.wide_scenes import Ground, Thing, WideScene, WideWorld, sample_wide_scene, wide_caption
+from diffadapt.data.wide_world import (
+    ACCESSORIES,
+    COLOURS,
+    CORE,
+    PATTERNS,
+    PLACES,
+    RELATIONS,
+    tail_nouns,
+    wide_grammar_words,
 )
-from diffadapt.data.world import BACKGROUNDS, HELD_OUT_NOUNS, KINDS, NOUNS, POSITIONS, SIZES, STYLES
+from diffadapt.data.world import BACKGROUNDS, HELD_OUT_NOUNS, NOUNS, POSITIONS, SIZES, STYLES
 from diffadapt.metrics.probe import PADDING, UNKNOWN, ProbeShape
 
 FOLDERS = (*(folder for _, folder in STYLES), "fluent-flat")  # the base-marked sets but the held-out style
 STYLE_OF = {folder: style for style, folder in STYLES}
+CORE_NOUNS = tuple(noun for noun, *_ in NOUNS[:CORE])
 LABELS = {
-    "object": tuple(noun for noun, *_ in NOUNS),
-    "second": (*(noun for noun, *_ in NOUNS), "none"),
+    "object": CORE_NOUNS,
+    "second": (*CORE_NOUNS, "none"),
     "style": tuple(style for style, _ in STYLES),
-    "background": tuple(BACKGROUNDS),
+    "background": (*BACKGROUNDS, *PLACES),
     "position": tuple(POSITIONS),
     "size": tuple(SIZES),
+    "colour": (*COLOURS, "own"),  # of the first thing; "own" as its artist painted it
+    "count": ("1", "2", "3"),
+    "wearing": (*ACCESSORIES, "nothing"),
+    "relation": (*(word for word in RELATIONS if word != "in front of"), "none"),
+    "pattern": (*PATTERNS, "none"),
+    "drawn": (*SEEN, "none"),
 }
 NUMBER = {head: {label: i for i, label in enumerate(labels)} for head, labels in LABELS.items()}
 SKIP = -100  # a label that is not known: no loss
-NOUN_OF_STEM = {stem: noun for noun, _, stem in NOUNS}
+CHANGES = ("noun", "style", "background", "position", "size", "order", "colour", "count", "wearing", "pattern")
 
 
-def probe_shape() -> ProbeShape:
-    """Labels, and the vocabulary: every grammar word that pictures can teach; held-out ones stay unknown."""
+def probe_shape(data: Path) -> ProbeShape:
+    """Labels, and the vocabulary: every word of the wide world's captions; held-out ones stay unknown."""
+    kinds = {kind for _, kind, _ in HELD_OUT_NOUNS}
     untaught = {noun for noun, *_ in HELD_OUT_NOUNS} | (set(FOLDER_OF) - set(STYLE_OF.values()))
-    words = [word for word in grammar_words() if word not in untaught or word in KINDS]
+    words = [word for word in wide_grammar_words(tail_nouns(data)) if word not in untaught or word in kinds]
     return ProbeShape(labels=LABELS, words=(PADDING, UNKNOWN, *words), widths=(32, 64, 128, 192))
 
 
@@ -53,13 +65,14 @@ class Sprites:
     Attributes:
         stack: (S, 4, 72, 72) uint8, premultiplied.
         number: (folder, file stem) -> row of `stack`.
+        world: the wide world whose scenes are drawn, and `of_world` its sprites.
     """
 
     def __init__(self, data: Path, *, stems: set[str] | None = None, folders: tuple[str, ...] = FOLDERS) -> None:
         held_out = {stem for _, _, stem in HELD_OUT_NOUNS}
         pictures, self.number, self.folders_of = [], {}, defaultdict(list)
         for folder in folders:
-            lines = (data / folder / "metadata.jsonl").read_text().splitlines()
+            lines = (data / folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
             for name in sorted(json.loads(line)["file_name"] for line in lines):
                 stem = name.removesuffix(".png")
                 if (stem in held_out) if stems is None else (stem not in stems):
@@ -69,70 +82,94 @@ class Sprites:
                 pictures.append((load_sprite(data / folder / name) * 255).round().byte())
         self.stack = torch.stack(pictures)
         self.stems = sorted(self.folders_of)
-        self.world = {
-            (noun, style): self.stack[self.number[folder, stem]].float() / 255
-            for noun, _, stem in NOUNS
-            for style, folder in STYLES
-            if (folder, stem) in self.number
-        }
+        self.world = WideWorld(tail=tail_nouns(data), core_share=0.8)
+        self.of_world: WideSprites = load_wide_sprites(data, self.world) if stems is None else {}
 
-    def views(self, rng: np.random.Generator, chosen: list[tuple[str, str]]) -> tuple[list[Scene], dict]:
-        """One single-object scene for each (folder, stem), the sprite mirrored or turned up to 15 degrees at times."""
-        rows = self.stack[[self.number[key] for key in chosen]].float() / 255
-        angle = np.deg2rad(rng.uniform(-15, 15, len(chosen)) * (rng.random(len(chosen)) < 0.5))
-        mirror = np.where(rng.random(len(chosen)) < 0.3, -1.0, 1.0)
-        cos, sin, zero = np.cos(angle), np.sin(angle), np.zeros_like(angle)
-        matrix = np.stack([cos * mirror, -sin, zero, sin * mirror, cos, zero], 1)
-        grid = F.affine_grid(torch.from_numpy(matrix).float().view(-1, 2, 3), list(rows.shape), align_corners=False)
-        rows = F.grid_sample(rows, grid, align_corners=False)
+    def views(self, rng: np.random.Generator, chosen: list[tuple[str, str]]) -> tuple[list[WideScene], WideSprites]:
+        """One plain scene of one thing for each (folder, stem)."""
         scenes, sprites = [], {}
-        for i, (folder, _) in enumerate(chosen):
-            scene = sample_scene(rng, World(nouns=("cat",)), two_objects=0.0)
-            thing = dataclasses.replace(scene.objects[0], noun=f"view {i}", style=STYLE_OF.get(folder, "<style>"))
-            scenes.append(dataclasses.replace(scene, objects=(thing,)))
-            sprites[thing.noun, thing.style] = rows[i]
+        for i, (folder, stem) in enumerate(chosen):
+            scene = sample_wide_scene(rng, self.world, plain=True)
+            style = STYLE_OF.get(folder, "<style>")
+            thing = dataclasses.replace(scene.things[0], noun="<thing>", stem=f"view {i}", style=style, colour=None)
+            scenes.append(dataclasses.replace(scene, things=(thing,)))
+            sprites[thing.stem, style] = self.stack[self.number[folder, stem]]
         return scenes, sprites
 
 
-def labels_of(scene: Scene, noun: str | None) -> list[int]:
-    """The label of each head; `noun` is None where the object has no name in the world."""
-    first, single = scene.objects[0], len(scene.objects) == 1
-    return [
-        SKIP if noun is None else NUMBER["object"][noun],
-        NUMBER["second"]["none" if single else scene.objects[1].noun],
-        NUMBER["style"].get(first.style, SKIP),
-        NUMBER["background"][scene.background],
-        NUMBER["position"][first.position] if single else SKIP,
-        NUMBER["size"][first.size] if single else SKIP,
-    ]
+NOUN_OF_STEM = {stem: noun for noun, _, stem in NOUNS[:CORE]}
 
 
-def change(scene: Scene, rng: np.random.Generator, what: str) -> Scene | None:
+def labels_of(scene: WideScene) -> list[int]:
+    """The label of each head, SKIP where a caption could not say it either."""
+    things = scene.things[::-1] if scene.relation == "in front of" else scene.things
+    first, single = things[0], len(things) == 1
+    one = single and len(first.boxes) == 1
+    relation = {"in front of": "behind", None: "none"}.get(scene.relation, scene.relation)
+    drawn = scene.drawn or "none"
+    said = {
+        "object": first.noun,
+        "second": "none" if single else things[1].noun,
+        "style": first.style,
+        "background": scene.ground.word,
+        "position": first.position if one else None,
+        "size": first.size if one else None,
+        "colour": first.colour or "own",
+        "count": str(len(first.boxes)),
+        "wearing": first.wearing or "nothing",
+        "relation": relation,
+        "pattern": scene.ground.pattern or "none",
+        "drawn": drawn,
+    }
+    if drawn != "none":  # colours, and often the ground, are the drawing's own
+        said |= {"colour": None, "background": None, "pattern": None, "style": None}
+    return [NUMBER[head].get(said[head], SKIP) if said[head] is not None else SKIP for head in LABELS]
+
+
+def change(scene: WideScene, rng: np.random.Generator, what: str) -> WideScene | None:
     """A scene that differs in one thing, or None where that thing cannot be changed into something false."""
 
-    def other(words, word: str) -> str:
+    def other(words, word):
         words = [w for w in words if w != word]
         return words[int(rng.integers(len(words)))]
 
-    if what == "background":
-        return dataclasses.replace(scene, background=other(BACKGROUNDS, scene.background))
-    objects = list(scene.objects)
-    at = int(rng.integers(len(objects)))
-    thing: Placed = objects[at]
+    things = list(scene.things)
+    at = int(rng.integers(len(things)))
+    thing: Thing = things[at]
+    if what in ("background", "pattern"):
+        ground = scene.ground
+        if (what == "pattern") != bool(ground.pattern) or scene.drawn:
+            return None
+        new = (
+            Ground(word=ground.word, pattern=other(PATTERNS, ground.pattern))
+            if what == "pattern"
+            else Ground(word=other((*BACKGROUNDS, *PLACES), ground.word))
+        )
+        return dataclasses.replace(scene, ground=new)
     if what == "order":
-        if scene.relation != "above":  # "next to" is true both ways
+        if scene.relation not in ("above", "under", "on"):
             return None
-        objects[0], objects[1] = (dataclasses.replace(a, noun=b.noun) for a, b in (objects, objects[::-1]))
-        return dataclasses.replace(scene, objects=tuple(objects))
-    if what in ("position", "size"):
-        if scene.relation is not None or (what == "size" and thing.size == "medium"):
+        things[0], things[1] = (
+            dataclasses.replace(a, noun=b.noun, colour=b.colour, style=b.style) for a, b in (things, things[::-1])
+        )
+        return dataclasses.replace(scene, things=tuple(things))
+    if what in ("position", "size") and (scene.relation or len(thing.boxes) > 1):
+        return None
+    if what == "size" and thing.size == "medium":
+        return None
+    if (what == "colour" and (not thing.colour or scene.drawn)) or (what == "wearing" and not thing.wearing):
+        return None
+    if what == "count":
+        if len(thing.boxes) == 1:
             return None
-        opposite = {"small": "large", "large": "small"}
-        new = other(POSITIONS, thing.position) if what == "position" else opposite[thing.size]
-    else:
-        new = other(LABELS["object" if what == "noun" else "style"], getattr(thing, what))
-    objects[at] = dataclasses.replace(thing, **{what: new})
-    return dataclasses.replace(scene, objects=tuple(objects))
+        things[at] = dataclasses.replace(thing, boxes=thing.boxes[:1] * (5 - len(thing.boxes)))
+        return dataclasses.replace(scene, things=tuple(things))
+    choices = {
+        "position": POSITIONS, "size": ("small", "large"), "colour": COLOURS, "wearing": ACCESSORIES,
+        "style": LABELS["style"], "noun": CORE_NOUNS,
+    }  # fmt: skip
+    things[at] = dataclasses.replace(thing, **{what: other(choices[what], getattr(thing, what))})
+    return dataclasses.replace(scene, things=tuple(things))
 
 
 def spoil(pictures: Tensor, rng: np.random.Generator) -> Tensor:
@@ -149,34 +186,29 @@ def spoil(pictures: Tensor, rng: np.random.Generator) -> Tensor:
 class Batch:
     pictures: Tensor  # (N, 3, 64, 64)
     labels: Tensor  # (N, heads) long
-    sprite: Tensor  # (N,) long: the sprite's number, SKIP where two are seen
+    sprite: Tensor  # (N,) long: the sprite's number, SKIP where it is not alone, or not as its artist painted it
     captions: list[str]  # N true ones
-    wrong: list[str]  # M <= N false ones: `wrong_for[k]` says for which picture
+    wrong: list[str]  # M <= N false ones
 
 
 def draw_batch(rng: np.random.Generator, sprites: Sprites, size: int) -> Batch:
     """9/16 of a batch are scenes of the world, the rest two views each of any sprites, half of them in two styles."""
-    world = World()
-    scenes = [sample_scene(rng, world, two_objects=0.25) for _ in range(size * 9 // 16)]
-    seeds = rng.integers(2**31, size=len(scenes))
-    captions, wrong = [], []
     folder_of = dict(STYLES)
-    stem_of = {noun: stem for noun, _, stem in NOUNS}
-    labels, numbers = [], []
-    for scene, seed in zip(scenes, seeds, strict=True):
-        text = caption(scene, np.random.default_rng(seed))
-        if no := change(scene, rng, ("noun", "style", "background", "position", "size", "order")[rng.integers(6)]):
-            false = caption(no, np.random.default_rng(seed))
+    scenes = [sample_wide_scene(rng, sprites.world) for _ in range(size * 9 // 16)]
+    captions, wrong, labels, numbers = [], [], [], []
+    for scene, seed in zip(scenes, rng.integers(2**31, size=len(scenes)), strict=True):
+        text = wide_caption(scene, np.random.default_rng(seed))
+        if no := change(scene, rng, CHANGES[rng.integers(len(CHANGES))]):
+            false = wide_caption(no, np.random.default_rng(seed))
             wrong += [false] if false != text else []
+        first = scene.things[0]
         if rng.random() < 0.1:  # a new word before the noun, as personalisation will add one
-            noun = scene.objects[0].noun
-            text = re.sub(rf" {noun}\b", f" <new> {noun}", text, count=1)
+            text = re.sub(rf" {first.noun}\b", f" <new> {first.noun}", text, count=1)
         captions.append(text)
-        first = scene.objects[0]
-        labels.append(labels_of(scene, first.noun))
-        single = len(scene.objects) == 1
-        numbers.append(sprites.number[folder_of[first.style], stem_of[first.noun]] if single else SKIP)
-    pictures = [render(scenes, sprites.world)[0]]
+        labels.append(labels_of(scene))
+        alone = len(scene.things) == 1 and not (first.colour or first.wearing or scene.drawn)
+        numbers.append(sprites.number[folder_of[first.style], first.stem] if alone else SKIP)
+    pictures = [draw_wide_scenes(scenes, sprites.of_world)[0]]
 
     chosen: list[tuple[str, str]] = []
     while len(chosen) < size - len(scenes):
@@ -186,12 +218,12 @@ def draw_batch(rng: np.random.Generator, sprites: Sprites, size: int) -> Batch:
             chosen += [(folders[i], stem)] * 2
     chosen = chosen[: size - len(scenes)]
     views, drawn = sprites.views(rng, chosen)
-    pictures.append(render(views, drawn)[0])
+    pictures.append(draw_wide_scenes(views, drawn)[0])
     for view, (folder, stem) in zip(views, chosen, strict=True):
-        named = dataclasses.replace(view, objects=(dataclasses.replace(view.objects[0], noun="cat"),))
-        noun = NOUN_OF_STEM.get(stem)
-        captions.append(re.sub(r"\b(cat|animal)\b", noun or "<thing>", caption(named, rng)))
-        labels.append(labels_of(view, noun))
+        noun = NOUN_OF_STEM.get(stem, "<thing>")
+        view = dataclasses.replace(view, things=(dataclasses.replace(view.things[0], noun=noun),))
+        captions.append(wide_caption(view))
+        labels.append(labels_of(view))
         numbers.append(sprites.number[folder, stem])
     return Batch(
         pictures=spoil(torch.cat(pictures), rng),

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from probe_batches import HELD_OUT_NOUNS, SKIP, Sprites, change, labels_of
+from probe_batches import CHANGES, HELD_OUT_NOUNS, LABELS, SKIP, Sprites, change, labels_of
 from torch import Tensor
 
-from diffadapt.data.scenes import World, caption, render, sample_scene
-from diffadapt.metrics.probe import HEADS, Probe
+from diffadapt.data.wide_pictures import draw_wide_scenes
+from diffadapt.data.wide_scenes import WideWorld, sample_wide_scene, wide_caption
+from diffadapt.metrics.probe import Probe
 
 HELD_BACK = 10**9  # training draws from (seed, step), so a "step" that no run reaches
 
@@ -16,35 +17,44 @@ HELD_BACK = 10**9  # training draws from (seed, step), so a "step" that no run r
 @torch.no_grad()
 def picture_embeddings(probe: Probe, pictures: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     parts = [probe.image(part) for part in pictures.split(128)]
-    logits = {head: torch.cat([part[0][head] for part in parts]) for head in HEADS}
+    logits = {head: torch.cat([part[0][head] for part in parts]) for head in LABELS}
     return logits, torch.cat([part[1] for part in parts]), torch.cat([part[2] for part in parts])
 
 
 def measure(probe: Probe, sprites: Sprites, *, count: int, data: Path | None = None) -> dict[str, float]:
-    """Shares in [0, 1]: single-object accuracy per head, both names right in two-object scenes, captions, identity.
+    """Shares in [0, 1]: accuracy per head on core scenes, both names of a pair, small things, captions, identity.
 
     Args:
-        count: single-object scenes; a quarter as many two-object scenes are drawn besides.
+        count: scenes of the core.
         data: the sprite folders; given, identity is measured on the held-out sprites, which training never showed.
     """
     rng = np.random.default_rng([HELD_BACK, 0])
-    world = World()
-    scenes = [sample_scene(rng, world, two_objects=0.0) for _ in range(count)]
-    scenes += [sample_scene(rng, world, two_objects=1.0) for _ in range(count // 4)]
-    pictures = torch.cat([render(scenes[i : i + 128], sprites.world)[0] for i in range(0, len(scenes), 128)])
+    world = WideWorld(core=sprites.world.core)
+    scenes = [sample_wide_scene(rng, world) for _ in range(count)]
+    pictures = torch.cat([draw_wide_scenes(scenes[i : i + 128], sprites.of_world)[0] for i in range(0, count, 128)])
     logits, joint, _ = picture_embeddings(probe, pictures)
-    labels = torch.tensor([labels_of(scene, scene.objects[0].noun) for scene in scenes])
-    right = torch.stack([logits[head].argmax(1) == labels[:, i] for i, head in enumerate(HEADS)], 1).float()
-    result = {head: float(right[:count, i].mean()) for i, head in enumerate(HEADS)}
-    result["both_objects"] = float(right[count:, :2].prod(1).mean())
-    for what in ("noun", "style", "background", "position", "size", "order"):
-        pairs = [(i, no) for i, scene in enumerate(scenes) if (no := change(scene, rng, what)) is not None]
-        texts = [(caption(scenes[i]), caption(no)) for i, no in pairs]
+    labels = torch.tensor([labels_of(scene) for scene in scenes])  # (N, heads)
+    right = {head: (logits[head].argmax(1) == labels[:, i]).float() for i, head in enumerate(LABELS)}
+    asked = {head: labels[:, i] != SKIP for i, head in enumerate(LABELS)}
+    result = {head: float(right[head][asked[head]].mean()) for head in LABELS}
+    pairs = torch.tensor([len(scene.things) == 2 for scene in scenes])
+    result["both_objects"] = float((right["object"] * right["second"])[pairs].mean())
+    for head, absent in (("colour", "own"), ("wearing", "nothing"), ("count", "1"), ("relation", "none")):
+        there = asked[head] & (labels[:, list(LABELS).index(head)] != LABELS[head].index(absent))
+        result[f"{head}_where_there_is_one"] = float(right[head][there].mean())
+    small = torch.tensor([len(scene.things) == 1 and scene.things[0].size == "small" for scene in scenes])
+    result["small_object"] = float(right["object"][small].mean())
+    for style in LABELS["style"]:
+        its = asked["style"] & (labels[:, list(LABELS).index("style")] == LABELS["style"].index(style))
+        result[f"style_{style}"] = float(right["style"][its].mean())
+    for what in CHANGES:
+        found = [(i, no) for i, scene in enumerate(scenes) if (no := change(scene, rng, what)) is not None]
+        texts = [(wide_caption(scenes[i]), wide_caption(no)) for i, no in found]
         keep = [k for k, (yes, no) in enumerate(texts) if yes != no]
         with torch.no_grad():
             yes = probe.text(probe.tokenize([texts[k][0] for k in keep]))
             no = probe.text(probe.tokenize([texts[k][1] for k in keep]))
-        mine = joint[[pairs[k][0] for k in keep]]
+        mine = joint[[found[k][0] for k in keep]]
         result[f"caption_against_wrong_{what}"] = float(((mine * (yes - no)).sum(1) > 0).float().mean())
     if data is not None:
         result |= measure_identity(probe, data)
@@ -58,7 +68,7 @@ def measure_identity(probe: Probe, data: Path) -> dict[str, float]:
     rng = np.random.default_rng([HELD_BACK, 1])
     chosen = [key for key in held_out.number for _ in range(4)]
     scenes, drawn = held_out.views(rng, chosen)
-    pictures = torch.cat([render(scenes[i : i + 128], drawn)[0] for i in range(0, len(scenes), 128)])
+    pictures = torch.cat([draw_wide_scenes(scenes[i : i + 128], drawn)[0] for i in range(0, len(scenes), 128)])
     _, joint, subject = picture_embeddings(probe, pictures)
     owner = torch.arange(len(held_out.number)).repeat_interleave(4)
     result = {}

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import Refused
 from ..files import read_json
-from .probe import HEADS, RESOLUTION, load_probe
+from .probe import RESOLUTION, load_probe
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -93,13 +93,14 @@ class ProbeFeatures(Features):
     def probabilities(self, pixels: Tensor) -> dict[str, Tensor]:
         """pixels (N, 3, H, W) in [0, 1] -> head -> (N, labels), rows sum to 1; labels in `probe.shape.labels`."""
         parts = [self._tower(part)[0] for part in self._parts(pixels)]
-        return {head: torch.cat([part[head] for part in parts]).softmax(1) for head in HEADS}
+        return {head: torch.cat([part[head] for part in parts]).softmax(1) for head in self.probe.shape.labels}
 
     def describe(self, pixels: Tensor) -> dict[str, list[str]]:
         """What is in the pictures: head -> one label a picture.
 
-        Heads: object (of one object; of two the left or upper one), second ("none" for one object), style (of the
-        first object), background, position and size (meaningless for two objects).
+        The heads are those of `probe.shape.labels`. For the probe that ships: object (of one object; of two the left
+        or upper one), second ("none" for one object), style (of the first object), background, position and size
+        (meaningless for two objects).
         """
         labels = self.probe.shape.labels
         chances = self.probabilities(pixels)

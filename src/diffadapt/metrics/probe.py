@@ -2,7 +2,7 @@
 
 Two unit embeddings of 128 numbers leave the image tower. The *joint* one lives in the space of the text tower and
 carries everything a caption says, background included; the *subject* one tells one sprite from another wherever it
-stands. Six heads name what is in the picture. All weights ship in `metrics/probe/`, trained by `tools/train_probe.py`.
+stands. Heads name what is in the picture. All weights ship in `metrics/probe/`, trained by `tools/train_probe.py`.
 """
 
 import math
@@ -25,8 +25,6 @@ RESOLUTION = 64  # side of the pictures the tower reads
 TEXT_LENGTH = 32  # words; a longer text is cut
 UNKNOWN = "<unk>"
 PADDING = "<pad>"
-HEADS = ("object", "second", "style", "background", "position", "size")
-QUERIES = 8  # pooled views of the picture: one per head, two for the embeddings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +32,7 @@ class ProbeShape:
     """The labels that the heads tell apart, the words that the text tower knows, and the widths.
 
     Args:
-        labels: head name -> its labels; the heads are those of `HEADS`. "second" ends in "none".
+        labels: head name -> its labels, for example "style" -> ("flat", "3d"). "second" ends in "none".
         words: the vocabulary; entry 0 is `PADDING`, entry 1 `UNKNOWN`.
         widths: channels at 32, 16, 8 and 4 pixels.
         text_width: width of the text tower.
@@ -75,23 +73,24 @@ class ImageTower(nn.Module):
     def __init__(self, shape: ProbeShape) -> None:
         super().__init__()
         a, b, c, d = shape.widths
+        self.queries = len(shape.labels) + 2  # pooled views of the picture: one per head, two for the embeddings
         self.trunk = nn.Sequential(_halve(3, a, 4), _halve(a, b, 3), _Residual(b), _halve(b, c, 3), _Residual(c),
                                    _halve(c, d, 3), _Residual(d))  # fmt: skip
         self.place = nn.Parameter(torch.randn(16, d) * 0.02)
-        self.scores = nn.Linear(d, QUERIES * 4)  # four attention heads a query
+        self.scores = nn.Linear(d, self.queries * 4)  # four attention heads a query
         self.values = nn.Linear(d, d)
         self.norm = nn.LayerNorm(d)
-        self.heads = nn.ModuleDict({name: nn.Linear(d, len(shape.labels[name])) for name in HEADS})
-        self.joint = nn.Sequential(nn.Linear(QUERIES * d, 256), nn.ReLU(), nn.Linear(256, EMBEDDING))
+        self.heads = nn.ModuleDict({name: nn.Linear(d, len(labels)) for name, labels in shape.labels.items()})
+        self.joint = nn.Sequential(nn.Linear(self.queries * d, 256), nn.ReLU(), nn.Linear(256, EMBEDDING))
         self.subject = nn.Sequential(nn.Linear(2 * d, 256), nn.ReLU(), nn.Linear(256, EMBEDDING))
 
     def forward(self, pixels: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """pixels (N, 3, 64, 64) in [0, 1] -> logits by head (N, labels), joint and subject unit rows (N, 128)."""
         grid = self.trunk((pixels - 0.5) * 4).flatten(2).transpose(1, 2) + self.place  # (N, 16, d)
-        weights = self.scores(grid).softmax(1).unflatten(2, (QUERIES, 4))  # (N, 16, Q, 4)
+        weights = self.scores(grid).softmax(1).unflatten(2, (self.queries, 4))  # (N, 16, Q, 4)
         values = self.values(grid).unflatten(2, (4, -1))  # (N, 16, 4, d/4)
         pooled = self.norm(torch.einsum("npqh,nphw->nqhw", weights, values).flatten(2))  # (N, Q, d)
-        logits = {name: self.heads[name](pooled[:, i]) for i, name in enumerate(HEADS)}
+        logits = {name: head(pooled[:, i]) for i, (name, head) in enumerate(self.heads.items())}
         joint, subject = self.joint(pooled.flatten(1)), self.subject(pooled[:, -2:].flatten(1))
         return logits, F.normalize(joint.float(), dim=1), F.normalize(subject.float(), dim=1)
 
@@ -165,7 +164,7 @@ def load_probe(folder: str | Path | None = None) -> Probe:
             )
         probe = Probe(
             ProbeShape(
-                labels={head: tuple(facts["labels"][head]) for head in HEADS},
+                labels={head: tuple(labels) for head, labels in facts["labels"].items()},
                 words=tuple(facts["words"]),
                 widths=tuple(facts["widths"]),
                 text_width=facts["text_width"],
@@ -175,7 +174,7 @@ def load_probe(folder: str | Path | None = None) -> Probe:
         # Batch norm's counters of batches seen are not stored: they only matter in training.
         missing = probe.load_state_dict({key: value.float() for key, value in tensors.items()}, strict=False)
         wrong = missing.unexpected_keys + [k for k in missing.missing_keys if not k.endswith("num_batches_tracked")]
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, Refused):
             raise
         raise Refused(f"{folder}: probe.json and probe.safetensors do not make a probe ({error})") from error
