@@ -209,10 +209,10 @@ def test_line_art_sees_an_edge_between_equally_bright_colours():
     [
         (torch.zeros(3, 8, 8), "expected \\(N, 3, H, W\\)"),
         (torch.zeros(1, 1, 8, 8), "expected \\(N, 3, H, W\\)"),
-        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "floating point in \\[0, 1\\], came .* uint8"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "floating point in \\[0, 1\\], got .* uint8"),
         (torch.full((1, 3, 8, 8), -1.0), "pictures in \\[-1, 1\\] become"),
         (torch.full((1, 3, 8, 8), torch.nan), "expected values in \\[0, 1\\]"),
-        (torch.zeros(0, 3, 8, 8), "one picture at least"),
+        (torch.zeros(0, 3, 8, 8), "at least one picture"),
     ],
 )
 @pytest.mark.parametrize("read", [canny, line_art, labels_in, layers_in, landmarks_in])
@@ -226,8 +226,8 @@ def test_what_is_no_picture_is_refused(read, pictures, sentence):
     [
         (torch.zeros(1, 3, 8, 8), [["animal"]], "masks: expected \\(N, 2, H, W\\)"),
         (torch.full((1, 2, 8, 8), 2.0), [["animal"]], "values in \\[0, 1\\]"),
-        (torch.zeros(2, 2, 8, 8), [["animal"]], "each of 2 scenes, came 1"),
-        (torch.zeros(1, 2, 8, 8), ["animal"], "one or two objects a scene, came 'animal'"),
+        (torch.zeros(2, 2, 8, 8), [["animal"]], "each of 2 scenes, got 1"),
+        (torch.zeros(1, 2, 8, 8), ["animal"], "one or two objects a scene, got 'animal'"),
         (torch.zeros(1, 2, 8, 8), [["beast"]], "unknown kind 'beast'; known: animal"),
         (torch.zeros(1, 2, 8, 8), [["background"]], "unknown kind 'background'"),
     ],

@@ -45,7 +45,7 @@ def test_one_pixel_beside_is_not_the_same():
 def test_edge_maps_must_be_bool_and_of_one_shape():
     with pytest.raises(Refused, match="bool"):
         edge_agreement(row(1, 0), row(1, 0))
-    with pytest.raises(Refused, match="came \\(1, 1, 1\\)"):
+    with pytest.raises(Refused, match="got \\(1, 1, 1\\)"):
         edge_agreement(row(1).bool(), row(1, 0).bool())
 
 
@@ -84,7 +84,7 @@ def test_confusion_counts_every_pixel_once():
 
 
 def test_labels_out_of_range_and_shapes_that_differ_are_refused():
-    with pytest.raises(Refused, match="found: expected classes 0 to 1, came 0 to 2"):
+    with pytest.raises(Refused, match="found: expected classes 0 to 1, got 0 to 2"):
         confusion_matrix(row(0, 1), row(0, 2), 2)
     with pytest.raises(Refused, match="whole numbers"):
         confusion_matrix(row(0, 1), row(0, 1).float(), 2)

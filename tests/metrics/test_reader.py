@@ -112,7 +112,7 @@ def test_the_weights_are_small_and_were_good_on_held_back_scenes(reader):
 
 
 def test_pictures_of_another_size_or_range_are_refused(reader):
-    with pytest.raises(Refused, match="64x64 pixels, came 32x48"):
+    with pytest.raises(Refused, match="64x64 pixels, got 32x48"):
         reader.read(torch.zeros(1, 3, 48, 32))
     with pytest.raises(Refused, match="pictures: expected values in \\[0, 1\\]"):
         reader.read(torch.full((1, 3, 64, 64), -1.0))

@@ -1,4 +1,4 @@
-"""What steers a picture besides its prompt: signals computed from pixels, or known for scenes."""
+"""Control signals: pictures that steer generation besides the prompt, computed from pixels or from scenes."""
 
 from .signal import Signal
 from .signals import SIGNALS, find_signal

@@ -1,7 +1,7 @@
-"""Where in a picture a noun is: CLIPSeg's soft mask (Lueddecke and Ecker 2022, arXiv:2112.10003), by transformers.
+"""Soft masks of a noun in a picture: CLIPSeg (Lueddecke and Ecker 2022, arXiv:2112.10003), through transformers.
 
-Perfusion and others weigh the loss with it where a concept has no mask of its own. The picture is prepared in torch,
-352 pixels wide and high as the model was trained.
+Perfusion and others weight the loss with them for concepts without masks. Pictures are resized in torch to 352 x 352,
+the size the model was trained on.
 """
 
 from collections.abc import Sequence
@@ -25,10 +25,10 @@ class ClipSeg:
 
     Args:
         name: a hub id or the folder of a CLIPSeg model.
-        device: where it computes.
+        device: of the model; masks are returned on the CPU.
 
     Raises:
-        Refused: it cannot be had, or is of another kind.
+        Refused: it cannot be loaded, or is another kind of model.
     """
 
     def __init__(self, name: str = MODEL, *, device: str | torch.device = "cpu") -> None:
@@ -50,22 +50,23 @@ class ClipSeg:
 
     @torch.no_grad()
     def masks(self, pictures: Tensor, noun: str, *, templates: Sequence[str] = TEMPLATES) -> Tensor:
-        """Soft masks (N, 1, H, W) in [0, 1], each with 1 at its own maximum.
+        """Soft masks (N, 1, H, W) in [0, 1], each scaled so that its maximum is 1.
 
         Args:
             pictures: (N, 3, H, W) in [0, 1].
-            noun: what is looked for, such as "cat".
-            templates: prompts, "{}" is the noun; the mask is the mean over them.
+            noun: what to look for, such as "cat".
+            templates: prompts in which "{}" stands for the noun; the mask is their mean.
         """
         check_pictures("pictures", pictures)
-        prepared = F.interpolate(pictures.float(), (SIDE, SIDE), mode="bicubic", antialias=True)
+        prepared = F.interpolate(pictures.float(), (SIDE, SIDE), mode="bicubic", antialias=True)  # (N, 3, 352, 352)
         prepared = (prepared - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
-        asked = self.tokenizer([each.replace("{}", noun) for each in templates], padding=True, return_tensors="pt")
+        prompts = self.tokenizer([each.replace("{}", noun) for each in templates], padding=True, return_tensors="pt")
         rows = []
         for picture in prepared:
             pixels = picture.expand(len(templates), -1, -1, -1).to(self.device)
-            logits = self.model(pixel_values=pixels, **asked.to(self.device)).logits.reshape(len(templates), SIDE, SIDE)
+            logits = self.model(pixel_values=pixels, **prompts.to(self.device)).logits
+            logits = logits.reshape(len(templates), SIDE, SIDE)
             rows.append(logits.float().sigmoid().mean(0).cpu())
-        found = torch.stack(rows)[:, None]
+        found = torch.stack(rows)[:, None]  # (N, 1, 352, 352)
         found = F.interpolate(found, pictures.shape[2:], mode="bilinear", align_corners=False)
         return found / found.amax((1, 2, 3), keepdim=True).clamp_min(1e-6)

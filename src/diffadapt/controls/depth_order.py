@@ -1,4 +1,4 @@
-"""Depth order: grey levels from far to near, known for scenes; and which layer is seen at each pixel."""
+"""Depth order: a grey level for each layer of a scene, from far to near."""
 
 import torch
 from torch import Tensor
@@ -10,13 +10,13 @@ _LEVELS = (0.0, 0.5, 1.0)
 
 
 def layers_of(masks: Tensor) -> Tensor:
-    """Which layer fills the largest share of each pixel; of equal shares the one farther back.
+    """The layer with the largest share of each pixel; of equal shares the one farther back.
 
     Args:
         masks: (N, 2, H, W) in [0, 1], the visible share of each object, back to front.
 
     Returns:
-        (N, H, W) long: number in `LAYERS`.
+        (N, H, W) long: index into `LAYERS`.
 
     Raises:
         Refused: another shape, or values out of range.
@@ -32,13 +32,13 @@ def shade_layers(layers: Tensor) -> Tensor:
 
 
 def layers_in(signal: Tensor) -> Tensor:
-    """The nearest layer of each pixel of a depth-order signal (N, 3, H, W), (N, H, W) long; undoes `shade_layers`."""
+    """Depth-order signal (N, 3, H, W) -> the layer of each pixel (N, H, W) long; inverts `shade_layers`."""
     check_pictures("depth_order signal", signal)
     return (signal.mean(1) * 2).round().long()
 
 
 def depth_order(masks: Tensor, kinds: Kinds | None = None) -> Tensor:
-    """The depth order of scenes, (N, 3, H, W). `kinds` does not matter; every `from_scene` takes it."""
+    """The depth order of scenes, (N, 3, H, W). `kinds` is unused; every `from_scene` takes it."""
     return shade_layers(layers_of(masks))
 
 

@@ -7,8 +7,8 @@ from ..errors import Refused
 from .depth_order import layers_of
 from .signal import Kinds, Signal, check_pictures
 
-# Class -> colour in 8 bits. The order numbers the classes. Any two differ by half the range of some channel or more,
-# so that a signal survives 8 bits, JPEG and blur.
+# Class -> colour in 8 bits. The order numbers the classes. Any two differ by at least half the range in some
+# channel, so that a signal survives 8 bits, JPEG and blur.
 PALETTE: dict[str, tuple[int, int, int]] = {
     "background": (0, 0, 0),
     "animal": (255, 0, 0),
@@ -27,25 +27,25 @@ CLASSES = tuple(PALETTE)
 
 
 def labels_of(masks: Tensor, kinds: Kinds) -> Tensor:
-    """The class of what fills the largest share of each pixel.
+    """The class of the layer with the largest share of each pixel.
 
     Args:
         masks: (N, 2, H, W) in [0, 1], the visible share of each object, back to front.
-        kinds: for each scene the kind of each of its one or two objects, back to front; of `CLASSES`.
+        kinds: for each scene the kinds of its one or two objects, back to front, from `CLASSES`.
 
     Returns:
-        (N, H, W) long: number in `CLASSES`.
+        (N, H, W) long: index into `CLASSES`.
 
     Raises:
         Refused: an unknown kind, or counts that do not fit the masks.
     """
     layers = layers_of(masks)
     if len(kinds) != len(masks):
-        raise Refused(f"kinds: expected one entry for each of {len(masks)} scenes, came {len(kinds)}")
-    table = torch.zeros(len(kinds), 3, dtype=torch.long)
+        raise Refused(f"kinds: expected one entry for each of {len(masks)} scenes, got {len(kinds)}")
+    table = torch.zeros(len(kinds), 3, dtype=torch.long)  # (N, layers), the class of each layer
     for row, names in zip(table, kinds, strict=True):
         if isinstance(names, str) or not 1 <= len(names) <= 2:
-            raise Refused(f"kinds: expected the kinds of one or two objects a scene, came {names!r}")
+            raise Refused(f"kinds: expected the kinds of one or two objects a scene, got {names!r}")
         for layer, name in enumerate(names, start=1):
             if name not in CLASSES[1:]:
                 raise Refused(f"kinds: unknown kind {name!r}; known: {', '.join(CLASSES[1:])}")
@@ -59,14 +59,14 @@ def colour_labels(labels: Tensor) -> Tensor:
 
 
 def labels_in(signal: Tensor) -> Tensor:
-    """The class of the nearest colour at each pixel of a signal (N, 3, H, W), (N, H, W) long; undoes `colour_labels`.
+    """Signal (N, 3, H, W) -> the class of the nearest colour (N, H, W) long; inverts `colour_labels`.
 
     Raises:
         Refused: not a signal.
     """
     check_pictures("segmentation signal", signal)
-    pixels = signal.permute(0, 2, 3, 1).float()
-    colours = _colours(signal.device)
+    pixels = signal.permute(0, 2, 3, 1).float()  # (N, H, W, 3)
+    colours = _colours(signal.device)  # (classes, 3)
     # |p - c|^2 without |p|^2, which is the same for every class
     return (colours.square().sum(1) - 2 * pixels @ colours.T).argmin(3)
 

@@ -1,4 +1,4 @@
-"""A signal: what a picture's control picture is and how it is come by."""
+"""A signal: one kind of control picture and how to compute it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ class Signal:
     """One kind of control picture, (N, 3, H, W) float in [0, 1], of the size of the pictures it belongs to.
 
     Args:
-        name: as `SIGNALS` and options have it.
-        doc: one line for people.
-        extract: pictures (N, 3, H, W) in [0, 1] -> signal, or None where pixels alone do not say.
+        name: its key in `SIGNALS` and in options.
+        doc: one line of description.
+        extract: pictures (N, 3, H, W) in [0, 1] -> signal, or None if pixels alone do not determine it.
         from_scene: masks (N, 2, H, W) in [0, 1], the visible share of each object back to front, as
-            `diffadapt.data.scenes.render` returns them, and the kinds of the objects -> signal; or None where the
-            signal follows from pixels.
+            `diffadapt.data.scenes.render` returns them, and the kinds of the objects -> signal; or None if pixels
+            determine the signal.
     """
 
     name: str
@@ -30,27 +30,27 @@ class Signal:
 
 
 def check_pictures(name: str, pictures: Tensor) -> None:
-    """Refuses what is not pictures, or a signal: (N, 3, H, W) floating point in [0, 1].
+    """Refuses a tensor that is not pictures or a signal: (N, 3, H, W) floating point in [0, 1].
 
     Raises:
-        Refused: names the argument, what was expected and what came.
+        Refused: names the argument, what was expected and what it got.
     """
     if pictures.ndim != 4 or pictures.shape[1] != 3 or not pictures.is_floating_point():
         kind = str(pictures.dtype).removeprefix("torch.")
-        raise Refused(f"{name}: expected (N, 3, H, W) floating point in [0, 1], came {tuple(pictures.shape)} {kind}")
+        raise Refused(f"{name}: expected (N, 3, H, W) floating point in [0, 1], got {tuple(pictures.shape)} {kind}")
     if not len(pictures):
-        raise Refused(f"{name}: expected one picture at least, came none")
+        raise Refused(f"{name}: expected at least one picture, got none")
     low, high = pictures.aminmax()
     if not (low >= 0 and high <= 1):  # also false for what is not a number
         raise Refused(
-            f"{name}: expected values in [0, 1], came {float(low):.3g} to {float(high):.3g}; "
+            f"{name}: expected values in [0, 1], got {float(low):.3g} to {float(high):.3g}; "
             "pictures in [-1, 1] become (x + 1) / 2"
         )
 
 
 def check_masks(masks: Tensor) -> None:
-    """Refuses what is not masks of scenes: (N, 2, H, W), bool or floating point in [0, 1]."""
+    """Refuses a tensor that is not masks of scenes: (N, 2, H, W), bool or floating point in [0, 1]."""
     if masks.ndim != 4 or masks.shape[1] != 2:
-        raise Refused(f"masks: expected (N, 2, H, W), one for each object back to front, came {tuple(masks.shape)}")
+        raise Refused(f"masks: expected (N, 2, H, W), one for each object back to front, got {tuple(masks.shape)}")
     if not len(masks) or not (masks.min() >= 0 and masks.max() <= 1):
-        raise Refused("masks: expected one scene at least, with values in [0, 1]: the visible share of each object")
+        raise Refused("masks: expected at least one scene, with values in [0, 1]: the visible share of each object")

@@ -1,4 +1,4 @@
-"""Every signal by the name it has in files and on the command line."""
+"""All signals by the name used in files and on the command line."""
 
 from ..config import unknown
 from ..errors import Refused
@@ -13,10 +13,10 @@ SIGNALS: dict[str, Signal] = {signal.name: signal for signal in (CANNY, SEGMENTA
 
 
 def find_signal(name: str) -> Signal:
-    """The signal of a name.
+    """Look up a signal by name.
 
     Raises:
-        Refused: there is none; names the nearest and all.
+        Refused: no such signal; suggests the nearest name and lists all.
     """
     if name not in SIGNALS:
         nearest = unknown(name, SIGNALS).rpartition("did you mean ")[2]

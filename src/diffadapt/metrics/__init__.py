@@ -1,4 +1,4 @@
-"""What was learned and what was forgotten, in numbers: pure functions of features, and the encoders that give them."""
+"""Metrics of learning and forgetting: pure functions of features, and the encoders that compute features."""
 
 from .alignment import text_alignment
 from .attributes import attribute_accuracy

@@ -18,7 +18,7 @@ def attribute_accuracy(
 
     Args:
         predicted: attribute -> one label a picture.
-        expected: attribute -> one label a picture, None where the prompt does not say (that picture is left out).
+        expected: attribute -> one label a picture, None if the prompt does not say (that picture is left out).
             Attributes that only `predicted` holds are left out.
 
     Returns:
@@ -31,9 +31,9 @@ def attribute_accuracy(
     for attribute, wanted in expected.items():
         if attribute not in predicted:
             raise Refused(f"no prediction of {attribute!r}; there are {', '.join(predicted)}")
-        found = predicted[attribute]
-        if len(found) != len(wanted):
-            raise Refused(f"{attribute}: {len(found)} predictions for {len(wanted)} pictures")
-        pairs = zip(found, wanted, strict=True)
-        right[attribute] = torch.tensor([float(have == want) for have, want in pairs if want is not None])
+        labels = predicted[attribute]
+        if len(labels) != len(wanted):
+            raise Refused(f"{attribute}: got {len(labels)} predictions for {len(wanted)} pictures")
+        pairs = zip(labels, wanted, strict=True)
+        right[attribute] = torch.tensor([float(label == want) for label, want in pairs if want is not None])
     return right

@@ -1,4 +1,4 @@
-"""Bootstrap intervals: how far could a mean, or a difference of means, be off?
+"""Bootstrap intervals of means, of differences and of ratios of means.
 
 The percentile interval of Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3. Every function
 is a pure function of its values and its seed.
@@ -29,7 +29,7 @@ class Interval:
     n: int
 
     def clear_of(self, number: float) -> bool:
-        """Whether the interval leaves the number outside."""
+        """Whether the number lies outside the interval."""
         return self.low > number or self.high < number
 
     def as_row(self) -> dict[str, float | int]:
@@ -44,11 +44,11 @@ def interval_of_mean(
 
     Args:
         values: (N,) one value a picture, N >= 1.
-        groups: (N,) whole numbers. Values that share a prompt are not independent: given, whole groups are drawn
-            (the cluster bootstrap), and the mean is over all values. None: each value is its own group.
-        seed: of the drawing.
-        resamples: how many times, >= 1.
-        level: share of resampled means inside, in (0, 1).
+        groups: (N,) whole numbers. Values that share a prompt are not independent: pass the prompt's number, and whole
+            groups are resampled (the cluster bootstrap); the mean is over all values. None: each value is a group.
+        seed: of the resampling.
+        resamples: number of bootstrap samples, >= 1.
+        level: share of resampled means inside the interval, in (0, 1).
 
     Raises:
         Refused: no values, not finite, counts that differ, or a setting out of range.
@@ -74,9 +74,9 @@ def interval_of_difference(
     Args:
         a: (N,) values of one model.
         b: (M,) values of the other; N = M when paired.
-        paired: whether a[i] and b[i] were made from the same prompt and seed. Then the differences are drawn, which
-            is narrower; otherwise each side is drawn by itself.
-        groups: (N,) as in `interval_of_mean`; only when paired.
+        paired: whether a[i] and b[i] were made from the same prompt and seed. Then the differences are
+            resampled, which is narrower; otherwise each side is resampled on its own.
+        groups: (N,) as in `interval_of_mean`; only if paired.
         seed, resamples, level: as in `interval_of_mean`.
 
     Raises:
@@ -97,7 +97,7 @@ def interval_of_difference(
 
 
 def interval_of_ratio(a: Tensor, b: Tensor, *, seed: int = 0, resamples: int = 2000, level: float = 0.95) -> Interval:
-    """mean(a) / mean(b) of paired values with its bootstrap interval, pairs drawn together.
+    """mean(a) / mean(b) of paired values with its bootstrap interval, pairs resampled together.
 
     Args:
         a, b: (N,) values; mean(b) > 0.
@@ -111,7 +111,7 @@ def interval_of_ratio(a: Tensor, b: Tensor, *, seed: int = 0, resamples: int = 2
     if len(top) != len(bottom):
         raise Refused(f"paired values expected, but there are {len(top)} and {len(bottom)}")
     if bottom.mean() <= 0:
-        raise Refused(f"ratio to a mean of {float(bottom.mean()):.4g}; expected a positive mean below the line")
+        raise Refused(f"the denominator's mean must be > 0, got {float(bottom.mean()):.4g}")
     draws = _draws(len(top), resamples, seed)
     ratios = top[draws].sum(1) / bottom[draws].sum(1).clamp(min=torch.finfo(torch.float64).tiny)
     return _interval(float(top.sum() / bottom.sum()), ratios, len(top), level)
@@ -141,7 +141,7 @@ def interval_of_nested_mean(values: Tensor, *, seed: int = 0, resamples: int = 2
 def interval_of_nested_ratio(
     a: Tensor, b: Tensor, *, seed: int = 0, resamples: int = 2000, level: float = 0.95
 ) -> Interval:
-    """mean(a) / mean(b) over subjects and seeds with its interval, the runs of both contenders drawn together.
+    """mean(a) / mean(b) over subjects and seeds with its interval, the runs of both contenders resampled together.
 
     Args:
         a, b: (S, K) as in `interval_of_nested_mean`; mean(b) > 0.
@@ -154,7 +154,7 @@ def interval_of_nested_ratio(
     if top.shape != bottom.shape:
         raise Refused(f"paired values expected, but their shapes are {tuple(top.shape)} and {tuple(bottom.shape)}")
     if bottom.mean() <= 0:
-        raise Refused(f"ratio to a mean of {float(bottom.mean()):.4g}; expected a positive mean below the line")
+        raise Refused(f"the denominator's mean must be > 0, got {float(bottom.mean()):.4g}")
     draws = _nested_draws(top, resamples, seed)
     ratios = _redrawn(top, draws) / _redrawn(bottom, draws).clamp(min=torch.finfo(torch.float64).tiny)
     return _interval(float(top.mean() / bottom.mean()), ratios, len(top), _widened(level, len(top)))
@@ -162,14 +162,14 @@ def interval_of_nested_ratio(
 
 def _nested(values: Tensor) -> Tensor:
     if values.ndim != 2 or values.shape[0] < 2 or values.shape[1] < 1 or not values.isfinite().all():
-        raise Refused(f"bootstrap: expected (S, K) finite values, S >= 2, K >= 1, came shape {tuple(values.shape)}")
+        raise Refused(f"bootstrap: expected (S, K) finite values, S >= 2, K >= 1, got shape {tuple(values.shape)}")
     return values.detach().double().cpu()
 
 
 def _nested_draws(values: Tensor, resamples: int, seed: int) -> Tensor:
-    """(resamples, S, K) places in the flattened values: groups are drawn, then as many members of each."""
+    """(resamples, S, K) indices into the flattened values: S groups are drawn, then K members of each."""
     groups, members = values.shape
-    rows = _draws(groups, resamples, seed)[..., None] * members
+    rows = _draws(groups, resamples, seed)[..., None] * members  # (resamples, S, 1)
     columns = torch.randint(members, (resamples, groups, members), generator=torch.Generator().manual_seed(seed + 1))
     return rows + columns
 
@@ -193,27 +193,27 @@ def _widened(level: float, n: int) -> float:
 def _by_group(values: Tensor, groups: Tensor | None) -> tuple[Tensor, Tensor]:
     """Sum and count of each group, float64 on the CPU."""
     if values.ndim != 1 or len(values) == 0 or not values.isfinite().all():
-        raise Refused(f"bootstrap: expected (N,) finite values, N >= 1, came shape {tuple(values.shape)}")
+        raise Refused(f"bootstrap: expected (N,) finite values, N >= 1, got shape {tuple(values.shape)}")
     values = values.detach().double().cpu()
     if groups is None:
         return values, torch.ones_like(values)
     if groups.shape != values.shape:
         raise Refused(f"bootstrap: {len(values)} values in groups of shape {tuple(groups.shape)}")
-    _, where = groups.cpu().unique(return_inverse=True)
-    count = int(where.max()) + 1
-    sums = torch.zeros(count, dtype=torch.float64).index_add_(0, where, values)
-    return sums, torch.bincount(where, minlength=count).double()
+    _, group_of = groups.cpu().unique(return_inverse=True)  # (N,)
+    count = int(group_of.max()) + 1
+    sums = torch.zeros(count, dtype=torch.float64).index_add_(0, group_of, values)
+    return sums, torch.bincount(group_of, minlength=count).double()
 
 
 def _draws(n: int, resamples: int, seed: int) -> Tensor:
     if resamples < 1:
-        raise Refused(f"bootstrap: expected resamples >= 1, came {resamples}")
+        raise Refused(f"bootstrap: expected resamples >= 1, got {resamples}")
     return torch.randint(n, (resamples, n), generator=torch.Generator().manual_seed(seed))
 
 
 def _interval(value: float, resampled: Tensor, n: int, level: float) -> Interval:
     if not 0 < level < 1:
-        raise Refused(f"bootstrap: expected level in (0, 1), for example 0.95, came {level}")
+        raise Refused(f"bootstrap: expected level in (0, 1), for example 0.95, got {level}")
     tail = (1 - level) / 2
     low, high = torch.quantile(resampled, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return Interval(value=value, low=low, high=high, n=n)

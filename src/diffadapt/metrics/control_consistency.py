@@ -1,4 +1,4 @@
-"""Control consistency: read the signal from the pictures that it steered, and compare it with the one asked for."""
+"""Control consistency: read the signal back from generated pictures and compare it with the one they were given."""
 
 from torch import Tensor
 
@@ -15,18 +15,18 @@ from .segmentation_scores import confusion_matrix, pixel_accuracy
 
 
 def read_signal(name: str, pictures: Tensor, reader: Reader | None = None) -> Tensor:
-    """The signal of pictures: computed from pixels where they say it, otherwise read by the reader.
+    """Extract a signal from pictures: from their pixels if they determine it, otherwise with the reader.
 
     Args:
         name: of `SIGNALS`.
-        pictures: (N, 3, H, W) in [0, 1]; of the embedded world where the reader is needed.
+        pictures: (N, 3, H, W) in [0, 1]; of the embedded world if the reader is needed.
         reader: needed for "segmentation", "landmarks" and "depth_order".
 
     Returns:
         (N, 3, H, W) in [0, 1].
 
     Raises:
-        Refused: an unknown signal, no reader though needed, not pictures, or OpenCV is missing.
+        Refused: unknown signal, missing reader, wrong shape or range of pictures, or OpenCV is missing.
     """
     signal = find_signal(name)
     if signal.extract is not None:
@@ -44,22 +44,22 @@ def read_signal(name: str, pictures: Tensor, reader: Reader | None = None) -> Te
 
 
 def control_consistency(name: str, wanted: Tensor, pictures: Tensor, reader: Reader | None = None) -> dict[str, Tensor]:
-    """How well pictures follow the signals they were made from, one row a picture.
+    """Agreement of pictures with the control signals they were generated from, per picture.
 
-    Qiu et al., OFT (2023), section 5.2: the same detector on what was asked for and on what came. Edges are compared as
-    bool maps (a line of line art is what is above 0.5).
+    Qiu et al., OFT (2023), section 5.2: the same detector on the wanted and on the generated picture. Edges
+    are compared as bool maps (line art is thresholded at 0.5).
 
     Args:
         name: of `SIGNALS`.
-        wanted: (N, 3, H, W), the signals that were asked for.
-        pictures: (N, 3, H, W) in [0, 1], what came.
+        wanted: (N, 3, H, W) in [0, 1], the control signals.
+        pictures: (N, 3, H, W) in [0, 1], generated from them.
         reader: as in `read_signal`.
 
     Returns:
         "canny", "line_art": "iou" and "f1", (N,), see `edge_agreement`.
-        "segmentation", "depth_order": "aacc" (N,), see `pixel_accuracy`, and "confusion" (N, C, C), from whose sum
-        `segmentation_scores` makes mIoU, mAcc and aAcc of the whole set.
-        "landmarks": "error" (N,) in pixels, not a number where nothing was found, and "detected" (N,); see
+        "segmentation", "depth_order": "aacc" (N,), see `pixel_accuracy`, and "confusion" (N, C, C), whose sum
+        `segmentation_scores` turns into mIoU, mAcc and aAcc of the whole set.
+        "landmarks": "error" (N,) in pixels, NaN if none was found, and "detected" (N,); see
         `landmark_error`.
 
     Raises:

@@ -28,7 +28,7 @@ def diversity(features: Tensor, prompts: Tensor | None = None) -> Tensor:
     if prompts is None:
         prompts = torch.zeros(len(features), dtype=torch.long)
     if prompts.shape != (len(features),):
-        raise Refused(f"prompts: expected one number for each of {len(features)} rows, came {tuple(prompts.shape)}")
+        raise Refused(f"prompts: expected one number for each of {len(features)} rows, got {tuple(prompts.shape)}")
     values = []
     for prompt in prompts.unique():
         rows = unit(features[prompts == prompt])

@@ -44,6 +44,6 @@ def drift_pixels(adapted: Tensor, base: Tensor) -> Tensor:
     """
     if adapted.shape != base.shape or adapted.ndim != 4 or len(adapted) == 0:
         raise Refused(
-            f"drift_pixels: expected two equal shapes (N, C, H, W), came {tuple(adapted.shape)} and {tuple(base.shape)}"
+            f"drift_pixels: expected two equal shapes (N, C, H, W), got {tuple(adapted.shape)} and {tuple(base.shape)}"
         )
     return (adapted.float() - base.float()).square().mean((1, 2, 3)).sqrt()

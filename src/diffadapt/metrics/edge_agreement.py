@@ -23,7 +23,7 @@ def edge_agreement(wanted: Tensor, found: Tensor) -> dict[str, Tensor]:
     """
     if wanted.shape != found.shape or wanted.ndim != 3 or wanted.dtype != torch.bool or found.dtype != torch.bool:
         kinds = [f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in (wanted, found)]
-        raise Refused(f"edge_agreement: expected two (N, H, W) bool, came {kinds[0]} and {kinds[1]}")
+        raise Refused(f"edge_agreement: expected two (N, H, W) bool, got {kinds[0]} and {kinds[1]}")
     both = (wanted & found).sum((1, 2)).double()
     either = (wanted | found).sum((1, 2)).double()
     empty = either == 0

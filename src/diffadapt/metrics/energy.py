@@ -1,4 +1,4 @@
-"""Hyperspherical energy, and what a change of a weight did to the geometry of its neurons.
+"""Hyperspherical energy, and the change of a layer's neuron geometry between two weights.
 
 A neuron is a row w_i of the weight flattened to (out, in * kh * kw); u_i = w_i / |w_i| is its direction. The energy is
 
@@ -18,15 +18,15 @@ from ..errors import Refused
 
 # Neurons of one direction would have infinite energy: a distance counts as at least this, an angle of 0.06 degrees.
 SHORTEST = 1e-3
-ROWS = 1024  # neurons held against all others at once, so that 10,000 of them need 80 MB a matrix and not 800
+ROWS = 1024  # neurons compared with all others at a time: 80 MB a matrix for 10,000 neurons instead of 800
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeometryChange:
-    """What happened to the neurons of one layer among themselves; all but `energy` are 0 where nothing happened.
+    """Change of the neurons of one layer relative to each other; all fields but `energy` are 0 for equal weights.
 
     Args:
-        energy: HE(before), 0 where fewer than two neurons have a direction.
+        energy: HE(before); 0 when fewer than two neurons are non-zero.
         energy_change: HE(after) / HE(before) - 1.
         cosine_change: the largest change of the cosine between two neurons, [0, 2].
         norm_change: the largest change of a neuron's norm, as a share of that norm.
@@ -53,16 +53,16 @@ def geometry_change(before: Tensor, after: Tensor) -> GeometryChange:
     """
     if before.shape != after.shape or before.ndim < 2:
         raise Refused(f"no neurons to compare in shapes {tuple(before.shape)} and {tuple(after.shape)}")
-    old, new = as_float64(before).flatten(1), as_float64(after).flatten(1)
+    old, new = as_float64(before).flatten(1), as_float64(after).flatten(1)  # (out, in * kh * kw)
     if not (old.isfinite().all() and new.isfinite().all()):
         raise Refused("a weight to compare is not finite; the training went wrong before this")
-    norms = old.norm(dim=1), new.norm(dim=1)
+    norms = old.norm(dim=1), new.norm(dim=1)  # (out,) each
     lengths = (norms[1] / norms[0] - 1).abs()[norms[0] > 0]
-    rows = (norms[0] > 0) & (norms[1] > 0)
-    old, new = (weight[rows] / norm[rows, None] for weight, norm in zip((old, new), norms, strict=True))
+    rows = (norms[0] > 0) & (norms[1] > 0)  # K neurons that have a direction in both
+    old, new = (weight[rows] / norm[rows, None] for weight, norm in zip((old, new), norms, strict=True))  # (K, D) units
     cosine_change, energies = 0.0, [0.0, 0.0]
     for start in range(0, len(old), ROWS):
-        cosines = [units[start : start + ROWS] @ units.T for units in (old, new)]
+        cosines = [units[start : start + ROWS] @ units.T for units in (old, new)]  # (ROWS, K) each
         energies = [energy + _energy(part) for energy, part in zip(energies, cosines, strict=True)]
         cosine_change = max(cosine_change, float((cosines[1] - cosines[0]).abs().max()))
     return GeometryChange(
@@ -79,12 +79,12 @@ def hyperspherical_energy(weight: Tensor) -> float:
 
 
 def as_float64(weight: Tensor) -> Tensor:
-    """A weight in float64 where it is, or on the CPU where the device has no float64."""
+    """The weight in float64 on its own device, or on the CPU if that device has no float64 (mps)."""
     weight = weight.detach()
     return (weight.cpu() if weight.device.type == "mps" else weight).double()
 
 
 def _energy(cosines: Tensor) -> float:
-    """The energy of some neurons (rows) with all (columns), less each one's with itself, which is at `SHORTEST`."""
+    """Energy of a block of neurons (rows) with all neurons (columns), without each one's term with itself."""
     inverse = (2 - 2 * cosines).clamp(min=SHORTEST**2).rsqrt()
-    return float(inverse.sum()) - len(cosines) / SHORTEST
+    return float(inverse.sum()) - len(cosines) / SHORTEST  # a neuron is at `SHORTEST` from itself

@@ -4,7 +4,7 @@
     clip:<id|folder>  a CLIP model of transformers, for example clip:openai/clip-vit-base-patch32 (CLIP-I, CLIP-T)
     dino:<id|folder>  a ViT, DINO or DINOv2 model, for example dino:facebook/dino-vits16; pictures only
 
-Only this file loads transformers, and only when such a name is asked for. Pictures are prepared in torch.
+Only this file loads transformers, and only for the last two. Pictures are prepared in torch.
 """
 
 from abc import ABC, abstractmethod
@@ -27,14 +27,14 @@ BATCH = 64  # pictures or texts encoded at once; the result does not depend on i
 
 
 class Features(ABC):
-    """An encoder. `name` is what `load_features` was given; `device` is where it computes and answers."""
+    """An encoder. `name` is the argument of `load_features`; features are computed and returned on `device`."""
 
     def __init__(self, name: str, device: torch.device) -> None:
         self.name = name
         self.device = device
 
     def pictures(self, pixels: Tensor) -> Tensor:
-        """pixels (N, 3, H, W) in [0, 1], any size -> unit rows (N, D): the joint space where the encoder has one."""
+        """pixels (N, 3, H, W) in [0, 1], any size -> unit rows (N, D), in the space of `texts` if there is one."""
         return self._encode(pixels, self._pictures)
 
     def subjects(self, pixels: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class Features(ABC):
             Refused: the encoder has no text tower.
         """
         if isinstance(texts, str) or not texts:
-            raise Refused(f"texts: expected a list of one or more texts, came {texts!r}")
+            raise Refused(f"texts: expected a list of one or more texts, got {texts!r}")
         parts = [self._texts(list(texts[i : i + BATCH])) for i in range(0, len(texts), BATCH)]
         return F.normalize(torch.cat(parts).float(), dim=1)
 
@@ -63,10 +63,10 @@ class Features(ABC):
     def _parts(self, pixels: Tensor) -> Iterator[Tensor]:
         """Checked batches on the device."""
         if pixels.ndim != 4 or pixels.shape[1] != 3 or len(pixels) == 0 or not pixels.is_floating_point():
-            raise Refused(f"pixels: expected float (N, 3, H, W) in [0, 1], came {pixels.dtype} {tuple(pixels.shape)}")
+            raise Refused(f"pixels: expected float (N, 3, H, W) in [0, 1], got {pixels.dtype} {tuple(pixels.shape)}")
         low, high = float(pixels.min()), float(pixels.max())
         if not (low >= -0.01 and high <= 1.01):  # also true for NaN
-            raise Refused(f"pixels: expected values in [0, 1], came [{low:.3g}, {high:.3g}]; rescale them")
+            raise Refused(f"pixels: expected values in [0, 1], got [{low:.3g}, {high:.3g}]; rescale them")
         return (part.to(self.device, torch.float32) for part in pixels.detach().split(BATCH))
 
     @abstractmethod
@@ -87,7 +87,7 @@ class ProbeFeatures(Features):
         self.probe = load_probe(folder).to(device)
 
     def subjects(self, pixels: Tensor) -> Tensor:
-        """pixels -> unit rows (N, 128) that tell sprites apart wherever they stand and whatever is behind them."""
+        """pixels -> unit rows (N, 128) that identify a sprite at any position and on any background."""
         return self._encode(pixels, lambda part: self._tower(part)[2])
 
     def probabilities(self, pixels: Tensor) -> dict[str, Tensor]:
@@ -96,9 +96,9 @@ class ProbeFeatures(Features):
         return {head: torch.cat([part[head] for part in parts]).softmax(1) for head in self.probe.shape.labels}
 
     def describe(self, pixels: Tensor) -> dict[str, list[str]]:
-        """What is in the pictures: head -> one label a picture.
+        """The most probable label of each head: head -> one label a picture.
 
-        The heads are those of `probe.shape.labels`. For the probe that ships: object (of one object; of two the left
+        The heads are those of `probe.shape.labels`. For the probe that ships: object (if there are two, the left
         or upper one), second ("none" for one object), style (of the first object), background, position and size
         (meaningless for two objects).
         """
@@ -160,7 +160,7 @@ class DINOFeatures(Features):
         from transformers import AutoModel
 
         self.model = _load(name, source, AutoModel, DINO_FAMILIES).to(device)
-        # A ViT reads only the size it was trained on; DINOv2 and later are used at 224 whatever that was.
+        # A ViT reads only the size it was trained on; DINOv2 and later are used at 224 regardless.
         side = self.model.config.image_size if self.model.config.model_type == "vit" else 224
         self.prepare = _Preparation(source, side, round(side * 256 / 224), IMAGENET_MEAN, IMAGENET_STD)
 
@@ -181,10 +181,10 @@ def load_features(name: str, *, device: str | torch.device = "cpu") -> Features:
 
     Args:
         name: "probe", "clip:<hub id or folder>" or "dino:<hub id or folder>".
-        device: where to compute.
+        device: of the encoder and its features.
 
     Raises:
-        Refused: an unknown name, or a model that cannot be had, is of another kind or is not in safetensors.
+        Refused: an unknown name, or a model that cannot be loaded, is of another kind or is not in safetensors.
     """
     device = torch.device(device)
     kind, _, source = name.partition(":")
@@ -220,8 +220,8 @@ class _Preparation:
         path = cached_file(source, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
         facts = read_json(path) if path else {}
         size = facts.get("size", {})
-        asked = facts.get("crop_size") if facts.get("do_center_crop", True) else None
-        self.crop = (asked.get("height", crop) if isinstance(asked, dict) else asked) or crop
+        side = facts.get("crop_size") if facts.get("do_center_crop", True) else None
+        self.crop = (side.get("height", crop) if isinstance(side, dict) else side) or crop
         self.resize = (size.get("shortest_edge", size.get("height")) if isinstance(size, dict) else size) or resize
         self.mean = torch.tensor(facts.get("image_mean", mean)).view(3, 1, 1)
         self.std = torch.tensor(facts.get("image_std", std)).view(3, 1, 1)

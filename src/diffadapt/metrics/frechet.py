@@ -37,7 +37,7 @@ def frechet_distance(mean_x: Tensor, covariance_x: Tensor, mean_y: Tensor, covar
     d = len(mean_x)
     if mean_y.shape != (d,) or covariance_x.shape != (d, d) or covariance_y.shape != (d, d):
         shapes = [tuple(t.shape) for t in (mean_x, covariance_x, mean_y, covariance_y)]
-        raise Refused(f"frechet_distance: expected (D,), (D, D), (D,), (D, D), came {shapes}")
+        raise Refused(f"frechet_distance: expected (D,), (D, D), (D,), (D, D), got {shapes}")
     m_x, c_x, m_y, c_y = (t.double() for t in (mean_x, covariance_x, mean_y, covariance_y))
     values, vectors = torch.linalg.eigh(c_x)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T

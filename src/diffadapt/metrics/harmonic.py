@@ -20,5 +20,5 @@ def harmonic_mean(values: Sequence[float]) -> float:
         Refused: no values, or one that is negative or not a number.
     """
     if not values or any(not value >= 0 for value in values):
-        raise Refused(f"harmonic_mean: expected one or more numbers >= 0, came {list(values)}")
+        raise Refused(f"harmonic_mean: expected one or more numbers >= 0, got {list(values)}")
     return 0.0 if min(values) == 0 else len(values) / sum(1 / value for value in values)

@@ -12,14 +12,14 @@ def hypervolume(points: Iterable[tuple[float, float]], reference: tuple[float, f
 
     Args:
         points: one or more; those not above the reference in both count as nothing.
-        reference: where the area begins.
+        reference: the corner that the area is measured from.
 
     Raises:
         Refused: there is no point.
     """
     known = list(points)
     if not known:
-        raise Refused("hypervolume: expected one or more points, came none")
+        raise Refused("hypervolume: expected one or more points, got none")
     area, height = 0.0, reference[1]
     for x, y in sorted(known, reverse=True):  # from the largest x on, each point adds what lies above those before
         if x > reference[0] and y > height:

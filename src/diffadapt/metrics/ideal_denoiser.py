@@ -1,4 +1,4 @@
-"""The best denoiser of a finite set, in closed form.
+"""The optimal denoiser of a finite data set, in closed form.
 
 For a data set D = {x_1, ..., x_n} the denoiser with the least error is the posterior mean
 
@@ -16,7 +16,7 @@ from ..errors import Refused
 
 
 def posterior_mean(noisy: Tensor, points: Tensor, alpha_cumprod: float) -> Tensor:
-    """The ideal denoiser of a set.
+    """The ideal denoiser's prediction of x_0.
 
     Args:
         noisy: (N, D) rows x_t = sqrt(a) x_0 + sqrt(1 - a) e.
@@ -34,6 +34,6 @@ def posterior_mean(noisy: Tensor, points: Tensor, alpha_cumprod: float) -> Tenso
     if not 0 < alpha_cumprod < 1:
         raise Refused(f"alpha_cumprod must lie between 0 and 1, got {alpha_cumprod}")
     signal = alpha_cumprod**0.5
-    # ||x_t - s x_i||^2 without its part that all points share: s^2 ||x_i||^2 - 2 s x_t . x_i
+    # ||x_t - s x_i||^2 without the term that all points share: s^2 ||x_i||^2 - 2 s x_t . x_i
     distance = alpha_cumprod * points.square().sum(1) - 2 * signal * noisy @ points.T  # (N, n)
     return torch.softmax(distance / (-2 * (1 - alpha_cumprod)), dim=1) @ points

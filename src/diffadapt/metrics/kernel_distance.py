@@ -79,7 +79,7 @@ def kid(x: Tensor, y: Tensor, *, subset: int = 1000, subsets: int = 100, seed: i
     """
     check_rows(2, x=x, y=y)
     if subset < 2 or subsets < 1:
-        raise Refused(f"kid: expected subset >= 2 and subsets >= 1, came {subset} and {subsets}")
+        raise Refused(f"kid: expected subset >= 2 and subsets >= 1, got {subset} and {subsets}")
     size = min(subset, len(x), len(y))
     if size == len(x) == len(y):
         return torch.tensor([mmd_squared(x, y)], dtype=torch.float64)

@@ -110,13 +110,13 @@ class TextTower(nn.Module):
         self.out = nn.Linear(width, EMBEDDING)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """ids (N, L) long, 0 where padded -> (N, 128) unit rows."""
+        """ids (N, L) long, 0 for padding -> (N, 128) unit rows."""
         blank = ids == 0
-        x = self.words(ids) + self.place[: ids.shape[1]]
+        x = self.words(ids) + self.place[: ids.shape[1]]  # (N, L, width)
         for layer in self.layers:
             x = layer(x, src_key_padding_mask=blank)
-        said = (~blank)[:, :, None].to(x.dtype)
-        mean = (self.norm(x) * said).sum(1) / said.sum(1).clamp(min=1)
+        kept = (~blank)[:, :, None].to(x.dtype)  # (N, L, 1), 1 for words and 0 for padding
+        mean = (self.norm(x) * kept).sum(1) / kept.sum(1).clamp(min=1)  # (N, width)
         return F.normalize(self.out(mean).float(), dim=1)
 
 

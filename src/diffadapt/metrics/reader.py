@@ -1,8 +1,9 @@
-"""The reader: a small network that says which pixel of a picture of the embedded world belongs to what.
+"""The reader: a small segmentation network for pictures of the embedded world.
 
-It is what control consistency is judged by, as SegFormer and a face aligner judge photographs. It never saw a picture
-of the denoiser that it judges, only scenes rendered from sprites, half of them passed through the base's autoencoder
-for the look of decoded pictures. Its weights ship in `metrics/reader/`, trained by `tools/train_reader.py`.
+Control consistency is measured with it, as it is with SegFormer and a face aligner on photographs. It was never trained
+on pictures of the denoiser it judges, only on scenes rendered from sprites, half of them passed through the base's
+autoencoder so that they look like decoded pictures. Its weights ship in `metrics/reader/`, trained by
+`tools/train_reader.py`.
 """
 
 from dataclasses import dataclass
@@ -24,11 +25,11 @@ RESOLUTION = 64  # side of the pictures that it reads
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What was read: for each picture and pixel (N, 64, 64) long, the layer and the class.
+    """The layer and the class of every pixel, (N, 64, 64) long each.
 
     Args:
-        layers: number in `controls.depth_order.LAYERS`: background, back or only object, front object.
-        labels: number in `controls.segmentation.CLASSES`; background exactly where `layers` says so.
+        layers: index into `controls.depth_order.LAYERS`: background, back or only object, front object.
+        labels: index into `controls.segmentation.CLASSES`; background wherever `layers` is background.
     """
 
     layers: Tensor
@@ -36,7 +37,7 @@ class Reading:
 
 
 def _convolutions(inside: int, outside: int, *, stride: int = 1) -> nn.Sequential:
-    """Two 3x3 convolutions, batch-normalised; the first one takes the stride."""
+    """Two 3x3 convolutions with batch normalisation; the stride is the first one's."""
     layers: list[nn.Module] = []
     for width, step in ((inside, stride), (outside, 1)):
         layers += [nn.Conv2d(width, outside, 3, stride=step, padding=1, bias=False), nn.BatchNorm2d(outside), nn.ReLU()]
@@ -44,9 +45,9 @@ def _convolutions(inside: int, outside: int, *, stride: int = 1) -> nn.Sequentia
 
 
 class Reader(nn.Module):
-    """A U-Net (Ronneberger et al., 2015) from 64 to 4 pixels that adds, where that one concatenates.
+    """A U-Net (Ronneberger et al., 2015) from 64 to 4 pixels whose skips are added instead of concatenated.
 
-    What an object is gets said at 32 pixels; the few channels at 64 only have to find its outline.
+    The class of an object is predicted at 32 pixels; the few channels at 64 only find its outline.
 
     Args:
         widths: channels at 64, 32, 16, 8 and 4 pixels.
@@ -66,27 +67,27 @@ class Reader(nn.Module):
         self.where = nn.Conv2d(widths[0], 1, 1)
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What each pixel is.
+        """Logits of every pixel.
 
         Args:
             pictures: (N, 3, 64, 64) in [0, 1].
 
         Returns:
-            logits that it is of an object (N, 64, 64); if so, of the front one (N, 64, 64), and of each kind
+            logits of belonging to an object (N, 64, 64); given that, to the front one (N, 64, 64), and to each kind
             (N, 11, 64, 64)
         """
-        # Backgrounds are shaded from top to bottom and objects rarely touch the sides: what differs from the ends of
-        # its row is an object, of whatever colours.
-        ends = torch.cat([pictures[..., :2], pictures[..., -2:]], -1).mean(-1, keepdim=True)
-        levels = [self.first((pictures - 0.5) * 4) + self.contrast((pictures - ends) * 4)]
+        # Backgrounds are shaded from top to bottom and objects rarely touch the sides: a pixel that differs
+        # from the ends of its row belongs to an object, whatever its colour.
+        ends = torch.cat([pictures[..., :2], pictures[..., -2:]], -1).mean(-1, keepdim=True)  # (N, 3, 64, 1)
+        levels = [self.first((pictures - 0.5) * 4) + self.contrast((pictures - ends) * 4)]  # (N, 16, 64, 64)
         for down in self.down:
             levels.append(down(levels[-1]))
-        x = levels.pop()
-        x = x + self.whole(x.mean((2, 3)))[:, :, None, None]  # whether there is another object is seen anywhere
+        x = levels.pop()  # (N, 80, 4, 4)
+        x = x + self.whole(x.mean((2, 3)))[:, :, None, None]  # global: whether there is a second object
         what = x
         for across, up in zip(reversed(self.across), reversed(self.up), strict=True):
             what, x = x, up(levels.pop() + F.interpolate(across(x), scale_factor=2))
-        what = F.interpolate(self.what(what), scale_factor=2)
+        what = F.interpolate(self.what(what), scale_factor=2)  # (N, 12, 32, 32) -> (N, 12, 64, 64)
         return self.where(x)[:, 0], what[:, 0], what[:, 1:]
 
     @torch.no_grad()
@@ -97,16 +98,16 @@ class Reader(nn.Module):
             pictures: (N, 3, 64, 64) in [0, 1].
 
         Returns:
-            layers and labels on the device of the pictures
+            layers and labels, on the device of the pictures
 
         Raises:
-            Refused: not pictures, or of another size.
+            Refused: not pictures in [0, 1], or of another size.
         """
         check_pictures("pictures", pictures)
         if pictures.shape[2:] != (RESOLUTION, RESOLUTION):
             size = f"{pictures.shape[3]}x{pictures.shape[2]}"
             raise Refused(
-                f"the reader knows the embedded world at {RESOLUTION}x{RESOLUTION} pixels, came {size}; "
+                f"the reader knows the embedded world at {RESOLUTION}x{RESOLUTION} pixels, got {size}; "
                 "sample at that size"
             )
         parts = []

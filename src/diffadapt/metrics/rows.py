@@ -1,4 +1,4 @@
-"""What every metric asks of its features: finite rows of one width, and unit length where angles are meant."""
+"""Checks of features: finite rows of one width; and rows scaled to unit length."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,12 +14,12 @@ def check_rows(minimum: int = 1, /, **features: Tensor) -> None:
         features: argument name -> features, (N, D).
 
     Raises:
-        Refused: names the argument, what was expected and what came.
+        Refused: names the argument, what was expected and what it got.
     """
     widths = set()
     for name, rows in features.items():
         if rows.ndim != 2 or len(rows) < minimum:
-            raise Refused(f"{name}: expected features (N, D) with N >= {minimum}, came {tuple(rows.shape)}")
+            raise Refused(f"{name}: expected features (N, D) with N >= {minimum}, got {tuple(rows.shape)}")
         if not rows.isfinite().all():
             raise Refused(f"{name}: holds values that are not finite; look at the pictures it was computed from")
         widths.add(rows.shape[1])
@@ -29,7 +29,7 @@ def check_rows(minimum: int = 1, /, **features: Tensor) -> None:
 
 
 def check_paired(**features: Tensor) -> None:
-    """`check_rows`, and one row of each for every row of the others."""
+    """`check_rows`, and the same number of rows in every set."""
     check_rows(1, **features)
     if len({len(rows) for rows in features.values()}) > 1:
         counts = ", ".join(f"{name} has {len(rows)}" for name, rows in features.items())

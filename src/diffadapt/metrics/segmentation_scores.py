@@ -21,11 +21,11 @@ def confusion_matrix(wanted: Tensor, found: Tensor, classes: int) -> Tensor:
     """
     if wanted.shape != found.shape or wanted.ndim != 3 or wanted.is_floating_point() or found.is_floating_point():
         kinds = [f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in (wanted, found)]
-        raise Refused(f"confusion_matrix: expected two (N, H, W) of whole numbers, came {kinds[0]} and {kinds[1]}")
+        raise Refused(f"confusion_matrix: expected two (N, H, W) of whole numbers, got {kinds[0]} and {kinds[1]}")
     for name, labels in (("wanted", wanted), ("found", found)):
         if labels.numel() and not (labels.min() >= 0 and labels.max() < classes):
             raise Refused(
-                f"{name}: expected classes 0 to {classes - 1}, came {int(labels.min())} to {int(labels.max())}"
+                f"{name}: expected classes 0 to {classes - 1}, got {int(labels.min())} to {int(labels.max())}"
             )
     pairs = wanted.long() * classes + found.long()
     counts = torch.zeros(len(pairs), classes * classes, dtype=torch.long, device=pairs.device)
@@ -69,5 +69,5 @@ def segmentation_scores(confusion: Tensor) -> dict[str, float]:
 
 def _check_confusion(confusion: Tensor) -> None:
     if confusion.ndim != 3 or confusion.shape[1] != confusion.shape[2] or not (confusion.sum((1, 2)) > 0).all():
-        came = tuple(confusion.shape)
-        raise Refused(f"confusion: expected (N, C, C) counts with a pixel in each picture, came {came}")
+        shape = tuple(confusion.shape)
+        raise Refused(f"confusion: expected (N, C, C) counts with a pixel in each picture, got {shape}")

@@ -1,4 +1,4 @@
-"""Drift in weight space: how far did each layer move, in length, in its neurons' directions and in their geometry?"""
+"""Drift in weight space: the change of each layer's weight in length, in neuron directions and in their geometry."""
 
 import math
 from collections.abc import Mapping
@@ -13,15 +13,15 @@ from .energy import GeometryChange, as_float64, geometry_change
 
 @dataclass(frozen=True, kw_only=True)
 class WeightDrift:
-    """What happened to one layer's weight.
+    """Change of one layer's weight.
 
     Args:
         layer: its name, "" when none was given.
         relative_frobenius: |after - before| / |before|, 0 is unchanged. None when `before` is zero and `after` is not.
-        mean_angle: mean angle between a neuron before and after, in degrees, [0, 180]. None where there are no
-            neurons: a bias, a norm, or all rows zero.
+        mean_angle: mean angle between a neuron before and after, in degrees, [0, 180]. None without neurons: a
+            bias, a norm, or all rows zero.
         max_angle: the largest such angle, in degrees, or None.
-        geometry: what happened to the neurons among themselves, None for a bias or a norm.
+        geometry: change of the neurons relative to each other, None for a bias or a norm.
     """
 
     layer: str
@@ -78,16 +78,16 @@ def weight_drift(before: Tensor, after: Tensor, *, layer: str = "") -> WeightDri
 
 def neuron_angles(before: Tensor, after: Tensor) -> Tensor:
     """Angle of each neuron (row) before and after -> (K,) degrees in [0, 180], K rows that are zero in neither."""
-    old, new = before.flatten(1).double(), after.flatten(1).double()
+    old, new = before.flatten(1).double(), after.flatten(1).double()  # (out, in * kh * kw)
     lengths = old.norm(dim=1), new.norm(dim=1)
     rows = (lengths[0] > 0) & (lengths[1] > 0)
-    u, v = (x[rows] / n[rows, None] for x, n in zip((old, new), lengths, strict=True))
+    u, v = (x[rows] / n[rows, None] for x, n in zip((old, new), lengths, strict=True))  # (K, in * kh * kw)
     # Kahan's formula: exact for tiny angles, where the arc cosine loses half of the digits.
     return 2 * torch.atan2((u - v).norm(dim=1), (u + v).norm(dim=1)) * (180 / math.pi)
 
 
 def weight_drift_by_layer(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[WeightDrift]:
-    """`weight_drift` of every layer in `after`, the layer that moved most first.
+    """`weight_drift` of every layer in `after`, sorted by relative change, largest first.
 
     Args:
         before: layer name -> weight; may hold more layers than `after`.
