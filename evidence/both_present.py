@@ -97,7 +97,7 @@ class Detector:
             sprites |= {(noun, "flat"): next(iter(load_sprites(self.emoji, world).values()))}
         rng, world = np.random.default_rng(seed), World(nouns=tuple(nouns), styles=("flat",))
         drawn: list[Scene] = [sample_scene(rng, world, two_objects=float(len(nouns) > 1)) for _ in range(count)]
-        return self.base.decode_latents(self.base.encode_pictures(render(drawn, sprites)[0] * 2 - 1))
+        return self.base.decode_latents(self.base.encode_pictures(render(drawn, sprites)[0]))
 
     def objects(self, picture: Tensor) -> Found:
         """The objects in one picture (3, 64, 64)."""

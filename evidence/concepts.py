@@ -122,7 +122,7 @@ class Judge:
     def __init__(self, base: Base, concept: Concept, *, alone: bool) -> None:
         self.base, self.encoder = base, load_features("probe")
         self.concept = concept.standing_alone() if alone else concept
-        self.mine = self.encoder.subjects((concept.pixels(base.resolution) + 1) / 2)
+        self.mine = self.encoder.subjects(concept.pixels(base.resolution))
         world = world_of(base)
         self.asked = self.concept.said(spread(benchmark_prompts(concept.noun, concept.token, world), PROMPTS))
         self.texts = self.encoder.texts(spread(benchmark_prompts(concept.noun, "", world), PROMPTS))

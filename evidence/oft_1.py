@@ -53,7 +53,7 @@ def draw(unit: Unit, context: Context) -> dict[str, Any]:
     """The subject as each contender draws it, at every strength, the same seed throughout."""
     concept = demo_concept(context)
     prompt = f"a large {concept.token} {NOUN} on a yellow background"
-    shown = [to_picture((pixels + 1) / 2) for pixels in concept.pixels(context.base.resolution)]
+    shown = [to_picture(pixels) for pixels in concept.pixels(context.base.resolution)]
     rows = [("what was shown", shown[: len(STRENGTHS)])]
     for name, (title, _, _) in CONTENDERS.items():
         adapter = context.folder_of({**unit, "stage": "train", "contender": name}) / "adapter.safetensors"

@@ -69,7 +69,7 @@ def draw_sheet(unit: Unit, context: Context) -> str:
     for i, noun in enumerate(SUBJECTS):
         concept = concept_of(context, noun)
         prompt = spread(benchmark_prompts(concept.noun, concept.token, world_of(base)), len(SUBJECTS))[i]
-        pictures = [(concept.pixels(base.resolution)[0] + 1) / 2]
+        pictures = [concept.pixels(base.resolution)[0]]
         for name, contender in CONTENDERS.items():
             alone = isinstance(contender.method, Perfusion)
             folder = trained(context, noun, name, unit[f"rate_{name}"], unit["seed"])

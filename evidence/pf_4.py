@@ -88,7 +88,7 @@ def draw_sheet(unit: Unit, context: Context) -> str:
     for noun in DRAWN:
         concept = concept_of(context, noun).standing_alone()
         shown = concept_of(context, noun).pixels(base.resolution)
-        rows.append((f"{noun}, as it was shown", [to_picture((pixels + 1) / 2) for pixels in shown]))
+        rows.append((f"{noun}, as it was shown", [to_picture(pixels) for pixels in shown]))
         prompts = spread(benchmark_prompts(concept.noun, concept.token, world_of(base)), 8)
         lines = [default_line(base, prompt, i) for i, prompt in enumerate(concept.said(prompts))]
         for name, variant in VARIANTS.items():

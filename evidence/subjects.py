@@ -148,7 +148,7 @@ class Judge:
 
     def __init__(self, base: Base, concept: Concept, shared: Path) -> None:
         self.base, self.encoder = base, load_features("probe")
-        self.mine = self.encoder.subjects((concept.pixels(base.resolution) + 1) / 2)
+        self.mine = self.encoder.subjects(concept.pixels(base.resolution))
         world = world_of(base)
         self.asked, self.plain = (benchmark_prompts(concept.noun, token, world) for token in (concept.token, ""))
         self.unrelated = drift_prompts(world, DRIFT_PROMPTS, 0, without=concept.noun)
@@ -194,7 +194,7 @@ def draw_sheet(context: Context, adapters: Mapping[tuple[str, str], Path], title
     base, world, rows = context.base, world_of(context.base), []
     for noun in dict.fromkeys(noun for noun, _ in adapters):
         concept = concept_of(context, noun)
-        shown = [to_picture((pixels + 1) / 2) for pixels in concept.pixels(base.resolution)]
+        shown = [to_picture(pixels) for pixels in concept.pixels(base.resolution)]
         rows.append((f"{noun}, as it was shown", shown))
         lines = [default_line(base, prompt, 0) for prompt in benchmark_prompts(concept.noun, concept.token, world)[:5]]
         for name, title in titles.items():

@@ -55,7 +55,7 @@ def recoloured(sprites: Sprites, rng: np.random.Generator) -> Sprites:
 def decoded(base: Base, pictures: Tensor) -> Tensor:
     """Pictures as the autoencoder gives them back."""
     with torch.autocast("cpu", torch.bfloat16):
-        return base.decode_latents(base.encode_pictures(pictures.to(memory_format=torch.channels_last) * 2 - 1))
+        return base.decode_latents(base.encode_pictures(pictures.to(memory_format=torch.channels_last)))
 
 
 def spoil(pictures: Tensor, rng: np.random.Generator) -> Tensor:

@@ -37,7 +37,7 @@ def test_pictures_are_decoded_as_the_pipeline_does(fixture, request):
 @BOTH
 def test_encoded_pictures_are_the_same_each_time_and_of_the_latents_shape(fixture, request):
     base = request.getfixturevalue(fixture)
-    pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     latents = base.encode_pictures(pixels)
     assert latents.shape == (2, 4, 16, 16) and not latents.requires_grad
     assert torch.equal(latents, base.encode_pictures(pixels))
@@ -47,8 +47,8 @@ def test_encoded_pictures_are_the_same_each_time_and_of_the_latents_shape(fixtur
 
 
 def test_scale_and_shift_of_the_autoencoder_are_applied_and_undone(tiny_base):
-    pixels = torch.rand(1, 3, 32, 32) * 2 - 1
-    plain = tiny_base.vae.encode(pixels).latent_dist.mode()
+    pixels = torch.rand(1, 3, 32, 32)
+    plain = tiny_base.vae.encode(2 * pixels - 1).latent_dist.mode()
     torch.testing.assert_close(tiny_base.encode_pictures(pixels), plain * 0.18215)
     tiny_base.vae.register_to_config(shift_factor=0.5)
     torch.testing.assert_close(tiny_base.encode_pictures(pixels), (plain - 0.5) * 0.18215)
@@ -62,6 +62,11 @@ def test_scale_and_shift_of_the_autoencoder_are_applied_and_undone(tiny_base):
 def test_pictures_of_a_wrong_shape_are_refused(tiny_base, shape):
     with pytest.raises(Refused, match="expected pixels"):
         tiny_base.encode_pictures(torch.zeros(shape))
+
+
+def test_pictures_in_another_range_are_refused(tiny_base):
+    with pytest.raises(Refused, match=r"expected pixels in \[0, 1\], got -1 to -1"):
+        tiny_base.encode_pictures(torch.full((1, 3, 32, 32), -1.0))
 
 
 @BOTH

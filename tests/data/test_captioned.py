@@ -23,7 +23,7 @@ def test_more_than_thirty_pictures_load_with_their_captions(folder: Path) -> Non
     assert len(captioned) == 40 and captioned.captions()[10] == "picture 10" == captioned.caption(10)
     pixels = captioned.pixels([3, 20], 16)
     assert pixels.shape == (2, 3, 16, 16)
-    assert torch.equal(((pixels[:, 0, 0, 0] + 1) * 127.5).round(), torch.tensor([3.0, 20.0]))
+    assert torch.equal((pixels[:, 0, 0, 0] * 255).round(), torch.tensor([3.0, 20.0]))
     assert captioned.crop(0).box == (5, 0, 35, 30) and captioned.mask(0, 16) is None
 
 

@@ -30,7 +30,7 @@ def test_a_concept_has_pixels_a_token_and_prompts(folder: Path) -> None:
     assert concept.class_prompt == "a cat" and load_concept(folder, "owl").class_prompt == "an owl"
     pixels = concept.pixels(32)
     assert pixels.shape == (3, 3, 32, 32) and pixels.dtype == torch.float32
-    assert torch.equal(pixels[0, :, 5, 5], torch.tensor([1.0, -1.0, -1.0]))
+    assert torch.equal(pixels[0, :, 5, 5], torch.tensor([1.0, 0.0, 0.0]))
     assert concept.masks(32) is None and concept.notes == []
 
 
@@ -54,7 +54,7 @@ def test_a_resolution_above_what_was_kept_goes_back_to_the_file(tmp_path: Path) 
     picture.save(tmp_path / "c" / "large.png")
     expected = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(1100, 1100, 3).permute(2, 0, 1)
     pixels = load_concept(tmp_path / "c", "cat").pixels(1100)
-    assert torch.equal(((pixels[0] + 1) * 127.5).round().byte(), expected)
+    assert torch.equal((pixels[0] * 255).round().byte(), expected)
 
 
 def test_everything_that_is_not_used_is_named(folder: Path) -> None:

@@ -30,7 +30,7 @@ class Sampler:
 
 
 def seeds_in(bank: MemoryBank) -> list[int]:
-    return ((bank.pixels()[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
+    return (bank.pixels()[:, 0, 0, 0] * 255).round().int().tolist()
 
 
 def test_a_bank_is_filled_once(tmp_path: Path) -> None:

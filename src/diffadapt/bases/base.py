@@ -200,12 +200,15 @@ class Base:
 
     @torch.no_grad()
     def encode_pictures(self, pixels: Tensor) -> Tensor:
-        """pixels (N, 3, H, W) in [-1, 1] -> latents (N, C, h, w) as the denoiser sees them (the posterior's mode)."""
+        """pixels (N, 3, H, W) in [0, 1] -> latents (N, C, h, w) as the denoiser sees them (the posterior's mode)."""
         factor = int(self.pipeline.vae_scale_factor)
         if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] % factor or pixels.shape[3] % factor:
             came = tuple(pixels.shape)
             raise Refused(f"expected pixels (N, 3, H, W) with sides that {factor} divides, came {came}; crop them")
-        encoded = self.vae.encode(pixels.to(self.device, self.dtype))
+        low, high = pixels.aminmax()
+        if not (low >= 0 and high <= 1):
+            raise Refused(f"expected pixels in [0, 1], got {float(low):.3g} to {float(high):.3g}; rescale them")
+        encoded = self.vae.encode((2 * pixels.float() - 1).to(self.device, self.dtype))  # autoencoders see [-1, 1]
         latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
         return (latents.float() - (self.vae.config.get("shift_factor") or 0.0)) * self.vae.config.scaling_factor
 

@@ -38,13 +38,13 @@ class Captioned:
         return [self.caption(index) for index in range(len(self))]
 
     def pixels(self, indices: Sequence[int], resolution: int) -> Tensor:
-        """Decodes and crops these pictures, (len(indices), 3, R, R) float32 in [-1, 1].
+        """Decodes and crops these pictures, (len(indices), 3, R, R) float32 in [0, 1].
 
         Raises:
             Refused: a picture cannot be used; names the file.
         """
         pictures = [self.examples[index].read(resolution, self.notes)[0] for index in indices]
-        return torch.stack(pictures).float() / 127.5 - 1
+        return torch.stack(pictures).float() / 255
 
     def mask(self, index: int, resolution: int) -> Tensor | None:
         """The mask of one picture, (1, R, R) float32 in [0, 1], or None when it has neither mask file nor alpha."""

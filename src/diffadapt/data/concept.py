@@ -120,7 +120,7 @@ class Concept:
         return [self.caption(index) for index in range(len(self))]
 
     def pixels(self, resolution: int) -> Tensor:
-        """All pictures, (N, 3, R, R) float32 in [-1, 1]."""
+        """All pictures, (N, 3, R, R) float32 in [0, 1]."""
         return self._at(resolution)[0]
 
     def masks(self, resolution: int) -> Tensor | None:
@@ -159,7 +159,7 @@ class Concept:
                 self.notes.append(f"{example.path.name}: {crop.side} pixels, enlarged to {resolution}; it will be soft")
             pictures.append(to_tensor(picture.resize(target, Image.Resampling.LANCZOS)))
             masks.append(mask if mask is None else to_tensor(mask.resize(target, Image.Resampling.BILINEAR)))
-        pixels = torch.stack(pictures).float() / 127.5 - 1
+        pixels = torch.stack(pictures).float() / 255
         if all(mask is None for mask in masks):
             return pixels, None
         white = torch.full((1, *target), 255, dtype=torch.uint8)

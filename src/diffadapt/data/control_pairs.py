@@ -111,14 +111,14 @@ class ControlPairs:
         return [pair.caption for pair in self.pairs]
 
     def read(self, indices: Sequence[int], resolution: int) -> tuple[Tensor, Tensor]:
-        """Pictures (n, 3, R, R) in [-1, 1] and their signals (n, 3, R, R) in [0, 1], float32.
+        """Pictures and their signals, (n, 3, R, R) float32 in [0, 1] each.
 
         Raises:
             Refused: a file cannot be used; names it.
         """
         rows = [self.pairs[index].read(resolution) for index in indices]
         pictures, signals = (torch.stack([_as_float(row[i]) for row in rows]) for i in (0, 1))
-        return pictures * 2 - 1, signals
+        return pictures, signals
 
     def identity(self) -> str:
         """A key that names, captions and kind of signal make, so that a run knows its own pairs again."""

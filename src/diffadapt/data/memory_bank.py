@@ -146,7 +146,7 @@ class MemoryBank:
         return len(missing)
 
     def pixels(self) -> Tensor:
-        """The pictures, (N, 3, R, R) float32 in [-1, 1] at the bank's resolution.
+        """The pictures, (N, 3, R, R) float32 in [0, 1] at the bank's resolution.
 
         Raises:
             Refused: the bank is empty, or a picture was removed or changed since; `ensure` samples it again.
@@ -156,7 +156,7 @@ class MemoryBank:
         return torch.stack([self.picture(i) for i in range(self._count)])
 
     def picture(self, index: int) -> Tensor:
-        """One picture, (3, R, R) float32 in [-1, 1], read from its file.
+        """One picture, (3, R, R) float32 in [0, 1], read from its file.
 
         Raises:
             Refused: it was removed or changed since it was sampled.
@@ -164,7 +164,7 @@ class MemoryBank:
         data = self._read(index)
         if data is None:
             raise Refused(f"{self._path(index)} is gone or was changed since it was sampled; start the run again")
-        return to_tensor(Image.open(io.BytesIO(data)).convert("RGB")).float() / 127.5 - 1
+        return to_tensor(Image.open(io.BytesIO(data)).convert("RGB")).float() / 255
 
     def _path(self, index: int) -> Path:
         return self.folder / f"{index:05d}.png"

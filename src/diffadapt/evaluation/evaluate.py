@@ -98,7 +98,7 @@ def evaluate(
         moved = movement(attachments)
 
     groups = torch.arange(len(asked)).repeat_interleave(per_prompt)
-    reference = (concept.pixels(base.resolution) + 1) / 2
+    reference = concept.pixels(base.resolution)
     values: dict[str, dict[str, Any]] = {}
     for encoder in encoders:
         suffix = f" ({encoder.name.split(':')[0]})" if len(encoders) > 1 else ""

@@ -90,8 +90,7 @@ def evaluate_control(
     if not name and not encoder:
         raise Refused("neither a signal that can be read nor features: nothing would be measured")
     reader = load_reader() if name and not from_pixels else None
-    pixels, signals = pairs.read(range(len(pairs)), base.resolution)
-    reals = (pixels + 1) / 2
+    reals, signals = pairs.read(range(len(pairs)), base.resolution)
     say(f"evaluating on {len(pairs) * (2 if compare_base else 1)} pictures", quiet=quiet)
 
     def make(controlled: bool) -> Tensor:

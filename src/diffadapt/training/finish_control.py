@@ -18,7 +18,7 @@ from .run import Run
 def write_pairs(folder: Path, pairs: ControlPairs, resolution: int) -> None:
     """Writes the first pairs as a report shows them: picture and signal side by side."""
     pictures, signals = pairs.read(_shown(pairs), resolution)
-    for i, row in enumerate(torch.cat([(pictures + 1) / 2, signals], dim=3)):
+    for i, row in enumerate(torch.cat([pictures, signals], dim=3)):
         write_png(folder / "concept" / f"{i:02d}.png", to_picture(row))
     rows = [{"file": pairs.pairs[i].name, "caption": pairs.pairs[i].caption} for i in _shown(pairs)]
     write_json(folder / "concept" / "crops.json", rows)

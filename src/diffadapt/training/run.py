@@ -114,7 +114,7 @@ def write_header(folder: Path, base: Base, concept: Concept, settings: str, reso
     """Writes what a reader of the folder needs first: run.toml and the pictures as training sees them."""
     write_run_file(folder, base, settings)
     for i, pixels in enumerate(concept.pixels(resolution)):
-        write_png(folder / "concept" / f"{i:02d}.png", to_picture((pixels + 1) / 2))
+        write_png(folder / "concept" / f"{i:02d}.png", to_picture(pixels))
     write_json(folder / "concept" / "crops.json", concept.crop_table())
 
 

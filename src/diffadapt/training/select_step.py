@@ -81,7 +81,7 @@ class _Judge:
     def __init__(self, base: Base, concept: Concept, prompts: int, seed: int) -> None:
         self.base = base
         self.encoder = load_features("probe" if base.world else PHOTO_ENCODERS[0], device=base.device)
-        self.mine = self.encoder.subjects((concept.pixels(base.resolution) + 1) / 2)
+        self.mine = self.encoder.subjects(concept.pixels(base.resolution))
         world = world_of(base)
         asked = concept.said(spread(benchmark_prompts(concept.noun, concept.token, world), prompts))
         self.texts = self.encoder.texts(spread(benchmark_prompts(concept.noun, "", world), prompts))
