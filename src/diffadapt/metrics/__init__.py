@@ -15,6 +15,7 @@ from .drift import drift_features, drift_pixels
 from .energy import GeometryChange, geometry_change, hyperspherical_energy
 from .features import Features, ProbeFeatures, load_features
 from .fidelity import subject_fidelity
+from .forgetting import MMD_AS, Kept, a_mmd, f_mmd, kept
 from .frechet import fid, frechet_distance, gaussian_of
 from .harmonic import harmonic_mean
 from .hypervolume import hypervolume
@@ -24,16 +25,20 @@ from .style import gram, style_distance
 from .weight_drift import WeightDrift, neuron_angles, weight_drift, weight_drift_by_layer
 
 __all__ = [
+    "MMD_AS",
     "Features",
     "GeometryChange",
     "Interval",
+    "Kept",
     "Probe",
     "ProbeFeatures",
     "WeightDrift",
+    "a_mmd",
     "attribute_accuracy",
     "diversity",
     "drift_features",
     "drift_pixels",
+    "f_mmd",
     "fid",
     "frechet_distance",
     "gaussian_of",
@@ -47,6 +52,7 @@ __all__ = [
     "interval_of_nested_mean",
     "interval_of_nested_ratio",
     "interval_of_ratio",
+    "kept",
     "kid",
     "load_features",
     "load_probe",
