@@ -4,10 +4,10 @@
     python tools/train_vision.py export --data EMOJI --work DIR --out src/diffadapt/bases/embedded_vision
 
 EMOJI is the folder of sprite folders that `tools/train_probe.py` reads. Each picture is a sprite, turned, shifted,
-scaled and mirrored at random on a plain background. The transformer's class token, projected, has to find the sprite among all
-by the probe's embedding of its plain picture, so that what it learns is the probe's geometry from other views; a second
-head names the sprite's group. Held-out nouns and styles are never shown, as with the probe. Batches are drawn from
-(seed, step). What is exported is the backbone alone, in transformers' format, float16.
+scaled and mirrored at random on a plain background. The transformer's class token, projected, has to find the sprite
+among all by the probe's embedding of its plain picture, so that what it learns is the probe's geometry from other views;
+a second head names the sprite's group. Held-out nouns and styles are never shown, as with the probe. Batches are drawn
+from (seed, step). What is exported is the backbone alone, in transformers' format, float16.
 """
 
 import argparse
@@ -61,26 +61,17 @@ class Views:
     """
 
     def __init__(self, data: Path, work: Path) -> None:
-        self.sprites = Sprites(data)
-        names = sorted(self.sprites.number, key=lambda key: self.sprites.number[key])
-        group_of = {}
-        for folder in {folder for folder, _ in names}:
-            for line in (data / folder / "metadata.jsonl").read_text().splitlines():
-                row = json.loads(line)
-                group_of[folder, row["file_name"].removesuffix(".png")] = row["group"]
-        labels = sorted(set(group_of.values()))
-        self.groups = torch.tensor([labels.index(group_of[name]) for name in names])
-        self.count = len(labels)
-        if not (work / "targets.safetensors").exists():
-            probe = load_probe()
-            rows = [probe.image(plain(part))[2] for part in self.sprites.stack.split(64)]
-            save_tensors(work / "targets.safetensors", {"targets": torch.cat(rows)})
-        self.targets = load_tensors(work / "targets.safetensors")[0]["targets"]
+        kept = work / "sprites.safetensors"
+        if not kept.exists():  # read and embedded once; a resumed run takes them from here
+            save_tensors(kept, dict(zip(("stack", "targets", "groups"), read(data), strict=True)))
+        held = load_tensors(kept)[0]
+        self.stack, self.targets, self.groups = held["stack"], held["targets"], held["groups"]
+        self.count = int(self.groups.max()) + 1
 
     def batch(self, rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor]:
         """Pictures (N, 3, 48, 48) in [0, 1] and the numbers of their sprites."""
         index = torch.from_numpy(rng.integers(len(self.targets), size=size))
-        rows = self.sprites.stack[index].float() / 255
+        rows = self.stack[index].float() / 255
         angle = np.deg2rad(rng.uniform(-25, 25, size))
         scale, mirror = rng.uniform(0.9, 1.9, size), np.where(rng.random(size) < 0.5, -1.0, 1.0)
         shift = rng.uniform(-0.35, 0.35, (2, size)) * (scale - 0.6)
@@ -95,6 +86,21 @@ class Views:
         grey = torch.from_numpy(rng.random(size) < 0.25)
         pictures[grey] = pictures[grey].mean(1, keepdim=True).expand(-1, 3, -1, -1)
         return pictures.clamp(0, 1), index
+
+
+def read(data: Path) -> tuple[Tensor, Tensor, Tensor]:
+    """The sprites (S, 4, 72, 72), the probe's embedding of each (S, 128) and the number of its group (S,)."""
+    sprites = Sprites(data)
+    names = sorted(sprites.number, key=lambda key: sprites.number[key])
+    group_of = {}
+    for folder in {folder for folder, _ in names}:
+        for line in (data / folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            group_of[folder, row["file_name"].removesuffix(".png")] = row["group"]
+    labels = sorted(set(group_of.values()))
+    probe = load_probe()
+    targets = torch.cat([probe.image(plain(part))[2] for part in sprites.stack.split(64)])
+    return sprites.stack, targets, torch.tensor([labels.index(group_of[name]) for name in names])
 
 
 def plain(stack: Tensor) -> Tensor:
@@ -112,7 +118,7 @@ def train(args: argparse.Namespace) -> None:
     weights = {key: value for key, value in student.state_dict().items() if value.is_floating_point()}
     average = {key: value.detach().clone() for key, value in weights.items()}
     first = load_state(args.work, student, average, optimizer)
-    spent = json.loads((args.work / "spent.json").read_text())["minutes"] if first else 0.0
+    spent = json.loads((args.work / "spent.json").read_text(encoding="utf-8"))["minutes"] if first else 0.0
     start, sums = time.process_time(), [0.0, 0.0, 0.0]
     for step in range(first, args.steps):
         peak = args.lr * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / args.steps))
@@ -150,7 +156,7 @@ def export(args: argparse.Namespace) -> None:
     prefix = "average.backbone."
     half = {key.removeprefix(prefix): value.half() for key, value in tensors.items() if key.startswith(prefix)}
     save_tensors(args.out / "model.safetensors", half, {"format": "pt"})
-    spent = json.loads((args.work / "spent.json").read_text())
+    spent = json.loads((args.work / "spent.json").read_text(encoding="utf-8"))
     steps = int(metadata["step"])
     training = {"steps": steps, "pictures": steps * args.batch, "cpu_minutes": spent["minutes"], "seed": args.seed}
     write_json(args.out / "config.json", {**SHAPE, "architectures": ["ViTModel"]})

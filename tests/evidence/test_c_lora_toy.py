@@ -1,4 +1,4 @@
-"""C-LoRA on sequences of small linear tasks: what the penalty does, where it fails, and what keeps fifty tasks apart."""
+"""C-LoRA on sequences of small linear tasks: what the penalty does, and where it fails."""
 
 import functools
 import sys
@@ -10,7 +10,7 @@ from diffadapt.adapters import CLoRA
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "evidence"))
 
-from c_lora_toy import Learned, learn  # noqa: E402
+from c_lora_toy import Learned, learn
 
 pytestmark = pytest.mark.slow
 
