@@ -5,9 +5,9 @@
 
 EMOJI is the folder of sprite folders that `tools/train_probe.py` reads. Each picture is a sprite, turned, shifted,
 scaled and mirrored at random on a plain background. The transformer's class token, projected, has to find the sprite
-among all by the probe's embedding of its plain picture, so that what it learns is the probe's geometry from other views;
-a second head names the sprite's group. Held-out nouns and styles are never shown, as with the probe. Batches are drawn
-from (seed, step). What is exported is the backbone alone, in transformers' format, float16.
+among all by the probe's embedding of its plain picture, so that what it learns is the probe's geometry from other
+views; a second head names the sprite's group. Held-out nouns and styles are never shown, as with the probe. Batches are
+drawn from (seed, step). What is exported is the backbone alone, in transformers' format, float16.
 """
 
 import argparse

@@ -360,6 +360,16 @@ def test_a_state_that_is_read_back_gives_the_same_bits(importance, tasks):
         assert all(torch.equal(a, b) for a, b in pairs)
 
 
+@pytest.mark.parametrize("importance", ["inputs", "fisher"])
+def test_what_was_observed_is_kept_until_the_next_task_folds_it(importance):
+    adapter = adapter_of(1, importance=importance)
+    look(adapter, torch.Generator().manual_seed(8))
+    other = restored(adapter)
+    for each in (adapter, other):
+        each.fold_(torch.Generator().manual_seed(9))
+    assert torch.equal(adapter.importance, other.importance) and "seen" not in other.own_state()
+
+
 @pytest.mark.parametrize("importance", IMPORTANCE)
 def test_storage_is_constant_from_the_break_even_on(importance):
     adapter, generator = adapter_of(importance=importance), torch.Generator().manual_seed(0)

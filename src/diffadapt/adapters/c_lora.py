@@ -256,6 +256,8 @@ class CLoRAAdapter(Mergeable):
         kept = ("past_up", "past_down") if self.past_up is not None else ("past", "importance")
         more = ("importance",) if self.method.importance in OBSERVED else ()
         held = {name: getattr(self, name) for name in (*kept, *more)}
+        if self.seen is not None:  # observed and not folded yet: the pictures may be gone when the next task comes
+            state |= {"seen": self.seen, "rows_seen": torch.tensor(self.rows_seen)}
         return state | {name: value for name, value in held.items() if value is not None}
 
     @torch.no_grad()
@@ -278,8 +280,10 @@ class CLoRAAdapter(Mergeable):
             self.past, self.tasks = held["past"].clone(), count
             if "importance" in held:
                 self.importance = held["importance"].clone()
-        if self.method.importance in OBSERVED and "importance" in held:
-            self.importance = held["importance"].clone()
+        if self.method.importance in OBSERVED:
+            self.importance = held["importance"].clone() if "importance" in held else None
+            if "seen" in held and "rows_seen" in held:
+                self.seen, self.rows_seen = held["seen"].clone(), int(held["rows_seen"])
         self._settle_factor()
 
     def change(self) -> Tensor:
