@@ -1,12 +1,13 @@
 """Measures the embedded base with the probe: generated pictures against real scenes of the same captions.
 
     python tools/measure_embedded_base.py --base src/diffadapt/bases/embedded --data EMOJI --out DIR \\
-        --concepts 48 --styles flat,3d --count 1000
+        --count 1000
 
 Writes DIR/measured.json (per attribute: share right of generated and of real pictures and their ratio, each with a 95 %
 bootstrap interval; seed, counts, hardware, seconds a picture) and DIR/sheet.png, the first pictures under their
-captions. Scenes come from a seed that training never reaches. Only what a caption says is asked: position and size
-of a centred or medium object are not said. 1000 pictures take some 10 minutes on two cores.
+captions. Scenes are of the wide world's core nouns and come from a seed that training never reaches. Only what a
+caption says is asked: the position and size of a centred or medium thing are not said, nor the colour of one that is as
+its artist painted it. 1000 pictures take some 10 minutes on two cores.
 """
 
 import argparse
@@ -21,10 +22,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
+from probe_batches import LABELS, SKIP, labels_of
 from torch import Tensor
 
-from diffadapt.data.scenes import Scene, World, caption, load_sprites, render, sample_scene
-from diffadapt.data.world import NOUNS
+from diffadapt.data.wide_pictures import draw_wide_scenes, load_wide_sprites
+from diffadapt.data.wide_scenes import WideScene, WideWorld, sample_wide_scene, wide_caption
 from diffadapt.files import read_json, write_json
 from diffadapt.metrics import (
     ProbeFeatures,
@@ -32,7 +34,6 @@ from diffadapt.metrics import (
     interval_of_mean,
     interval_of_ratio,
     kid,
-    load_features,
     text_alignment,
 )
 from diffadapt.metrics import attribute_accuracy as accuracy
@@ -40,18 +41,24 @@ from diffadapt.metrics import attribute_accuracy as accuracy
 HELD_BACK = 10**9  # training draws scenes from (seed, process, step); no run reaches this step
 
 
-def expected(scenes: list[Scene]) -> dict[str, list[str | None]]:
+UNSAID = {"position": "center", "size": "medium", "colour": "own", "count": "1", "wearing": "nothing",
+          "relation": "none", "pattern": "none", "drawn": "none"}  # fmt: skip
+
+
+def expected(scenes: list[WideScene]) -> dict[str, list[str | None]]:
     """What each caption says, in the words of the probe's heads; None where it does not say."""
     wanted: dict[str, list[str | None]] = defaultdict(list)
     for scene in scenes:
-        first, single = scene.objects[0], len(scene.objects) == 1
-        both = None if single else " + ".join(thing.noun for thing in scene.objects)
-        wanted["object"].append(first.noun if single else None)
-        wanted["both objects"].append(both)
-        wanted["style"].append(first.style if len({thing.style for thing in scene.objects}) == 1 else None)
-        wanted["background"].append(scene.background)
-        wanted["position"].append(first.position if single and first.position != "center" else None)
-        wanted["size"].append(first.size if single and first.size != "medium" else None)
+        words = {
+            head: LABELS[head][label] if label != SKIP else None
+            for head, label in zip(LABELS, labels_of(scene), strict=True)
+        }
+        second = words.pop("second")
+        pair = second if len(scene.things) == 2 else None
+        wanted["both objects"].append(f"{words['object']} + {pair}" if pair else None)
+        words["object"] = None if pair else words["object"]
+        for head, word in words.items():
+            wanted[head].append(None if word == UNSAID.get(head) else word)
     return dict(wanted)
 
 
@@ -93,7 +100,7 @@ def generate(args, captions: list[str]) -> tuple[Tensor, float]:
     return torch.cat(pictures), spent / len(captions)
 
 
-def compare(probe: ProbeFeatures, scenes: list[Scene], made: Tensor, real: Tensor, args) -> dict:
+def compare(probe: ProbeFeatures, scenes: list[WideScene], made: Tensor, real: Tensor, args) -> dict:
     wanted = expected(scenes)
     right = {name: accuracy(seen(probe, pixels), wanted) for name, pixels in (("generated", made), ("real", real))}
     attributes = {}
@@ -109,7 +116,7 @@ def compare(probe: ProbeFeatures, scenes: list[Scene], made: Tensor, real: Tenso
     single = [noun for noun in wanted["object"] if noun is not None]
     for noun, hit in zip(single, right["generated"]["object"].tolist(), strict=True):
         by_noun[noun].append(hit)
-    texts = probe.texts([caption(scene) for scene in scenes])
+    texts = probe.texts([wide_caption(scene) for scene in scenes])
     aligned = {name: text_alignment(probe.pictures(x), texts) for name, x in (("generated", made), ("real", real))}
     return {
         "attributes": attributes,
@@ -156,8 +163,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, required=True, help="folder that StableDiffusionPipeline opens")
     parser.add_argument("--data", type=Path, required=True, help="folder of sprite folders, for the real scenes")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--concepts", type=int, default=48, help="the first N nouns of the world")
-    parser.add_argument("--styles", default="flat,3d", help="style words")
+    parser.add_argument("--probe", type=Path, help="folder of the probe; the one that ships if not given")
     parser.add_argument("--count", type=int, default=1000, help="pictures of each kind")
     parser.add_argument("--sheet", type=int, default=24, help="pictures on the contact sheet")
     parser.add_argument("--columns", type=int, default=6)
@@ -170,18 +176,17 @@ def main() -> None:
     args.steps = args.steps or facts.get("default_steps", 20)
     args.guidance = facts.get("default_guidance", 4.0) if args.guidance is None else args.guidance
 
-    world = World(nouns=tuple(noun for noun, *_ in NOUNS[: args.concepts]), styles=tuple(args.styles.split(",")))
+    world = WideWorld()
     rng = np.random.default_rng([HELD_BACK, args.seed])
-    scenes = [sample_scene(rng, world) for _ in range(args.count)]
-    captions = [caption(scene) for scene in scenes]
-    sprites = load_sprites(args.data, world)
-    real = torch.cat([render(scenes[i : i + 128], sprites)[0] for i in range(0, len(scenes), 128)])
+    scenes = [sample_wide_scene(rng, world) for _ in range(args.count)]
+    captions = [wide_caption(scene) for scene in scenes]
+    sprites = load_wide_sprites(args.data, world)
+    real = torch.cat([draw_wide_scenes(scenes[i : i + 128], sprites)[0] for i in range(0, len(scenes), 128)])
     made, seconds = generate(args, captions)
-    probe = load_features("probe")
-    assert isinstance(probe, ProbeFeatures)
+    probe = ProbeFeatures("probe", torch.device("cpu"), args.probe)
     result = {
         "base": str(args.base),
-        "world": {"concepts": args.concepts, "styles": list(world.styles), "backgrounds": len(world.backgrounds)},
+        "world": {"nouns": len(world.core), "styles": list(world.styles), "drawn": list(world.drawn)},
         "settings": {"steps": args.steps, "guidance": args.guidance, "batch": args.batch, "seed": args.seed},
         "pictures": {"generated": len(made), "real": len(real)},
         "seconds_per_picture": round(seconds, 4),

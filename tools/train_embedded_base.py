@@ -1,14 +1,11 @@
-"""Trains the text-to-image model that ships with diffadapt, and its probe, from emoji sprites.
+"""Trains the autoencoder of the text-to-image model that ships with diffadapt, and writes the model's folder.
 
-Stages, in order; each resumes from its last checkpoint in --work and can be stopped at any time:
+Each stage resumes from its last checkpoint in --work and can be stopped at any time:
 
-    python tools/train_embedded_base.py tokenizer   --data EMOJI --work DIR
     python tools/train_embedded_base.py autoencoder --data EMOJI --work DIR --steps 5000
-    python tools/train_embedded_base.py denoiser    --data EMOJI --work DIR --steps 6000
+    python tools/train_denoiser.py                  --data EMOJI --work DIR --init BASE
     python tools/train_embedded_base.py decoder     --data EMOJI --work DIR --steps 3000   (encoder frozen)
-    python tools/train_embedded_base.py export      --work DIR --out src/diffadapt/bases/embedded
-
-A base that was exported is trained further by naming it: `denoiser --init src/diffadapt/bases/embedded ...`.
+    python tools/train_embedded_base.py export      --data EMOJI --work DIR --out src/diffadapt/bases/embedded
 
 The probe that measures it is trained by `tools/train_probe.py`.
 
@@ -22,7 +19,6 @@ import argparse
 import json
 import math
 import os
-import shutil
 import time
 from pathlib import Path
 
@@ -32,8 +28,10 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from diffadapt.data.scenes import World, caption, load_sprites, render, sample_scene
-from diffadapt.data.world import BACKGROUNDS, NOUNS
+from diffadapt.data.wide_pictures import draw_wide_scenes, load_wide_sprites
+from diffadapt.data.wide_scenes import WideWorld, sample_wide_scene
+from diffadapt.data.wide_world import ACCESSORIES, COLOURS, PATTERNS, PLACES, tail_nouns
+from diffadapt.data.world import BACKGROUNDS
 
 LATENT_CHANNELS, TEXT_LENGTH, TEXT_WIDTH = 6, 32, 192
 
@@ -256,18 +254,15 @@ def load_state(folder: Path, models: dict[str, nn.Module], optimizers, ema: dict
     return step
 
 
-def train(stage: str, models: dict[str, nn.Module], loss_of, crew: Crew, args, *, ema_decay: float, muon: bool) -> None:
-    """The loop all stages share: `loss_of(step) -> (loss, dict of figures to log)`."""
+def train(stage: str, models: dict[str, nn.Module], loss_of, crew: Crew, args, *, ema_decay: float) -> None:
+    """The loop that both stages share: `loss_of(step) -> (loss, dict of figures to log)`."""
     parameters = [p for m in models.values() for p in m.parameters() if p.requires_grad]
     tables = {id(m.weight) for model in models.values() for m in model.modules() if isinstance(m, nn.Embedding)}
-    kernels = [p for p in parameters if muon and p.ndim >= 2 and min(p.shape[:2]) > 8 and id(p) not in tables]
+    kernels = [p for p in parameters if p.ndim >= 2 and min(p.shape[:2]) > 8 and id(p) not in tables]
     taken = {id(p) for p in kernels}
     rest = [p for p in parameters if id(p) not in taken]
-    optimizers = [torch.optim.AdamW(rest, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)]
-    peaks = [args.lr]
-    if muon:
-        optimizers.append(Muon(kernels, args.muon_lr))
-        peaks.append(args.muon_lr)
+    adamw = torch.optim.AdamW(rest, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
+    optimizers, peaks = [adamw, Muon(kernels, args.muon_lr)], [args.lr, args.muon_lr]
     names = {f"{n}.{k}": v for n, m in models.items() for k, v in m.state_dict().items() if v.is_floating_point()}
     ema = {k: v.detach().clone() for k, v in names.items()}
     folder = args.work / stage
@@ -316,8 +311,8 @@ def train(stage: str, models: dict[str, nn.Module], loss_of, crew: Crew, args, *
 
 
 def train_autoencoder(crew: Crew, args, *, decoder_only: bool) -> None:
-    world = World()  # every base sprite, so that later worlds and subjects decode well
-    sprites = {k: v.to(crew.device) for k, v in load_sprites(args.data, world).items()}
+    world = WideWorld(tail=tail_nouns(args.data))  # every sprite and ground, so that subjects decode well
+    sprites = load_wide_sprites(args.data, world)
     autoencoder = build_autoencoder().to(crew.device, memory_format=torch.channels_last)
     if decoder_only:
         autoencoder.load_state_dict(load_file(args.work / "autoencoder" / "vae.safetensors"))
@@ -325,8 +320,8 @@ def train_autoencoder(crew: Crew, args, *, decoder_only: bool) -> None:
 
     def loss_of(step: int):
         rng = np.random.default_rng([args.seed, crew.rank, step, decoder_only])
-        scenes = [sample_scene(rng, world, two_objects=0.5) for _ in range(args.batch)]
-        pictures = render(scenes, sprites, device=crew.device)[0].to(memory_format=torch.channels_last)
+        scenes = [sample_wide_scene(rng, world) for _ in range(args.batch)]
+        pictures = draw_wide_scenes(scenes, sprites)[0].to(crew.device, memory_format=torch.channels_last)
         latents = autoencoder.encoder(pictures * 2 - 1)
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(int(rng.integers(2**31))))
         decoded = (autoencoder.decoder(latents + 0.05 * noise.to(latents)) + 1) / 2
@@ -340,75 +335,26 @@ def train_autoencoder(crew: Crew, args, *, decoder_only: bool) -> None:
         return loss, {"psnr": -10 * mse.detach().log10(), "std": std.mean().detach(), "loss": loss.detach()}
 
     stage = "decoder" if decoder_only else "autoencoder"
-    train(stage, {"vae": autoencoder}, loss_of, crew, args, ema_decay=0.98, muon=True)
-
-
-def _fp32(path: Path) -> dict[str, Tensor]:
-    return {key: value.float() for key, value in load_file(path).items()}
-
-
-def begin_from(folder: Path, work: Path) -> None:
-    """Makes a work folder out of an exported base, so that its denoiser can be trained further elsewhere."""
-    if not (work / "tokenizer").exists():
-        shutil.copytree(folder / "tokenizer", work / "tokenizer")
-    if not (work / "autoencoder").exists():
-        (work / "autoencoder").mkdir()
-        save_file(
-            _fp32(folder / "vae" / "diffusion_pytorch_model.safetensors"), work / "autoencoder" / "vae.safetensors"
-        )
-
-
-def train_denoiser(crew: Crew, args) -> None:
-    world = World(nouns=tuple(noun for noun, *_ in NOUNS[: args.concepts]), styles=tuple(args.styles.split(",")))
-    sprites = {k: v.to(crew.device) for k, v in load_sprites(args.data, world).items()}
-    autoencoder = build_autoencoder().to(crew.device, memory_format=torch.channels_last).requires_grad_(False)
-    autoencoder.load_state_dict(load_file(args.work / "autoencoder" / "vae.safetensors"))
-    tokenizer = build_tokenizer(args.work)
-    torch.manual_seed(args.seed)
-    text_encoder = build_text_encoder(tokenizer).to(crew.device)
-    unet = build_unet().to(crew.device, memory_format=torch.channels_last)
-    if args.init:
-        text_encoder.load_state_dict(_fp32(args.init / "text_encoder" / "model.safetensors"))
-        unet.load_state_dict(_fp32(args.init / "unet" / "diffusion_pytorch_model.safetensors"))
-    alphas_cumprod = build_scheduler().alphas_cumprod.to(crew.device)
-
-    def loss_of(step: int):
-        rng = np.random.default_rng([args.seed, crew.rank, step, 2])
-        scenes = [sample_scene(rng, world) for _ in range(args.batch)]
-        captions = ["" if rng.random() < 0.1 else caption(scene, rng) for scene in scenes]
-        pictures = render(scenes, sprites, device=crew.device)[0].to(memory_format=torch.channels_last)
-        ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        text = text_encoder(ids.to(crew.device)).last_hidden_state
-        with torch.no_grad():
-            latents = autoencoder.encoder(pictures * 2 - 1)
-        # Stratified timesteps: one per bin of the batch, which lowers the variance of the gradient.
-        t = torch.from_numpy((rng.permutation(args.batch) + rng.random(args.batch)) / args.batch * 1000).long()
-        noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32)).to(latents)
-        alpha = alphas_cumprod[t.to(crew.device)][:, None, None, None]
-        noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
-        target = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
-        predicted = unet(noisy, t.to(crew.device), text).sample
-        snr = (alpha / (1 - alpha).clamp(min=1e-6)).flatten()
-        each = (predicted.float() - target).square().mean((1, 2, 3))
-        loss = (each * snr.clamp(max=5) / (snr + 1)).mean()  # Min-SNR (gamma 5) for v-prediction
-        return loss, {"loss": loss.detach(), "mse": each.mean().detach()}
-
-    models = {"unet": unet, "text_encoder": text_encoder}
-    train("denoiser", models, loss_of, crew, args, ema_decay=0.998, muon=args.muon)
+    train(stage, {"vae": autoencoder}, loss_of, crew, args, ema_decay=0.98)
 
 
 def export(args) -> None:
     """Writes the folder that `StableDiffusionPipeline.from_pretrained` opens, in fp16."""
     from diffusers import StableDiffusionPipeline
 
+    world = WideWorld(tail=tail_nouns(args.data))
     tokenizer = build_tokenizer(args.work)
     autoencoder, text_encoder, unet = build_autoencoder(), build_text_encoder(tokenizer), build_unet()
     decoder = args.work / "decoder" / "vae.safetensors"
     autoencoder.load_state_dict(
         load_file(decoder if decoder.exists() else args.work / "autoencoder" / "vae.safetensors")
     )
-    text_encoder.load_state_dict(load_file(args.work / "denoiser" / "text_encoder.safetensors"))
-    unet.load_state_dict(load_file(args.work / "denoiser" / "unet.safetensors"))
+    averaged = load_file(args.work / "state.safetensors")  # of tools/train_denoiser.py; its EMA is what ships
+    for name, model in (("unet", unet), ("text_encoder", text_encoder)):
+        prefix = f"ema.{name}."
+        weights = {key.removeprefix(prefix): value.float() for key, value in averaged.items() if key.startswith(prefix)}
+        missing = model.load_state_dict(weights, strict=False)
+        assert not missing.unexpected_keys and not any("weight" in key for key in missing.missing_keys), missing
     pipeline = StableDiffusionPipeline(
         vae=autoencoder, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=build_scheduler(),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
@@ -426,10 +372,16 @@ def export(args) -> None:
         "default_guidance": 4.0,
         "default_steps": 16,
         "world": {
-            "nouns": [noun for noun, *_ in NOUNS[: args.concepts]],
-            "kinds": sorted({kind for _, kind, _ in NOUNS[: args.concepts]}),
-            "styles": args.styles.split(","),
+            "nouns": [noun for noun, *_ in world.core],
+            "tail": [noun for noun, *_ in world.tail],
+            "kinds": sorted({kind for _, kind, _ in world.core}),
+            "styles": list(world.styles),
             "backgrounds": list(BACKGROUNDS),
+            "places": list(PLACES),
+            "patterns": list(PATTERNS),
+            "colours": list(COLOURS),
+            "accessories": list(ACCESSORIES),
+            "drawn": list(world.drawn),
         },
     }
     (args.out / "base.json").write_text(json.dumps(facts, indent=1) + "\n")
@@ -439,32 +391,19 @@ def export(args) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("tokenizer", "autoencoder", "denoiser", "decoder", "export"))
+    parser.add_argument("stage", choices=("autoencoder", "decoder", "export"))
     parser.add_argument("--data", type=Path, help="folder of sprite folders")
     parser.add_argument("--work", type=Path, required=True, help="checkpoints and log")
     parser.add_argument("--out", type=Path, help="export: the model folder to write")
-    parser.add_argument("--init", type=Path, help="denoiser: an exported base to start from when DIR has no checkpoint")
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch", type=int, default=32, help="pictures per process and step")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate of AdamW")
     parser.add_argument("--muon-lr", type=float, default=0.02, help="peak learning rate of Muon")
-    parser.add_argument("--muon", action="store_true", help="denoiser: Muon for its matrices and kernels")
-    parser.add_argument("--concepts", type=int, default=48, help="denoiser: the first N nouns of the world")
-    parser.add_argument("--styles", default="flat,3d", help="denoiser: style words")
     parser.add_argument("--save-every", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    if args.stage == "tokenizer":
-        train_tokenizer(args.work)
-    elif args.stage == "export":
-        export(args)
-    elif args.stage == "denoiser":
-        if args.init:
-            begin_from(args.init, args.work)
-        train_denoiser(Crew(), args)
-    else:
-        train_autoencoder(Crew(), args, decoder_only=args.stage == "decoder")
+    export(args) if args.stage == "export" else train_autoencoder(Crew(), args, decoder_only=args.stage == "decoder")
 
 
 if __name__ == "__main__":
