@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         attach,
         load_adapter,
     )
+    from .adapters.control_net import ControlNet
     from .bases import Base, load_base
     from .data.captioned import load_captioned
     from .data.concept import Concept, load_concept
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from .interchange import export_adapter, import_adapter
     from .recipes.control import ControlConfig, train_control
     from .recipes.subject import SubjectConfig, train_subject
-    from .sampling.control_net import ControlNet
     from .sampling.sample import sample
     from .training.run import Run
 
@@ -43,7 +43,7 @@ _HOME = {
     "CLoRA": "adapters",
     "Concept": "data.concept",
     "ControlConfig": "recipes.control",
-    "ControlNet": "sampling.control_net",
+    "ControlNet": "adapters.control_net",
     "ControlPairs": "data.control_pairs",
     "Failed": "errors",
     "Hint": "adapters",

@@ -2,13 +2,13 @@
 
 import re
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from diffadapt.adapters import LoRA, attach
+from diffadapt.bases.network import find_roles
 from diffadapt.bases.stable_diffusion import StableDiffusion
 from diffadapt.errors import Refused
 
@@ -66,9 +66,7 @@ def test_stable_diffusion_1_and_2_have_a_role_for_every_layer():
                 sample_size=64, cross_attention_dim=width, attention_head_dim=heads, use_linear_projection=linear
             )
             encoder = CLIPTextModel(CLIPTextConfig(hidden_size=width, num_attention_heads=16, num_hidden_layers=2))
-        pipeline = SimpleNamespace(unet=unet, text_encoder=encoder)
-        real = SimpleNamespace(name="real", pipeline=pipeline, parts=StableDiffusion.parts)
-        roles = StableDiffusion.find_roles(real)  # pyright: ignore[reportArgumentType]
+        roles = find_roles({"unet": unet, "text_encoder": encoder}, StableDiffusion.rules)
         assert len(roles["cross_attention.key"]) == 16
         assert set(roles) == ROLES
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from diffadapt.adapters import OFT, Hint, LoRA, Selective, SideInputs, Token, read_adapter
+from diffadapt.adapters.control_net import ControlNet
 from diffadapt.data.control_pairs import ControlPairs
 from diffadapt.errors import Failed, Refused
 from diffadapt.files import load_tensors
 from diffadapt.objectives import Batch, Denoising, NoiseSchedule
 from diffadapt.recipes.control import ControlConfig, train_control
 from diffadapt.sampling.adapter_files import adapter_files
-from diffadapt.sampling.control_net import ControlNet
 from diffadapt.sampling.sample import adapted
 
 FAST = ControlConfig(

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from diffadapt.adapters import LoRA, SideInputs, attach
+from diffadapt.adapters.control_net import ControlNet, attach_control_net, is_control_net, load_control_net
 from diffadapt.errors import Refused
 from diffadapt.files import load_tensors, save_tensors
 from diffadapt.sampling.adapter_files import load_file
-from diffadapt.sampling.control_net import ControlNet, attach_control_net, is_control_net, load_control_net
 
 
 def output(base, flipped: bool = False):
@@ -109,5 +109,5 @@ def test_it_is_no_method_of_layers(base):
 def test_a_signal_for_each_row_is_asked_for(base):
     attachment = attach_control_net(base, ControlNet())
     attachment.begin(SideInputs(control={"hint": torch.rand(1, 3, 32, 32)}))
-    with pytest.raises(Refused, match="1 control signals came for 2 rows"):
+    with pytest.raises(Refused, match="got 1 control signals for a batch of 2 rows"):
         base.denoise(torch.randn(2, 4, 16, 16), torch.tensor([5, 5]), base.encode_prompts(["a", "b"]))

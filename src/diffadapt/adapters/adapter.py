@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..conditioning import Conditioning
 from ..errors import Refused
 
 if TYPE_CHECKING:
@@ -26,22 +27,24 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SideInputs:
-    """What a recipe or a sampler knows beside the layer's input; an adapter names the fields it `needs`.
+class SideInputs(Conditioning):
+    """Inputs of one batch that adapters can request besides x; an adapter names the fields it `needs`.
+
+    They are the conditioning of all rows, unconditional ones included, and:
 
     Args:
         timesteps: (N,) the noise level of each row, in training steps of the base's schedule.
-        token_ids: (N, L) the tokenized prompts, the unconditional rows included.
-        text: (N, L, D) the encoded prompts.
-        control: {name: (N, C, H, W)} control features.
         task: index of the task in a sequence.
     """
 
     timesteps: Tensor | None = None
-    token_ids: Tensor | None = None
-    text: Tensor | None = None
-    control: Mapping[str, Tensor] | None = None
     task: int | None = None
+
+    @classmethod
+    def of(cls, condition: Conditioning, *, timesteps: Tensor | None = None, task: int | None = None) -> "SideInputs":
+        """The side inputs of rows with this conditioning."""
+        fields_of = {field.name: getattr(condition, field.name) for field in fields(Conditioning)}
+        return cls(**fields_of, timesteps=timesteps, task=task)
 
 
 SIDE_INPUTS = frozenset(field.name for field in fields(SideInputs))

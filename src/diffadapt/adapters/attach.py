@@ -341,6 +341,8 @@ def attach(
     tokens = dict(tokens or {})
     if method.needs_word and not tokens:
         raise Refused(f'{method.title} needs at least one new token, for example tokens={{"<biscuit>": "cat"}}')
+    if tokens and base.tokenizer is None:
+        raise Refused(f"{base.name!r} has no text encoder, so it cannot learn the new token {min(tokens)!r}")
     base.freeze_()
     patterns = list(method.default_roles(base.roles) if roles is None else roles)
     selected = {} if method.words_only else base.select(patterns)

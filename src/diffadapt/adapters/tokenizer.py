@@ -73,6 +73,8 @@ def initial_vectors(base: Any, path: str, tokens: Mapping[str, str], generator: 
 
 def renew_tokenizer(base: Any) -> None:
     """Gives the base a tokenizer that knows the tokens of all its attachments, and each adapter its identities."""
+    if base.tokenizer is None:
+        return
     original = getattr(base.tokenizer, "diffadapt_original", base.tokenizer)
     if not any(attachment.tokens for attachment in base.attachments):
         base.tokenizer = original

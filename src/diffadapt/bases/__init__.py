@@ -2,5 +2,6 @@
 
 from .base import Base
 from .load import load_base
+from .network import Network
 
-__all__ = ["Base", "load_base"]
+__all__ = ["Base", "Network", "load_base"]

@@ -22,13 +22,13 @@ def fetch_pipeline(name: str, supported: Collection[str]) -> Path:
     Raises:
         Refused: it cannot be had (offline, unknown, gated, pickled weights only), or its class is not supported.
     """
-    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     from huggingface_hub import hf_hub_download
 
     check_class(Path(_reach(name, lambda: hf_hub_download(name, INDEX))), supported)  # before gigabytes come
 
     without = dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"))
-    return Path(_reach(name, lambda: StableDiffusionPipeline.download(name, use_safetensors=True, **without)))
+    return Path(_reach(name, lambda: DiffusionPipeline.download(name, use_safetensors=True, **without)))
 
 
 def fetch_configuration(name: str) -> Path:

@@ -9,13 +9,13 @@ from ..errors import Refused
 from .base import Base
 from .defaults import Defaults, read_defaults
 from .hub import fetch_pipeline, looks_like_hub_id
-from .local_folder import INDEX, PICKLES, check_class, check_components, open_stable_diffusion
+from .local_folder import INDEX, PICKLES, check_class, check_components
 from .quiet import quiet
 from .single_file import check_file, configuration_of, open_single_file
 from .stable_diffusion import StableDiffusion
 
 EMBEDDED = Path(__file__).parent / "embedded"
-FAMILIES: dict[str, type[StableDiffusion]] = {"StableDiffusionPipeline": StableDiffusion}
+FAMILIES: dict[str, type[Base]] = {"StableDiffusionPipeline": StableDiffusion}
 DTYPES = {
     "float32": torch.float32, "fp32": torch.float32, "float16": torch.float16, "fp16": torch.float16,
     "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
@@ -53,8 +53,7 @@ def load_base(
         base = _open(name, loaded, config, prediction_type)
         if loaded != precision:
             _ = base.fingerprint
-        base.pipeline.to(place, precision)
-        base.pipeline.set_progress_bar_config(disable=True)
+        base.move_(place, precision)
     return base
 
 
@@ -70,14 +69,14 @@ def _open(name: str, dtype: torch.dtype, config: str | os.PathLike[str] | None, 
         check_file(path)
         folder = configuration_of(path) if config is None else Path(config).expanduser()
         family = _family(folder)
-        check_components(folder, family.components, weights=False)
+        check_components(folder, family.components, {})
         pipeline = open_single_file(path, folder, dtype)
         return family(pipeline, name=name, defaults=Defaults(), prediction_type=prediction_type)
     elif not path.is_dir():
         path = _download(name)
     family = _family(path)
-    check_components(path, family.components)
-    pipeline = open_stable_diffusion(path, dtype)
+    check_components(path, family.components, family.weights)
+    pipeline = family.open_(path, dtype)
     base = family(pipeline, name=name, defaults=read_defaults(path), prediction_type=prediction_type)
     base.folder = path
     return base
@@ -94,7 +93,7 @@ def _download(name: str) -> Path:
     return fetch_pipeline(name, FAMILIES)
 
 
-def _family(folder: Path) -> type[StableDiffusion]:
+def _family(folder: Path) -> type[Base]:
     if not (folder / INDEX).is_file():
         raise Refused(f"{folder} holds no {INDEX}; expected a folder as diffusers' save_pretrained writes it")
     return FAMILIES[check_class(folder / INDEX, FAMILIES)]

@@ -2,10 +2,11 @@
 
 import re
 import struct
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -16,11 +17,6 @@ INDEX = "model_index.json"
 PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"})
 # What diffusers and transformers raise when a file in a folder is not what it should be.
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError)
-_WEIGHTS = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-}
 _SHARD = r"(?:-\d+-of-\d+)?"
 _OLD_NAMES = ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0."))
 
@@ -41,13 +37,13 @@ def check_class(index: Path, supported: Collection[str]) -> str:
     return name
 
 
-def check_components(folder: Path, components: Sequence[str], *, weights: bool = True) -> None:
+def check_components(folder: Path, components: Sequence[str], weights: Mapping[str, str]) -> None:
     """Raises Refused for a component that is missing, has pickled weights only, or a weight file cut short.
 
     Args:
         folder: a folder with `model_index.json`.
         components: names that must be there.
-        weights: False when only the configuration files are needed.
+        weights: component with weights -> stem of its file; empty when only the configuration files are needed.
     """
     index = read_json(folder / INDEX)
     for name in components:
@@ -57,13 +53,13 @@ def check_components(folder: Path, components: Sequence[str], *, weights: bool =
         if not any(place.glob("*.json")):
             raise Refused(f"{place} holds no configuration (*.json); copy or download it again")
     if weights:
-        kind = variant(folder)
-        for name in _WEIGHTS:
-            for path in weight_files(folder / name)[kind]:
+        kind = variant(folder, weights)
+        for name, stem in weights.items():
+            for path in weight_files(folder / name, stem)[kind]:
                 tensor_names(path)
 
 
-def weight_files(place: Path) -> dict[str | None, list[Path]]:
+def weight_files(place: Path, stem: str) -> dict[str | None, list[Path]]:
     """The safetensors files of one component by variant: None for plain names, "fp16" for `model.fp16.safetensors`.
 
     Raises:
@@ -71,22 +67,22 @@ def weight_files(place: Path) -> dict[str | None, list[Path]]:
     """
     found: dict[str | None, list[Path]] = {}
     for path in sorted(place.glob("*.safetensors")):
-        if name := re.fullmatch(_WEIGHTS[place.name] + _SHARD + r"(?:\.(\w+))?" + _SHARD, path.stem):
+        if name := re.fullmatch(stem + _SHARD + r"(?:\.(\w+))?" + _SHARD, path.stem):
             found.setdefault(name[1], []).append(path)
     if found:
         return found
     if any(path.suffix in PICKLES for path in place.iterdir()):
         raise Refused(f"{place} holds pickled weights only, which can run code when read; convert them to .safetensors")
-    raise Refused(f"{place} holds no weights; expected {_WEIGHTS[place.name]}.safetensors; copy or download it again")
+    raise Refused(f"{place} holds no weights; expected {stem}.safetensors; copy or download it again")
 
 
-def variant(folder: Path) -> str | None:
+def variant(folder: Path, weights: Mapping[str, str]) -> str | None:
     """The variant that all components have: None, the plain names, where they do; else "fp16" or the like.
 
     Raises:
         Refused: the components share none.
     """
-    shared = set.intersection(*(set(weight_files(folder / name)) for name in _WEIGHTS))
+    shared = set.intersection(*(set(weight_files(folder / name, stem)) for name, stem in weights.items()))
     if not shared:
         raise Refused(f"{folder}: its weight files share no variant; expected all plain or all fp16")
     return None if None in shared else min(kind for kind in shared if kind)
@@ -105,24 +101,30 @@ def tensor_names(path: Path) -> set[str]:
         raise Refused(f"{path} is not a whole safetensors file ({error}); copy or download it again") from error
 
 
-def open_stable_diffusion(folder: Path, dtype: Any) -> Any:
-    """The StableDiffusionPipeline of a checked folder, without its safety checker.
+def open_pipeline(
+    pipeline_class: Any, folder: Path, dtype: torch.dtype, weights: Mapping[str, str], **settings: Any
+) -> Any:
+    """The pipeline of a checked folder.
+
+    Args:
+        pipeline_class: of diffusers.
+        folder: where it is.
+        dtype: of its weights.
+        weights: component with weights -> stem of its file.
+        settings: more for `from_pretrained`, such as safety_checker=None.
 
     Raises:
         Refused: a file is not what it should be, or weights are missing in it.
     """
-    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-
-    kind = variant(folder)
+    kind = variant(folder, weights)
     try:
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            str(folder), torch_dtype=dtype, variant=kind, use_safetensors=True, local_files_only=True,
-            safety_checker=None, feature_extractor=None, image_encoder=None, requires_safety_checker=False,
-        )  # fmt: skip
+        pipeline = pipeline_class.from_pretrained(
+            str(folder), torch_dtype=dtype, variant=kind, use_safetensors=True, local_files_only=True, **settings
+        )
     except LOAD_ERRORS as error:
-        raise Refused(f"{folder} cannot be opened as a StableDiffusionPipeline: {first_line(error)}") from error
-    for name in _WEIGHTS:
-        _check_complete(getattr(pipeline, name), folder / name, weight_files(folder / name)[kind])
+        raise Refused(f"{folder} cannot be opened as a {pipeline_class.__name__}: {first_line(error)}") from error
+    for name, stem in weights.items():
+        _check_complete(getattr(pipeline, name), folder / name, weight_files(folder / name, stem)[kind])
     return pipeline
 
 

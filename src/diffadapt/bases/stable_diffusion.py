@@ -1,18 +1,24 @@
-"""Stable Diffusion 1.x and 2.x, and whatever has its layout (the embedded base): the role table.
+"""Stable Diffusion 1.x and 2.x, and whatever has its layout (the embedded base): the first family.
 
 A UNet (`unet`) with residual blocks and transformer blocks of self-attention, cross-attention and a gated feed-forward
 layer, and a CLIP text encoder (`text_encoder`). Every leaf module that owns parameters has exactly one role.
 """
 
-import re
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from ..conditioning import Conditioning
 from ..errors import Refused
-from .base import Base
+from .encoder_copy import EncoderCopy
+from .local_folder import open_pipeline
+from .network import Rules
+from .text_base import TextBase
 
-_RULES: tuple[tuple[str, str], ...] = (
+RULES: Rules = (
     (r"unet\..*\.attn1\.to_q", "self_attention.query"),
     (r"unet\..*\.attn1\.to_k", "self_attention.key"),
     (r"unet\..*\.attn1\.to_v", "self_attention.value"),
@@ -45,34 +51,60 @@ _RULES: tuple[tuple[str, str], ...] = (
 )
 
 
-class StableDiffusion(Base):
+class StableDiffusion(TextBase):
     """A `StableDiffusionPipeline`: one UNet, one CLIP text encoder."""
 
     family: ClassVar[str] = "stable_diffusion"
+    rules: ClassVar[Rules] = RULES
     components: ClassVar[tuple[str, ...]] = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+    weights: ClassVar[Mapping[str, str]] = {
+        "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"
+    }  # fmt: skip
     parts: ClassVar[tuple[str, ...]] = ("unet", "text_encoder")
+    prediction_types: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction")
 
-    def find_roles(self) -> dict[str, tuple[str, ...]]:
-        """Role -> paths of its layers, in the order of the table above; roles without a layer are left out.
+    def check_parts(self) -> None:
+        channels, latent = self.denoiser.config.in_channels, self.vae.config.latent_channels
+        if channels != latent:  # an inpainting, depth or upscaling model, which would fail at the first denoise
+            raise Refused(
+                f"{self.name} is no text-to-image model: UNet with {channels} channels on latents of {latent}"
+            )
 
-        Raises:
-            Refused: a layer with parameters fits no role, so that this is not a model of the family.
-        """
-        found: dict[str, list[str]] = {role: [] for _, role in _RULES}
-        for part in self.parts:
-            for name, module in getattr(self.pipeline, part).named_modules():
-                if not _owns_parameters(module):
-                    continue
-                path = f"{part}.{name}"
-                role = next((role for rule, role in _RULES if re.fullmatch(rule, path)), None)
-                if role is None:
-                    raise Refused(
-                        f"layer {path} ({type(module).__name__}) of {self.name!r} has no role in the Stable Diffusion "
-                        "1.x/2.x layout; expected a model of that layout"
-                    )
-                found[role].append(path)
-        return {role: tuple(paths) for role, paths in found.items() if paths}
+    def denoiser_inputs(self, noisy: Tensor, timesteps: Tensor, condition: Conditioning) -> dict[str, Any]:
+        return {"sample": noisy, "timestep": timesteps, "encoder_hidden_states": condition.text}
 
+    def generate(
+        self,
+        condition: Conditioning,
+        *,
+        guidance: float,
+        steps: int,
+        width: int,
+        height: int,
+        generators: Sequence[torch.Generator],
+    ) -> Tensor:
+        count, text = len(generators), condition.text
+        assert text is not None
+        guided = guidance > 1
+        return self.pipeline(
+            prompt_embeds=text[count:] if guided else text,
+            negative_prompt_embeds=text[:count] if guided else None,
+            width=width,
+            height=height,
+            guidance_scale=guidance,
+            num_inference_steps=steps,
+            generator=list(generators),
+            output_type="pt",
+        ).images.float()
 
-def _owns_parameters(module: nn.Module) -> bool:
-    return any(True for _ in module.parameters(recurse=False))
+    def copy_encoder(self, *, channels: Sequence[int], blocks: int, copy_weights: bool, seed: int) -> nn.Module:
+        return EncoderCopy(self.denoiser, channels=channels, blocks=blocks, copy_weights=copy_weights, seed=seed)
+
+    @classmethod
+    def open_(cls, folder: Path, dtype: torch.dtype) -> Any:
+        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+        without = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
+        return open_pipeline(
+            StableDiffusionPipeline, folder, dtype, cls.weights, requires_safety_checker=False, **without
+        )

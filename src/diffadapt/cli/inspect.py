@@ -51,8 +51,8 @@ def describe_file(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         Refused: it is not a whole safetensors file, an adapter of a newer format, or it does not fit the base named.
     """
     from ..adapters import read_adapter
+    from ..adapters.control_net import FORMAT as CONTROL_NET
     from ..files import load_tensors
-    from ..sampling.control_net import FORMAT as CONTROL_NET
 
     facts: dict[str, Any] = {"path": str(path)}
     try:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters import Attachment, Method, attach
+from ..adapters.control_net import ControlNet, attach_control_net, hint_for
 from ..bases import Base
 from ..config import check, dump_toml, option, with_overrides
 from ..data.cache import TensorCache
@@ -24,7 +25,6 @@ from ..errors import Refused
 from ..objectives import Denoising, NoiseSchedule
 from ..progress import say
 from ..sampling.adapter_files import start_from
-from ..sampling.control_net import ControlNet, attach_control_net, hint_for
 from ..training.batches import Batches, Texts
 from ..training.finish_control import control_samples, finish_control, write_pairs
 from ..training.fit import fit

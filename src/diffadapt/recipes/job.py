@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters import METHODS, Method
+from ..adapters.control_net import ControlNet
 from ..bases import Base, load_base
 from ..config import REQUIRED, Option, build, option, options, unknown
 from ..controls import SIGNALS
@@ -28,7 +29,6 @@ from ..data.concept import Concept, load_concept
 from ..data.control_pairs import load_control_pairs
 from ..data.joined import join_concepts
 from ..errors import Refused
-from ..sampling.control_net import ControlNet
 from ..training.run import Run
 from .control import ControlConfig, train_control
 from .subject import SubjectConfig, train_subject

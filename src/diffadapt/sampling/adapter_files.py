@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..adapters import Attachment, copy_values, load_adapter
+from ..adapters.control_net import is_control_net, load_control_net
 from ..bases import Base
 from ..errors import Refused
-from .control_net import is_control_net, load_control_net
 
 NAMES = ("adapter.safetensors", "hint.safetensors")  # of a run's folder, in the order in which they are put on
 

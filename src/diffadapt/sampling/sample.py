@@ -4,15 +4,17 @@ pictures = sample(base, "a <biscuit> cat on a red background", adapters=[("biscu
 pictures = sample(base, "a cat at night", adapters=[("runs/edges", 1.0)], control="edges.png")
 """
 
+import inspect
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..adapters import Attachment, GatedConcept, SideInputs
 from ..adapters.hint import SIGNAL
@@ -210,28 +212,50 @@ def generate(base: Base, lines: Sequence[PromptLine], *, batch: int = 8, progres
 
 @torch.no_grad()
 def _generate_batch(base: Base, lines: list[PromptLine]) -> Tensor:
+    """Pixels (N, 3, H, W) in [0, 1]; the lines share all but prompt, seed and control signal."""
     first = lines[0]
-    assert first.guidance is not None
-    guided = first.guidance > 1
-    rows = [line.negative or "" for line in lines] if guided else []
-    rows += [line.prompt for line in lines]
-    text = base.encode_prompts(rows)
-    side = SideInputs(token_ids=base.tokenize(rows), text=text, control=_control(lines, guided))
+    assert first.guidance is not None and first.steps and first.width and first.height
+    prompts = [line.prompt for line in lines]
+    if first.guidance > 1:
+        negative = [line.negative or "" for line in lines]
+        prompts = negative + prompts if base.unconditional_first else prompts + negative
+    condition = replace(base.condition(prompts), control=_control(lines, first.guidance > 1))
     watching = [a for a in base.attachments if any("timesteps" in adapter.needs for adapter in a.adapters.values())]
     for attachment in base.attachments:
         if attachment not in watching:
-            attachment.begin(side)
+            attachment.begin(SideInputs.of(condition))
 
-    def tell_timesteps(_: object, given: tuple[Tensor, ...]) -> None:
-        for attachment in watching:
-            attachment.begin(replace(side, timesteps=given[1].expand(len(rows))))
+    def hand_out_timesteps(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if watching:
+            timesteps = timestep_of(denoiser, args, kwargs).expand(len(prompts))
+            for attachment in watching:
+                attachment.begin(SideInputs.of(condition, timesteps=timesteps))
 
-    hook = base.denoiser.register_forward_pre_hook(tell_timesteps)
+    hook = base.denoiser.register_forward_pre_hook(hand_out_timesteps, with_kwargs=True)
     try:
         with remembered(base):
-            return _run_pipeline(base, lines, text, guided)
+            return base.generate(
+                condition,
+                guidance=first.guidance,
+                steps=first.steps,
+                width=first.width,
+                height=first.height,
+                generators=[torch.Generator().manual_seed(line.seed or 0) for line in lines],
+            )
     finally:
         hook.remove()
+
+
+def timestep_of(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The timestep (scalar, (1,) or (N,)) of a call of a denoiser, however the pipeline passes it.
+
+    Raises:
+        Refused: the denoiser has no argument called `timestep`.
+    """
+    given = inspect.signature(denoiser.forward).bind(*args, **kwargs).arguments
+    if "timestep" not in given:
+        raise Refused(f"{type(denoiser).__name__} is given {', '.join(given)}; expected an argument timestep")
+    return torch.as_tensor(given["timestep"])
 
 
 def _control(lines: list[PromptLine], guided: bool) -> dict[str, Tensor] | None:
@@ -240,21 +264,6 @@ def _control(lines: list[PromptLine], guided: bool) -> dict[str, Tensor] | None:
         return None
     signals = torch.stack([read_signal(line.control, (line.width, line.height)) for line in lines])
     return {SIGNAL: torch.cat([signals, signals]) if guided else signals}
-
-
-def _run_pipeline(base: Base, lines: list[PromptLine], text: Tensor, guided: bool) -> Tensor:
-    """Pixels (N, 3, H, W) in [0, 1]; the lines share all but prompt and seed. `text` has the negatives first."""
-    first = lines[0]
-    return base.pipeline(
-        prompt_embeds=text[len(lines) :] if guided else text,
-        negative_prompt_embeds=text[: len(lines)] if guided else None,
-        width=first.width,
-        height=first.height,
-        guidance_scale=first.guidance,
-        num_inference_steps=first.steps,
-        generator=[torch.Generator().manual_seed(line.seed or 0) for line in lines],
-        output_type="pt",
-    ).images.float()  # fmt: skip
 
 
 def default_line(

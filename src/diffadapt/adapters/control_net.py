@@ -1,9 +1,10 @@
 """ControlNet (Zhang et al. 2023, arXiv:2302.05543): the baseline that hints and adapters are measured against.
 
-The copy of the encoder is diffusers' own. It stands beside the denoiser instead of in the place of a layer, so it is no
-method of `adapters`; what `attach_control_net` returns is used like any other attachment.
+The copy of the encoder is diffusers' own. It stands beside the denoiser instead of in the place of a layer, so `attach`
+refuses it; what `attach_control_net` returns is used like any other attachment.
 """
 
+import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,13 +14,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..adapters import Adapter, Attachment, Method, SideInputs
-from ..adapters.hint import SIGNAL, Hint
-from ..bases import Base
-from ..bases.encoder_copy import EncoderCopy
 from ..config import check, option
 from ..errors import Refused
 from ..files import load_tensors
+from .adapter import Adapter, Method, SideInputs
+from .attach import Attachment
+from .hint import SIGNAL, Hint
 
 FORMAT = "diffadapt controlnet"
 
@@ -44,7 +44,7 @@ class ControlNetAdapter(Adapter):
 
     needs = frozenset({"control"})
 
-    def __init__(self, denoiser: nn.Module, copy: EncoderCopy) -> None:
+    def __init__(self, denoiser: nn.Module, copy: nn.Module) -> None:
         super().__init__(denoiser)
         self.copy = copy
         self._signal: Tensor | None = None
@@ -55,20 +55,21 @@ class ControlNetAdapter(Adapter):
     def adapted(self, x: Tensor) -> Tensor:
         raise TypeError("a ControlNet stands beside the denoiser; its hook is called, not its forward")
 
-    def add_residuals(self, denoiser: nn.Module, given: Any, named: dict[str, Any]) -> Any:
+    def add_residuals(self, denoiser: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """A forward pre-hook of the denoiser, with keyword arguments."""
         if self.strength == 0:
             return None
-        noisy, timesteps = given
+        given = inspect.signature(denoiser.forward).bind(*args, **kwargs).arguments
+        noisy = given["sample"]
         if self._signal is None or len(self._signal) != len(noisy):
-            came = 0 if self._signal is None else len(self._signal)
-            raise Refused(f"{came} control signals came for {len(noisy)} rows; give one for each row")
-        skips, middle = self.copy(noisy, timesteps, named["encoder_hidden_states"], self._signal)
+            count = 0 if self._signal is None else len(self._signal)
+            raise Refused(f"got {count} control signals for a batch of {len(noisy)} rows; pass one per row")
+        skips, middle = self.copy(noisy, given["timestep"], given["encoder_hidden_states"], self._signal)
         added = {
             "down_block_additional_residuals": tuple(self.strength * skip for skip in skips),
             "mid_block_additional_residual": self.strength * middle,
         }
-        return given, named | added
+        return args, kwargs | added
 
 
 class ControlNetAttachment(Attachment):
@@ -93,12 +94,12 @@ class ControlNetAttachment(Attachment):
         return super().save(path, {**(metadata or {}), "format": FORMAT})
 
 
-def hint_for(base: Base) -> Hint:
+def hint_for(base: Any) -> Hint:
     """The paper's hint, as deep as the latents of a base ask for; the encoder of a ControlNet's signal is the same."""
-    return Hint.for_downsampling(int(base.pipeline.vae_scale_factor))
+    return Hint.for_downsampling(base.downsampling)
 
 
-def attach_control_net(base: Base, method: ControlNet, *, seed: int = 0, copy_weights: bool = True) -> Attachment:
+def attach_control_net(base: Any, method: ControlNet, *, seed: int = 0, copy_weights: bool = True) -> Attachment:
     """Puts a ControlNet beside the denoiser of a base; before training it changes nothing, bit for bit.
 
     Args:
@@ -114,8 +115,8 @@ def attach_control_net(base: Base, method: ControlNet, *, seed: int = 0, copy_we
     base.freeze_()
     if any(isinstance(each, ControlNetAttachment) for each in base.attachments) or (copy_weights and base.attachments):
         raise Refused("a ControlNet copies the untouched base, and there is one at most; detach what is attached first")
-    copy = EncoderCopy(
-        base.denoiser, channels=hint_for(base).channels, blocks=method.blocks, copy_weights=copy_weights, seed=seed
+    copy = base.copy_encoder(
+        channels=hint_for(base).channels, blocks=method.blocks, copy_weights=copy_weights, seed=seed
     )
     adapter = ControlNetAdapter(base.denoiser, copy)
     adapter.eval()
@@ -133,7 +134,7 @@ def is_control_net(path: str | Path) -> bool:
     return load_tensors(path)[1].get("format") == FORMAT
 
 
-def load_control_net(base: Base, path: str | Path) -> Attachment:
+def load_control_net(base: Any, path: str | Path) -> Attachment:
     """Loads a ControlNet that `train_control` wrote onto the base that it was trained on.
 
     Raises:

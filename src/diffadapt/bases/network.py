@@ -1,0 +1,174 @@
+"""Networks whose layers have roles: what every method needs of the thing that it is attached to."""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import Refused
+from .fingerprint import combined, digests
+
+Rules = Sequence[tuple[str, str]]
+"""A role table: (regular expression of a whole layer path, role) each; the first that matches counts."""
+
+
+class Network:
+    """Any torch modules, seen by the roles of their layers, so that methods can be attached to them.
+
+        vit = Network({"vit": model}, [(r"vit\\..*\\.attention\\.query", "self_attention.query")], name="vit")
+        attachment = attach(vit, LoRA(rank=4), ["self_attention.query"])
+
+    A `Base` is one, with all that a diffusion model needs besides.
+
+    Args:
+        modules: name -> module; the paths of its layers start with the name.
+        rules: the role table; layers that fit no rule have no role and are left alone.
+        name: what files and messages call it.
+
+    Attributes:
+        roles: role -> paths of its layers, in the order of the rules. Paths are those of the untouched network and stay
+            valid while adapters stand on the layers.
+        fingerprint: a short name of the weights as given; see `fingerprint.py`.
+        attachments: the attachments on it now, innermost first.
+        tokenizer: None, since there are no words to learn; a `Base` with a text encoder has one.
+    """
+
+    tokenizer: Any = None
+    world: Mapping[str, tuple[str, ...]] | None = None
+
+    def __init__(self, modules: Mapping[str, nn.Module], rules: Rules, *, name: str) -> None:
+        self.name, self._modules = name, dict(modules)
+        self.attachments: list[Any] = []
+        self.roles = find_roles(self._modules, rules)
+        # The network's own parameters: those of adapters come later and stay trainable when it is frozen again.
+        self._own = [parameter for module in self._modules.values() for parameter in module.parameters()]
+        self.freeze_()
+        self.fingerprint = combined(self._digests())
+
+    def _digests(self) -> dict[str, bytes]:
+        """Path of every parameter -> digest of its values."""
+        return digests(
+            (f"{part}.{key}", value)
+            for part, module in self.modules().items()
+            for key, value in module.named_parameters()
+        )
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The modules whose layers have roles, by the name that paths start with."""
+        return self._modules
+
+    @property
+    def device(self) -> torch.device:
+        return self._own[-1].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._own[-1].dtype
+
+    # --- layers -------------------------------------------------------------------------------------------------------
+
+    def module(self, path: str) -> nn.Module:
+        """The module that stands at a path of the untouched network now: the layer, or the outermost adapter on it.
+
+        Raises:
+            Refused: there is no such path.
+        """
+        holder, name = self._holder(path)
+        return holder.get_submodule(name)
+
+    def replace_(self, path: str, module: nn.Module) -> None:
+        """Puts a module at a path; raises Refused when there is no such path."""
+        holder, name = self._holder(path)
+        if not name:
+            raise Refused(f"{path!r} is a whole part of base {self.name!r}; expected the path of a layer in it")
+        setattr(holder, name, module)
+
+    def _holder(self, path: str) -> tuple[nn.Module, str]:
+        """The module that holds the one at a path, and its name there ("" for a whole part)."""
+        part, *names = path.split(".")
+        parts = self.modules()
+        if part not in parts:
+            raise Refused(f"no part {part!r} in base {self.name!r}; paths start with {' or '.join(parts)}")
+        module = parts[part]
+        holder, last = module, ""
+        for name in names:
+            # An adapter on a block hides the block's own layers one step further down.
+            while name not in module._modules and isinstance(getattr(module, "layer", None), nn.Module):
+                module = module.get_submodule("layer")
+            if module._modules.get(name) is None:
+                known = [known for paths in self.roles.values() for known in paths]
+                near = difflib.get_close_matches(path, known, n=1, cutoff=0.0)
+                raise Refused(f"no layer {path!r} in base {self.name!r}; the nearest is {''.join(near)}")
+            holder, last, module = module, name, module.get_submodule(name)
+        return holder, last
+
+    def freeze_(self) -> None:
+        """No parameter of the network trains; those of adapters stay as they are. All is in evaluation mode."""
+        for module in self.modules().values():
+            module.eval()
+        for parameter in self._own:
+            parameter.requires_grad_(False)
+
+    def select(self, patterns: Sequence[str]) -> dict[str, str]:
+        """The layers of the roles that match, as {path: role} in the order of the role table.
+
+        Args:
+            patterns: role names or shell patterns, for example "cross_attention.*".
+
+        Raises:
+            Refused: there is no pattern, or one matches no role; lists the roles and names the nearest.
+        """
+        if not patterns:
+            raise Refused("no role given; expected names or patterns such as 'cross_attention.*'")
+        chosen: set[str] = set()
+        for pattern in patterns:
+            matched = {role for role in self.roles if fnmatchcase(role, pattern)}
+            if not matched:
+                near = difflib.get_close_matches(pattern, self.roles, n=1, cutoff=0.0)
+                raise Refused(
+                    f"role {pattern!r} matches nothing on {self.name!r}; "
+                    + (f"did you mean {near[0]!r}? Its roles are: " if near else "its roles are: ")
+                    + ", ".join(self.roles)
+                )
+            chosen |= matched
+        return {path: role for role, paths in self.roles.items() if role in chosen for path in paths}
+
+    # --- words: a network has none ------------------------------------------------------------------------------------
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts -> token ids (N, L); raises Refused where there is no text encoder."""
+        raise Refused(f"{self.name!r} has no text encoder")
+
+    def encode_ids(self, ids: Tensor) -> Tensor:
+        """Token ids (N, L) -> text (N, L, D); raises Refused where there is no text encoder."""
+        raise Refused(f"{self.name!r} has no text encoder")
+
+    def covariance(self) -> Any:
+        """The second moment of the text encoder's outputs; raises Refused where there is no text encoder."""
+        raise Refused(f"{self.name!r} has no text encoder")
+
+
+def find_roles(modules: Mapping[str, nn.Module], rules: Rules) -> dict[str, tuple[str, ...]]:
+    """Role -> paths of its layers, in the order of the rules; roles without a layer are left out.
+
+    A layer is a module that owns parameters itself.
+    """
+    found: dict[str, list[str]] = {role: [] for _, role in rules}
+    for part, module in modules.items():
+        for name, layer in module.named_modules():
+            if not owns_parameters(layer):
+                continue
+            path = f"{part}.{name}" if name else part
+            role = next((role for rule, role in rules if re.fullmatch(rule, path)), None)
+            if role is not None:
+                found[role].append(path)
+    return {role: tuple(paths) for role, paths in found.items() if paths}
+
+
+def owns_parameters(module: nn.Module) -> bool:
+    """Whether a module has parameters of its own, not only in modules inside it."""
+    return any(True for _ in module.parameters(recurse=False))

@@ -1,0 +1,112 @@
+"""Bases with one CLIP text encoder: prompts, tokens, class nouns and the second moment of the encodings."""
+
+import difflib
+import itertools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..conditioning import Conditioning
+from ..errors import Refused
+from .base import Base
+from .covariance import Covariance, load_covariance
+
+
+class TextBase(Base):
+    """A base whose pipeline has a `tokenizer` and a `text_encoder`; its conditioning is `token_ids` and `text`."""
+
+    _covariance: Covariance | None = None
+
+    @property
+    def tokenizer(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.pipeline.tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Any) -> None:
+        self.pipeline.tokenizer = tokenizer
+
+    # --- prompts ------------------------------------------------------------------------------------------------------
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """N prompts -> identities (N, L); a token of several vectors is spelled out, a long prompt is cut."""
+        spelled = [self._spelled(prompt) for prompt in prompts]
+        length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
+        ids = self.tokenizer(spelled, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        return ids.input_ids.to(self.device)
+
+    def _spelled(self, prompt: str) -> str:
+        """A token of several vectors becomes "<t> <t>_1 <t>_2", as diffusers' own pipeline does."""
+        added = self.tokenizer.added_tokens_encoder
+        for token in [token for token in added if f"{token}_1" in added and f"{token}_1" not in prompt]:
+            further = itertools.takewhile(added.__contains__, (f"{token}_{i}" for i in itertools.count(1)))
+            prompt = prompt.replace(token, " ".join([token, *further]))
+        return prompt
+
+    def encode_ids(self, ids: Tensor) -> Tensor:
+        """Identities (N, L) -> text (N, L, D), with gradient where it is enabled."""
+        return self.text_encoder(ids).last_hidden_state
+
+    def condition(self, prompts: Sequence[str]) -> Conditioning:
+        """N prompts -> `token_ids` (N, L) and `text` (N, L, D), with gradient where it is enabled."""
+        ids = self.tokenize(prompts)
+        return Conditioning(token_ids=ids, text=self.encode_ids(ids))
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """N prompts -> text (N, L, D), with gradient where it is enabled."""
+        return self.encode_ids(self.tokenize(prompts))
+
+    def check_noun(self, noun: str) -> None:
+        """Raises Refused when the base cannot know a class noun."""
+        if self.world:
+            kinds, nouns = self.world.get("kinds", ()), self.world.get("nouns", ())
+            if noun not in (*kinds, *nouns):
+                near = difflib.get_close_matches(noun, [*kinds, *nouns], n=1, cutoff=0.0)
+                raise Refused(
+                    f"class noun {noun!r} is no word that base {self.name!r} was trained on; did you mean {near[0]!r}? "
+                    f"It knows the kinds {', '.join(kinds)} and the nouns {', '.join(nouns)}"
+                )
+            return
+        ids = self.tokenizer(noun, add_special_tokens=False).input_ids
+        unknown = getattr(self.tokenizer, "unk_token_id", None)
+        special = self.tokenizer.eos_token_id
+        if not ids or (unknown is not None and unknown != special and unknown in ids):
+            raise Refused(f"class noun {noun!r} has no word in the tokenizer of {self.name!r}; use a plain word: 'dog'")
+
+    def save_pipeline(self, folder: Path) -> None:
+        self.text_encoder.config.vocab_size = self.text_encoder.get_input_embeddings().weight.shape[0]
+        super().save_pipeline(folder)
+
+    # --- the text encoder's second moment -----------------------------------------------------------------------------
+
+    @property
+    def covariance_file(self) -> Path:
+        """Where the second moment of its text encoder is: beside the base's own files, else in the user's cache."""
+        if self.folder and (self.folder / "covariance.safetensors").is_file():
+            return self.folder / "covariance.safetensors"
+        cache = Path(os.environ.get("DIFFADAPT_CACHE", "~/.cache/diffadapt")).expanduser()
+        return cache / "covariance" / f"{self.text_fingerprint.split(':')[-1]}.safetensors"
+
+    def covariance(self) -> Covariance:
+        """The second moment of its text encoder's outputs; read once.
+
+        Raises:
+            Refused: it was not measured yet, or on another text encoder; says how to.
+        """
+        if self._covariance is None:
+            file = self.covariance_file
+            if not file.is_file():
+                raise Refused(
+                    f"the text encoder of {self.name!r} has no covariance yet, expected at {file}; measure it once: "
+                    f"diffadapt covariance --base {self.name} --captions CAPTIONS.txt"
+                )
+            found = load_covariance(file)
+            if found.facts.get("encoder") != self.text_fingerprint:
+                raise Refused(
+                    f"{file} was measured on another text encoder ({found.facts.get('encoder')}), {self.name!r} has "
+                    f"{self.text_fingerprint}; measure it again: diffadapt covariance --base {self.name} ..."
+                )
+            self._covariance = found
+        return self._covariance
