@@ -230,3 +230,9 @@ def test_the_page_about_methods_quotes_the_contract_test():
     tested = (ROOT / "tests" / "adapters" / "test_contract.py").read_text()
     quoted = [block for block in blocks(DOCS / "adding_a_method.md", "python") if "Toy" in block]
     assert len(quoted) == 3 and all(block.strip() in tested for block in quoted)
+
+
+def test_the_page_about_families_quotes_the_toy_family():
+    tested = (ROOT / "tests" / "bases" / "test_toy_family.py").read_text()
+    (quoted,) = [block for block in blocks(DOCS / "adding_a_family.md", "python") if "class Toy" in block]
+    assert quoted.strip() in tested

@@ -19,7 +19,7 @@ Rules = Sequence[tuple[str, str]]
 class Network:
     """Any torch modules, seen by the roles of their layers, so that methods can be attached to them.
 
-        vit = Network({"vit": model}, [(r"vit\\..*\\.attention\\.query", "self_attention.query")], name="vit")
+        vit = Network({"vit": model}, [(r"vit\\..*\\.q_proj", "self_attention.query")], name="vit")
         attachment = attach(vit, LoRA(rank=4), ["self_attention.query"])
 
     A `Base` is one, with all that a diffusion model needs besides.
