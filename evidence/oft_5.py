@@ -22,7 +22,7 @@ from diffadapt.evaluation.evaluate_control import evaluate_control
 from diffadapt.evidence import Claim, Context, Forest, Results, Settings, Table, Unit, Verdict
 from diffadapt.metrics import interval_of_nested_mean
 from diffadapt.recipes.control import train_control
-from diffadapt.sampling.control_net import ControlNet
+from diffadapt.adapters.control_net import ControlNet
 from diffadapt.sampling.sample import adapted, default_line, generate
 from diffadapt.training.run import Run
 
