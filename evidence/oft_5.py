@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from diffadapt.adapters import OFT, LoRA, Method
+from diffadapt.adapters.control_net import ControlNet
 from diffadapt.controls import SIGNALS
 from diffadapt.data.control_pairs import ControlPairs
 from diffadapt.data.picture import to_picture, write_png
@@ -22,7 +23,6 @@ from diffadapt.evaluation.evaluate_control import evaluate_control
 from diffadapt.evidence import Claim, Context, Forest, Results, Settings, Table, Unit, Verdict
 from diffadapt.metrics import interval_of_nested_mean
 from diffadapt.recipes.control import train_control
-from diffadapt.adapters.control_net import ControlNet
 from diffadapt.sampling.sample import adapted, default_line, generate
 from diffadapt.training.run import Run
 
