@@ -57,7 +57,7 @@ class Transformer(nn.Module):
 
 
 class Toy(Base):
-    """One transformer on pixels in [-1, 1], conditioned on a class; it predicts the noise and a variance."""
+    """One transformer on rescaled pixels, conditioned on a class; it predicts the noise and a variance."""
 
     family: ClassVar[str] = "toy"
     rules: ClassVar[tuple[tuple[str, str], ...]] = (
@@ -116,7 +116,7 @@ class Toy(Base):
         return self.decode_latents(x)
 
     def encode_pictures(self, pixels: Tensor) -> Tensor:
-        return pixels.to(self.device, self.dtype)
+        return (2 * pixels - 1).to(self.device, self.dtype)
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         return (latents.float() / 2 + 0.5).clamp(0, 1)
