@@ -2,35 +2,30 @@
 
 Subjects are those of `subjects.py`, shown with masks. Perfusion and textual inversion see four pictures a step, methods
 that change weights two and two of the class. Learning rates of DreamBooth and textual inversion are those that OFT-2's
-tuning chose, on the same data; perfusion and Custom Diffusion are tuned here in the same way, moved by one like them.
+tuning chose, on the same data; perfusion and Custom Diffusion are tuned here in the same way.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
+import judging as subject_judge
+from fabricated import subject_scores
 from subjects import CONTENDERS as OFT_2
+from subjects import SUBJECTS, TUNING_SUBJECTS, concept_of, mean, quality, rates_tried, share
 from subjects import chosen_rates as chosen_there
-from subjects import concept_of, listed, mean
+from torch import Generator
 
 from diffadapt.adapters import Method, Perfusion, Selective, Token
 from diffadapt.adapters.custom_diffusion import ROLES
-from diffadapt.bases import Base
-from diffadapt.data.concept import Concept
-from diffadapt.data.prompts import benchmark_prompts, drift_prompts, spread
-from diffadapt.data.scenes import KIND_OF, world_of
+from diffadapt.data.scenes import KIND_OF
 from diffadapt.evidence import Context, Results, Unit
-from diffadapt.metrics.alignment import text_alignment
-from diffadapt.metrics.drift import drift_pixels
-from diffadapt.metrics.features import load_features
 from diffadapt.metrics.fidelity import subject_fidelity
-from diffadapt.metrics.harmonic import harmonic_mean
 from diffadapt.recipes.subject import train_subject
-from diffadapt.sampling.sample import adapted, biased, default_line, generate
+from diffadapt.sampling.sample import adapted, biased
 from diffadapt.training.checkpoint import place_of
 
-STEPS, EVERY, PROMPTS, DRIFT_PROMPTS, SAMPLING_STEPS = 200, 50, 12, 8, 10
+STEPS, EVERY, SAMPLING_STEPS = 200, 50, 10
 MARKS = tuple(range(EVERY, STEPS + 1, EVERY))
 BIASES = (0.3, 0.45, 0.6, 0.75, 0.9, 1.05)
 
@@ -45,7 +40,7 @@ class Contender(NamedTuple):
 
 
 CONTENDERS = {
-    "perfusion": Contender(Perfusion(), (), (0.0075, 0.015, 0.03), "Perfusion"),
+    "perfusion": Contender(Perfusion(), (), (0.00375, 0.0075, 0.015), "Perfusion"),
     "custom": Contender(Selective(), ROLES, (1e-4, 2e-4, 4e-4), "Custom Diffusion"),
     "dreambooth": Contender(Selective(), (), (), OFT_2["dreambooth"].title),
     "token": Contender(Token(vectors=2), (), (), OFT_2["token"].title),
@@ -54,21 +49,23 @@ TUNED = {name: contender for name, contender in CONTENDERS.items() if contender.
 
 
 def rates_of(results: Results) -> dict[str, float]:
-    """Contender -> the rate that its tuning chose: the highest mean of the harmonic mean at the last step."""
-
-    def quality(name: str, rate: float) -> float:
-        runs = results.where(stage="tune", contender=name, rate=rate)
-        return mean([both(each.scores["at_step"][str(STEPS)]) for each in runs])
-
+    """Contender -> the rate that its tuning chose: the highest quality at the last step."""
     there = chosen_there(results.of("OFT-2"), OFT_2)
+    tried = {name: sorted({e.unit["rate"] for e in results.where(stage="tune", contender=name)}) for name in TUNED}
     return {name: there[name] for name in CONTENDERS if name not in TUNED} | {
-        name: max(contender.rates, key=lambda rate, name=name: quality(name, rate)) for name, contender in TUNED.items()
+        name: max(rates, key=lambda rate, name=name: quality_at_end(results, name, rate) or 0.0)
+        for name, rates in tried.items()
     }
 
 
-def both(scores: dict[str, list[float]]) -> float:
-    """The harmonic mean of mean fidelity and mean alignment."""
-    return harmonic_mean([max(mean(scores[name]), 0.0) for name in ("fidelity", "alignment")])
+def both(scores: dict[str, Any]) -> float:
+    """The harmonic mean of mean fidelity and the share that was followed."""
+    return quality(scores)
+
+
+def followed(scores: dict[str, Any]) -> float:
+    """The share of what was asked that is followed, of what perfect renderings reach."""
+    return share(scores)
 
 
 def train(
@@ -114,43 +111,38 @@ class Judge:
     """Scores files of one concept, always with the same prompts and seeds.
 
     Args:
-        base: the untouched base.
-        concept: what was learned.
+        context: of the unit; its base untouched.
+        noun: the subject.
         alone: whether its word stands for the noun.
     """
 
-    def __init__(self, base: Base, concept: Concept, *, alone: bool) -> None:
-        self.base, self.encoder = base, load_features("probe")
-        self.concept = concept.standing_alone() if alone else concept
-        self.mine = self.encoder.subjects(concept.pixels(base.resolution))
-        world = world_of(base)
-        self.asked = self.concept.said(spread(benchmark_prompts(concept.noun, concept.token, world), PROMPTS))
-        self.texts = self.encoder.texts(spread(benchmark_prompts(concept.noun, "", world), PROMPTS))
-        self.unrelated = drift_prompts(world, DRIFT_PROMPTS, 0, without=concept.noun)
+    def __init__(self, context: Context, noun: str, *, alone: bool) -> None:
+        style = (SUBJECTS | TUNING_SUBJECTS)[noun]
+        concept = concept_of(context, noun)
+        self.base, self.token = context.base, concept.token
+        emoji, shared = context.data / "emoji", context.shared
+        self.of = subject_judge.Judge(context.base, concept, noun, style, emoji, shared, alone=alone)
 
-    def score(
-        self, adapter: Path, bias: float | None = None, temperature: float | None = None
-    ) -> dict[str, list[float]]:
-        """Fidelity and alignment of each picture; `bias` and `temperature` are of perfusion's gate."""
-        lines = [default_line(self.base, prompt, i, steps=SAMPLING_STEPS) for i, prompt in enumerate(self.asked)]
+    def score(self, adapter: Path, bias: float | None = None, temperature: float | None = None) -> dict[str, Any]:
+        """Fidelity of each picture and what was followed; `bias` and `temperature` are of perfusion's gate."""
         with (
             adapted(self.base, [(adapter, 1.0)]) as attachments,
-            biased(attachments, {} if bias is None else {self.concept.token: bias}),
+            biased(attachments, {} if bias is None else {self.token: bias}),
         ):
             for attachment in attachments if temperature else ():
                 attachment.shared.temperature = temperature
-            pixels = torch.stack(generate(self.base, lines))
-        return {
-            "fidelity": listed(subject_fidelity(self.encoder.subjects(pixels), self.mine)),
-            "alignment": listed(text_alignment(self.encoder.pictures(pixels), self.texts)),
-        }
+            drawn = self.of.draw(self.of.prompts, 1)
+        fidelity = subject_fidelity(self.of.encoder.subjects(drawn), self.of.mine)
+        followed = self.of.follows(drawn)
+        return {"fidelity": subject_judge.listed(fidelity), "followed": followed, "perfect": self.of.perfect}
 
-    def drift(self, adapter: Path) -> list[float]:
-        """Root mean square change of unrelated pictures."""
-        lines = [default_line(self.base, prompt, i, steps=SAMPLING_STEPS) for i, prompt in enumerate(self.unrelated)]
-        before = torch.stack(generate(self.base, lines))
+    def forgotten(self, adapter: Path) -> dict[str, list[float]]:
+        """What leaked into the class and how other pictures changed, as the claims about subjects measure it."""
         with adapted(self.base, [(adapter, 1.0)]):
-            return listed(drift_pixels(torch.stack(generate(self.base, lines)), before))
+            return {
+                "leaked": self.of.leaked(self.of.draw(self.of.plain, 1)),
+                **{f"drift_{name}": self.of.drift(self.of.draw(p, 1), name) for name, p in self.of.unrelated.items()},
+            }
 
 
 def checkpoint(folder: Path, step: int) -> Path:
@@ -163,11 +155,28 @@ def at_marks(judge: Judge, folder: Path) -> dict[str, Any]:
     return {str(mark): judge.score(checkpoint(folder, mark)) for mark in MARKS}
 
 
-def tuning_units() -> list[Unit]:
-    """Three rates, two subjects, one seed for every contender that is tuned here."""
+def tuning_of(results: Results) -> list[Unit]:
+    """The units of the tuning, as far as the results allow, on subjects of its own."""
     return [
         {"stage": "tune", "contender": name, "subject": noun, "rate": rate, "seed": 100}
-        for noun in ("tiger", "motorcycle")
+        for noun in TUNING_SUBJECTS
         for name, contender in TUNED.items()
-        for rate in contender.rates
+        for rate in rates_tried(contender.rates, lambda rate, name=name: quality_at_end(results, name, rate))
     ]
+
+
+def quality_at_end(results: Results, contender: str, rate: float) -> float | None:
+    """The mean over the tuning's subjects of the quality at the last step; None if it was not run."""
+    runs = results.where(stage="tune", contender=contender, rate=rate)
+    return mean([both(each.scores["at_step"][str(STEPS)]) for each in runs]) if runs else None
+
+
+def fabricated(unit: Unit, generator: Generator | None, **means: float) -> dict[str, Any]:
+    """What a unit of PF-2 scores in a null or an oracle: the same at every step and bias."""
+    off = 0.1 if unit["stage"] == "tune" and unit["rate"] != TUNED[unit["contender"]].rates[1] else 0.0
+    means = {"fidelity": 0.5, "followed": 0.8} | means
+    scores = subject_scores(unit["subject"], generator, **{**means, "fidelity": means["fidelity"] - off})
+    one = {name: scores[name] for name in ("fidelity", "followed", "perfect")}
+    at_bias = {f"{bias:g}": one for bias in BIASES} if unit["contender"] == "perfusion" else {}
+    forgotten = {name: scores[name] for name in ("leaked", "drift_near", "drift_far")}
+    return {"at_step": {str(mark): one for mark in MARKS}, "at_bias": at_bias, "bytes": 7_752, "forgotten": forgotten}

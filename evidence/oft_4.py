@@ -1,15 +1,50 @@
-"""OFT-4: COFT does not collapse at nine times the steps."""
+"""OFT-4: COFT does not collapse at nine times the steps, at a constant rate, where OFT does.
 
-from subjects import CONTENDERS, STEPS, Contender, average, by_subject, chosen_rates, draw_sheet, mean, teach
+Quality is the harmonic mean of fidelity and of what was followed. What is kept of it is measured against one mark that
+is fixed before, the steps that a training otherwise has: the best of nine noisy marks is too high by itself.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fabricated import subject_scores
+from subjects import (
+    CONTENDERS,
+    SEED_OF,
+    STEPS,
+    Contender,
+    average,
+    by_subject,
+    chosen_rates,
+    draw_sheet,
+    mean,
+    teach,
+)
+from torch import Generator
 
 from diffadapt.adapters import OFT
-from diffadapt.evidence import Claim, Context, Curve, Finished, Plot, Results, Settings, Table, Unit, Verdict
+from diffadapt.evidence import (
+    Claim,
+    Comparison,
+    Context,
+    Curve,
+    Design,
+    Plot,
+    Results,
+    Settings,
+    Table,
+    Unit,
+    Verdict,
+)
 from diffadapt.metrics import interval_of_nested_mean, interval_of_nested_ratio
 from diffadapt.metrics.harmonic import harmonic_mean
+from diffadapt.report.finding import claimed_better, goal, within
 
-SUBJECTS = ("fox", "helicopter")
+SUBJECTS = tuple(SEED_OF)[:8]
+DRAWN = ("fox", "helicopter")
 TIMES = 9
-MARKS = tuple(STEPS * k for k in (1, 2, 3, 4, 5, 6, 7, 8, 9))
+MARKS = (STEPS, 3 * STEPS, 6 * STEPS, TIMES * STEPS)
+KEPT = 0.95
 LONG = {
     "oft": CONTENDERS["oft"],
     "coft": Contender(OFT(blocks=4, constraint="angle", radius=30.0), CONTENDERS["oft"].rates, "COFT, 30 degrees"),
@@ -20,86 +55,117 @@ LONG = {
 def units(results: Results, settings: Settings) -> list[Unit]:
     rates = chosen_rates(results.of("OFT-2"), CONTENDERS)
     trainings = [
-        {"contender": name, "subject": noun, "rate": rates.get(name, rates["oft"]), "seed": seed}
-        for seed in settings.seeds
-        for noun in SUBJECTS
-        for name in LONG
+        training(noun, name, rates.get(name, rates["oft"]), settings.seeds[0]) for noun in SUBJECTS for name in LONG
     ]
     sheet = {"stage": "pictures", "seed": settings.seeds[0], "rate": rates["oft"], "rate_lora": rates["lora"]}
     return trainings + ([sheet] if len(results) >= len(trainings) else [])
 
 
-def run(unit: Unit, context: Context) -> dict:
+def training(noun: str, contender: str, rate: float, seed: int) -> Unit:
+    return {"contender": contender, "subject": noun, "rate": rate, "seed": seed + SEED_OF[noun]}
+
+
+def run(unit: Unit, context: Context) -> dict[str, Any]:
     if unit.get("stage") == "pictures":
         return {"picture": draw(unit, context)}
-    method = LONG[unit["contender"]].method
     return teach(
-        context, unit["subject"], method, unit["rate"], seed=unit["seed"], steps=TIMES * STEPS, on_the_way=MARKS,
-        schedule="constant",
+        context, unit["subject"], LONG[unit["contender"]], unit["rate"], seed=unit["seed"], steps=TIMES * STEPS,
+        on_the_way=MARKS, schedule="constant",
     )  # fmt: skip
 
 
 def draw(unit: Unit, context: Context) -> str:
-    """Both subjects at the last step; drawn where they were trained."""
+    """Two subjects at the last step; drawn where they were trained."""
     adapters = {}
-    for noun in SUBJECTS:
+    for noun in DRAWN:
         for name in LONG:
             rate = unit["rate_lora"] if name == "lora" else unit["rate"]
-            training = {"contender": name, "subject": noun, "rate": rate, "seed": unit["seed"]}
-            adapters[noun, name] = context.folder_of(training) / "adapter.safetensors"
+            adapters[noun, name] = context.folder_of(training(noun, name, rate, unit["seed"])) / "adapter.safetensors"
     return draw_sheet(context, adapters, {name: each.title for name, each in LONG.items()})
 
 
-def quality(each: Finished) -> list[float]:
-    """The harmonic mean of fidelity and alignment at every mark."""
-    at = zip(each.scores["fidelity_at"].values(), each.scores["alignment_at"].values(), strict=True)
-    return [harmonic_mean([max(mean(fidelity), 0.0), max(mean(alignment), 0.0)]) for fidelity, alignment in at]
+def quality(scores: Mapping[str, Any], mark: int) -> float:
+    """The harmonic mean of fidelity and what was followed at one mark."""
+    fidelity, followed = mean(scores["fidelity_at"][str(mark)]), scores["followed_at"][str(mark)]
+    return harmonic_mean([max(fidelity, 0.0), max(followed, 0.0)])
 
 
 def judge(results: Results) -> Verdict:
-    curves, rows, kept = [], [], {}
+    curves, rows, kept, last = [], [], {}, {}
     runs = [each for each in results if "contender" in each.unit]
     for name, contender in LONG.items():
-        values = [by_subject(runs, name, lambda each, i=i: quality(each)[i]) for i in range(len(MARKS))]
-        # The best of nine noisy marks is too high by itself: the mark is chosen on the mean over runs.
-        best = max(range(len(MARKS)), key=lambda i: float(values[i].mean()))
-        kept[name] = interval_of_nested_ratio(values[-1], values[best])
+        values = [by_subject(runs, name, lambda each, m=mark: quality(each.scores, m)) for mark in MARKS]
+        kept[name], last[name] = interval_of_nested_ratio(values[-1], values[0]), values[-1]
         points = [(mark, interval_of_nested_mean(each)) for mark, each in zip(MARKS, values, strict=True)]
         curves.append(Curve(name=contender.title, points=points))
-        drift = interval_of_nested_mean(by_subject(runs, name, average("drift_features")))
-        rows.append([contender.title, MARKS[best], points[best][1], points[-1][1], kept[name], drift])
+        far = interval_of_nested_mean(by_subject(runs, name, average("drift_far")))
+        rows.append([contender.title, points[0][1], points[-1][1], kept[name], far])
+    more = Comparison(
+        name=f"quality after {TIMES} times the steps, COFT minus OFT,", margin=0.03,
+        interval=interval_of_nested_mean(last["coft"] - last["oft"]),
+    )  # fmt: skip
     coft = kept["coft"]
-    status = "reproduced" if coft.low >= 0.95 else "not reproduced" if coft.high < 0.95 else "undecided"
     return Verdict(
-        status=status,
-        sentence=f"After {TIMES} times the steps COFT keeps {coft.value:.3f} [{coft.low:.3f}, {coft.high:.3f}] of its "
-        "best; "
-        + ", ".join(f"{LONG[name].title} {kept[name].value:.3f}" for name in ("oft", "lora"))
-        + ".",
+        paper=claimed_better([more]),
+        goal=goal(
+            [within(coft, low=KEPT)],
+            f"COFT keeps {coft.value:.3f} [{coft.low:.3f}, {coft.high:.3f}] of the quality that it has after {STEPS} "
+            f"steps; OFT {kept['oft'].value:.3f}, LoRA {kept['lora'].value:.3f}.",
+        ),
+        comparisons=[more],
         tables=[
             Table(
-                title="Quality: harmonic mean of fidelity and alignment",
-                columns=["", "best at step", "at its best", f"at step {MARKS[-1]}", "kept", "drift at the end"],
+                title="Quality: harmonic mean of fidelity and what was followed",
+                columns=["", f"at step {MARKS[0]}", f"at step {MARKS[-1]}", "kept", "drift at the end, far"],
                 rows=rows,
             )
         ],
-        pictures=[("subjects.png", f"The same prompts and noise after {MARKS[-1]} steps, training seed 0")],
+        pictures=[("subjects.png", f"The same prompts and noise after {MARKS[-1]} steps")],
         plots=[
             Plot(
-                title="Quality over nine times the steps", caption="Constant learning rate; two subjects and the seeds",
+                title="Quality over nine times the steps", caption="Constant learning rate; eight subjects",
                 x_label="step", y_label="harmonic mean", curves=curves,
             )
         ],
     )  # fmt: skip
 
 
+def null(unit: Unit, generator: Generator) -> dict[str, Any]:
+    """All contenders are one, each with another seed."""
+    if "stage" in unit:
+        return {"picture": ""}
+    return subject_scores(unit["subject"], generator, steps=MARKS)
+
+
+def oracle(unit: Unit) -> dict[str, Any]:
+    """COFT keeps all, OFT loses half."""
+    if "stage" in unit:
+        return {"picture": ""}
+    scores = subject_scores(unit["subject"], None, steps=MARKS, speed=5.0)
+    if unit["contender"] != "coft":
+        scores["fidelity_at"][str(MARKS[-1])] = [scores["fidelity"][0] / 2]
+    return scores
+
+
 CLAIM = Claim(
     id="OFT-4",
     title="COFT does not collapse at nine times the steps",
-    paper="Appendix E: at a constant rate OFT has collapsed by 9000 iterations, COFT is still fine",
-    goal="COFT stays within 5 % of its best harmonic mean of fidelity and alignment, interval included",
+    paper="Appendix E: at a constant rate OFT has collapsed by 9000 iterations, COFT is still fine; here: more quality "
+    "than OFT after nine times the steps",
+    goal="after nine times the steps COFT keeps .95 of the quality that it has after the usual number",
+    design=Design(
+        resampled="subjects, each with a training seed of its own",
+        margin=".03 of the harmonic mean",
+        half_width=0.09,
+        pilot="of the difference at the last mark; 8 subjects. The first round had two, too few to predict it: assumed "
+        "are standard deviations of .05 between subjects and of .09 between runs",
+        seconds=300.0,
+    ),
     units=units,
     run=run,
     judge=judge,
+    null=null,
+    oracle=oracle,
     uses=("OFT-2",),
+    measures=2,
 )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from diffadapt.adapters import Perfusion, attach
-from diffadapt.evidence import Claim, Context, Results, Settings, Table, Unit, Verdict
+from diffadapt.evidence import Claim, Context, Design, Finding, Results, Settings, Table, Unit, Verdict
 from diffadapt.files import save_tensors
 
 # Of each base: width of the text, outputs of its cross-attention layers, width of the new word's embeddings.
@@ -17,7 +17,7 @@ SHAPES = {
     "PixArt": (1152, [1152] * 28, 4096),
 }
 LOCKS = {"local": "keys regenerated", "trained": "keys stored"}
-MOST = 60_000
+MOST, PAPER = 60_000, 105_984
 
 
 def units(results: Results, settings: Settings) -> list[Unit]:
@@ -53,10 +53,25 @@ def judge(results: Results) -> Verdict:
     (mine,) = results.where(base="Stable Diffusion 1.5", key_lock="local")
     size = mine.scores["float32"]
     return Verdict(
-        status="reproduced" if size <= MOST else "not reproduced",
-        sentence=f"At the shapes of Stable Diffusion 1.5 a concept takes {size:,} bytes in float32, header and all.",
+        paper=Finding(
+            status="reproduced" if size <= PAPER else "not reproduced",
+            sentence=f"At the shapes of Stable Diffusion 1.5 a concept takes {size:,} bytes in float32, all in.",
+        ),
+        goal=Finding(
+            status="met" if size <= MOST else "not met",
+            sentence=f"{size:,} bytes, where at most {MOST:,} were aimed at.",
+        ),
         tables=[Table(title="Bytes on disk", columns=["base", "layout", "float32", "float16"], rows=rows)],
     )
+
+
+def null(unit: Unit, generator: torch.Generator) -> dict[str, Any]:
+    """The concept is a LoRA of rank 4 of the same layers, with another seed."""
+    return dict.fromkeys(("float32", "float16"), 500_000 + int(torch.randint(100, (), generator=generator)))
+
+
+def oracle(unit: Unit) -> dict[str, Any]:
+    return {"float32": MOST, "float16": MOST // 2}
 
 
 CLAIM = Claim(
@@ -64,7 +79,10 @@ CLAIM = Claim(
     title="A concept is 100 KB",
     paper="Abstract: a concept takes 100 KB; o*_K, o*_V, i* and v* in float32 are 105,984 bytes",
     goal="at most 60,000 bytes in float32 at the shapes of Stable Diffusion 1.5, on disk",
+    design=Design(resampled="nothing: exact", margin="none", half_width=None, pilot="", seconds=0.1),
     units=units,
     run=run,
     judge=judge,
+    null=null,
+    oracle=oracle,
 )

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from toy_scores import score
-from diffadapt.evidence import Claim, Curve, Forest, Plot, Table, Verdict
+from diffadapt.evidence import Claim, Comparison, Curve, Design, Finding, Forest, Plot, Table, Verdict
 from diffadapt.metrics import Interval
 
 
@@ -44,7 +44,12 @@ def judge(results):
     it = Interval(value=0.25, low=0.125, high=0.375, n=3)
     tested = results.where(stage="test")
     return Verdict(
-        status="reproduced", sentence=f"Rate {tested[0].unit['rate']} over {len(tested)} seeds.",
+        paper=Finding(
+            status="reproduced" if tested[0].scores["score"] > 1 else "undecided",
+            sentence=f"Rate {tested[0].unit['rate']} over {len(tested)} seeds.",
+        ),
+        goal=Finding(status="met", sentence="More than was asked."),
+        comparisons=[Comparison(name="a minus b", interval=compared(tested), margin=0.0)],
         tables=[Table(title="Scores", columns=["who", "n", "gain"], rows=[["a | b", 1234, it], ["c", None, 0.5]])],
         plots=[
             Forest(title="Gains", caption="of all", label="gain", rows=[("a", it)], mark=0.0),
@@ -55,15 +60,31 @@ def judge(results):
     )
 
 
-CLAIM = Claim(id="TOY-1", title="a toy", paper="page 1", goal="a goal", units=units, run=run, judge=judge)
+def compared(tested):
+    x = tested[0].scores["score"] - 1.5
+    return Interval(value=x, low=x - 0.4, high=x + 0.4, n=3)
+
+
+CLAIM = Claim(
+    id="TOY-1", title="a toy", paper="page 1", goal="a goal", units=units, run=run, judge=judge,
+    design=Design(resampled="toys", margin="none", half_width=0.25, pilot="of nothing", seconds=2.0),
+    null=lambda unit, generator: {"score": 1.5}, oracle=lambda unit: {"score": 2.0 if unit.get("rate") == 3 else 1.0},
+)
 '''
 USER = '''
 """TOY-2: reads the results of TOY-1."""
-from diffadapt.evidence import Claim, Verdict
+from diffadapt.evidence import Claim, Design, Finding, Verdict
+
+
+def judge(results):
+    open_ = Finding(status="undecided", sentence=f"Read {len(results.of('TOY-1'))} units.")
+    return Verdict(paper=open_, goal=open_)
+
 
 CLAIM = Claim(
     id="TOY-2", title="another", paper="page 2", goal="a goal", uses=("TOY-1",), units=lambda results, settings: [],
-    run=None, judge=lambda results: Verdict(status="undecided", sentence=f"Read {len(results.of('TOY-1'))} units."),
+    run=None, judge=judge, design=Design(resampled="toys", margin="none", half_width=None, pilot="", seconds=0.0),
+    null=lambda unit, generator: {}, oracle=lambda unit: {},
 )
 '''
 

@@ -53,5 +53,5 @@ def oft_1(cosine_change_of_oft: float) -> Results:
 @pytest.mark.parametrize(("change", "status"), [(2e-7, "reproduced"), (2e-6, "not reproduced")])
 def test_oft_1_is_judged_by_the_largest_change(change: float, status: str):
     verdict = load_claim(FOLDER, "OFT-1").judge(oft_1(change))
-    assert verdict.status == status and f"{change:.1e}" in verdict.sentence
+    assert verdict.paper.status == status and f"{change:.1e}" in verdict.paper.sentence
     assert len(verdict.tables[0].rows) == 15

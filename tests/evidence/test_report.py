@@ -35,13 +35,13 @@ TESTED = [{"stage": "test", "rate": 3, "seed": seed} for seed in (0, 1)]
 
 
 def test_what_is_not_finished_is_undecided(evidence: Evidence):
-    assert [each.verdict.sentence for each in write_report(evidence, ["TOY-1", "TOY-2"])[1]] == [
+    assert [each.verdict.paper.sentence for each in write_report(evidence, ["TOY-1", "TOY-2"])[1]] == [
         "It has 0 units finished and 3 of this stage to do.",
         "It waits for TOY-1.",
     ]
     fill(evidence.folder, TUNED)
     (chapter,) = write_report(evidence, ["TOY-1"])[1]
-    assert chapter.verdict.status == "undecided" and chapter.verdict.sentence.startswith(
+    assert chapter.verdict.paper.status == "undecided" and chapter.verdict.goal.sentence.startswith(
         "It has 3 units finished and 2 of"
     )
 
@@ -76,7 +76,8 @@ def test_the_command_prints_the_verdicts(folder: Path, tiny_folder: Path, capsys
     command = ["--base", str(tiny_folder), "--device", "cpu", "--folder", str(folder)]
     assert main(["evidence", "report", *command]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[0].split()[:2] == ["TOY-1", "undecided"] and Path(said[-1]) == folder / "report.html"
+    assert said[0].split()[:4] == ["TOY-1", "undecided", "goal", "undecided"]
+    assert Path(said[-1]) == folder / "report.html"
     assert main(["evidence", "list", *command]) == 0
     assert "waits for TOY-1" in capsys.readouterr().out
     assert main(["evidence", "run", "all", "--dry-run", *command]) == 0

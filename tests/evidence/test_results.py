@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from diffadapt.errors import Refused
-from diffadapt.evidence.results import Finished, ResultFile, commit_of, identity, read_results, without_paths
+from diffadapt.evidence.results import NO_BASE, Finished, ResultFile, commit_of, identity, read_results, without_paths
 
 FACTS = {"claim": "TOY-1", "commit": "abc1234", "base": {"name": "tiny", "fingerprint": "sha256:1"}}
 
@@ -74,3 +74,20 @@ def test_absolute_paths_are_cut_to_their_last_part(text: str, kept: str):
 
 def test_outside_of_a_clone_the_commit_is_not_known(tmp_path: Path):
     assert commit_of(tmp_path) == ("unknown", True)
+
+
+def test_what_does_not_count_is_told_and_never_merged(tmp_path: Path):
+    for facts in ({}, {"base": {"fingerprint": "sha256:2"}}, {"measures": 2}):
+        ResultFile(tmp_path, FACTS | facts).add(Finished({"seed": 0}, {"of": str(facts)}, 1.0))
+    stored = read_results(tmp_path, "sha256:1")
+    assert [each.scores for each in stored.finished.values()] == [{"of": "{}"}]
+    assert stored.elsewhere == {
+        "on another base (sha256:2)": 1,
+        "by definition 2, which measured something else": 1,
+    }
+    assert list(read_results(tmp_path, "sha256:1", 2).elsewhere.values()) == [1, 1]
+
+
+def test_what_stands_on_no_base_counts_on_every_one(tmp_path: Path):
+    ResultFile(tmp_path, FACTS).add(Finished({"seed": 0}, {}, 1.0))
+    assert len(read_results(tmp_path, NO_BASE).finished) == 1

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..bases import Base
     from ..evidence import Evidence
 
+BUDGET_HOURS = 25  # of one core, for a round of all papers
 SUMMARY = "run the experiments behind the papers' claims"
 EXAMPLES = """\
   diffadapt evidence list
@@ -79,17 +80,26 @@ def open_evidence(folder: Path, base: "Base", arguments: argparse.Namespace) -> 
 
 
 def list_claims(evidence: "Evidence", claims: Sequence[str], arguments: argparse.Namespace) -> int:
-    """Prints a line for each claim."""
-    from ..evidence import load_claim
-    from ..evidence.report import state
+    """Prints a line for each claim: what all of it costs, what is done, and what does not count."""
+    from ..evidence.budget import budget_of
+    from ..evidence.report import left_out, state
 
+    total = 0.0
+    print(f"{'':8}{'units':>6}{'core-hours':>12}{'half width':>12}  ")
     for name in claims:
-        print(f"{name:8}{state(evidence.plan(name)):42}{load_claim(evidence.folder, name).title}")
+        budget = budget_of(evidence, name)
+        total += budget.hours
+        print(f"{name:8}{budget.units:6}{budget.hours:12.2f}{budget.width:>12}  {state(evidence.plan(name))}")
+        print(f"{'':40}{budget.title}")
+        for sentence in left_out(evidence.stored(name)):
+            print(f"{'':40}{sentence}")
+    print(f"{'all':8}{'':6}{total:12.2f}{'':14}of {BUDGET_HOURS} that a round may take")
     return 0
 
 
 def run_claims(evidence: "Evidence", claims: Sequence[str], arguments: argparse.Namespace) -> int:
     """Runs claims one after the other; with --dry-run only says what is missing."""
+    from ..evidence.calibration import refuse_uncalibrated
     from ..evidence.plan import seconds_left
     from ..evidence.report import state
     from ..evidence.runner import about, in_words, run_claim
@@ -104,6 +114,7 @@ def run_claims(evidence: "Evidence", claims: Sequence[str], arguments: argparse.
             for unit in plan.pending:
                 print(f"  {in_words(unit)}")
             continue
+        refuse_uncalibrated(evidence.folder, name, evidence.settings)
         job = Job(
             claim=name, folder=evidence.folder, work=Path(arguments.out).expanduser(), pictures=evidence.pictures(name),
             data=Path(arguments.data).expanduser() if arguments.data else None,
@@ -121,15 +132,18 @@ def run_claims(evidence: "Evidence", claims: Sequence[str], arguments: argparse.
 
 def facts(claim: str, evidence: "Evidence", arguments: argparse.Namespace) -> dict[str, Any]:
     """The head of a result file: what made it, without paths."""
-    from ..evidence.results import commit_of
+    from ..evidence import load_claim
+    from ..evidence.results import NO_BASE, commit_of
     from ..training.run import made_by
 
     commit, changed = commit_of(evidence.folder)
-    seeds = evidence.settings.seeds
+    seeds, definition = evidence.settings.seeds, load_claim(evidence.folder, claim)
+    on = {"name": evidence.settings.base, "fingerprint": evidence.fingerprint}
     command = f"diffadapt evidence run {claim} --base {evidence.settings.base} --seeds {','.join(map(str, seeds))}"
     return {
         "claim": claim,
-        "base": {"name": evidence.settings.base, "fingerprint": evidence.fingerprint},
+        "base": on if definition.needs_base else {"name": NO_BASE, "fingerprint": NO_BASE},
+        "measures": definition.measures,
         "seeds": list(seeds),
         "commit": commit,
         "uncommitted_changes": changed,
@@ -144,6 +158,7 @@ def report(evidence: "Evidence", claims: Sequence[str], arguments: argparse.Name
 
     page, chapters = write_report(evidence, claims)
     for each in chapters:
-        print(f"{each.id:8}{each.verdict.status:16}{each.verdict.sentence}")
+        paper, goal = each.verdict.paper, each.verdict.goal
+        print(f"{each.id:8}{paper.status:16}{'goal ' + goal.status:16}{paper.sentence}")
     print(page)
     return 0

@@ -1,16 +1,22 @@
 """The papers' claims as experiments: what a definition under `evidence/` needs, and the harness that runs it."""
 
 from ..report.evidence_page import Curve, Forest, Plot, Table, Verdict
-from .claim import Claim, Settings, claim_names, load_claim
+from ..report.finding import Comparison, Finding
+from .calibration import Calibration, calibrate, simulated
+from .claim import Claim, Design, Settings, claim_names, load_claim
 from .context import Context
 from .plan import Evidence, Plan
 from .results import Finished, Results, Unit
 
 __all__ = [
+    "Calibration",
     "Claim",
+    "Comparison",
     "Context",
     "Curve",
+    "Design",
     "Evidence",
+    "Finding",
     "Finished",
     "Forest",
     "Plan",
@@ -20,6 +26,8 @@ __all__ = [
     "Table",
     "Unit",
     "Verdict",
+    "calibrate",
     "claim_names",
     "load_claim",
+    "simulated",
 ]

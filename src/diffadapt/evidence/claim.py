@@ -10,6 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from torch import Generator
+
 from ..errors import Refused
 from ..report.evidence_page import Verdict
 from .results import Results, Unit
@@ -32,14 +34,38 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Design:
+    """What was settled before anything was run.
+
+    Args:
+        resampled: what the intervals draw anew: "subjects", "training seeds and pictures, crossed", "nothing: exact".
+        margin: which difference counts as none, with its unit.
+        half_width: of the 95 % interval that decides, as a pilot predicts it for this many units; None where exact.
+        pilot: what the prediction rests on, in words.
+        seconds: what one unit is expected to take on one core of the machine that the results name; of a unit that is
+            like a stored one, the stored time counts instead.
+    """
+
+    resampled: str
+    margin: str
+    half_width: float | None
+    pilot: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Claim:
     """One experiment; a definition file holds one, named CLAIM.
 
     Args:
         id: "OFT-2", in the file `oft_2.py`.
         title: what is claimed, in a sentence without its full stop.
-        paper: where the paper says so, with its own figures.
-        goal: what counts as reproduced.
+        paper: the paper's claim as the paper makes it, with its place and figures; decides the first verdict.
+        goal: what we hold ourselves to, which may be more; decides the second.
+        design: how it decides.
+        null: (unit, random numbers) -> scores of that unit as they would be if all contenders were the same one, each
+            with another seed. No comparison may come out better or worse in more than a tenth of such experiments.
+        oracle: unit -> scores as they would be if claim and goal held; both verdicts must say so.
         units: (results so far, settings) -> the units wanted. It is called with no results, and again whenever all
             that it asked for is finished, until it asks for nothing new; so a first stage may decide the settings of
             the next. The same results must give the same units.
@@ -47,16 +73,24 @@ class Claim:
             must be left as it was found.
         judge: results, all units finished -> verdict.
         uses: ids of other claims whose results `units` and `judge` read, as `results.of("OFT-2")`.
+        measures: raise it when `run` measures something else under the same units; results of another number do not
+            count, and the report says that they are there.
+        needs_base: False for what stands on no base: no base is loaded, and the results count on every one.
     """
 
     id: str
     title: str
     paper: str
     goal: str
+    design: Design
     units: "Callable[[Results, Settings], Sequence[Unit]]"
     run: "Callable[[Unit, Context], dict[str, Any]]"
     judge: Callable[[Results], Verdict]
+    null: Callable[[Unit, Generator], dict[str, Any]] | None
+    oracle: Callable[[Unit], dict[str, Any]] | None
     uses: tuple[str, ...] = ()
+    measures: int = 1
+    needs_base: bool = True
 
 
 def claim_names(folder: Path) -> list[str]:
@@ -88,6 +122,12 @@ def load_claim(folder: Path, name: str) -> Claim:
     claim = getattr(_module(file), "CLAIM", None)
     if not isinstance(claim, Claim) or claim.id != name:
         raise Refused(f"{file.name} in {folder} must define CLAIM = Claim(id={name!r}, ...)")
+    if claim.null is None or claim.oracle is None:
+        missing = " and no ".join(kind for kind in ("null", "oracle") if getattr(claim, kind) is None)
+        raise Refused(
+            f"{name} has no {missing}, so nobody knows whether it can decide; {file.name} must say what its units "
+            "score when all contenders are one (null) and when the claim holds (oracle)"
+        )
     return claim
 
 

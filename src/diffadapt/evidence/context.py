@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..bases import Base
 from ..errors import Refused
-from .results import Unit, identity
+from .results import NO_BASE, Unit, identity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +15,7 @@ class Context:
     """The surroundings of one unit.
 
     Args:
-        base: loaded, without attachments; to be left so.
+        base: loaded, without attachments; to be left so. None for a claim that needs none.
         claim: id of the claim.
         unit: the unit itself.
         work: folder of all work of all claims, git-ignored; nothing in it is needed to read results.
@@ -23,7 +23,7 @@ class Context:
         data_folder: what --data named, or None.
     """
 
-    base: Base
+    base: Base | None
     claim: str
     unit: Unit
     work: Path
@@ -60,6 +60,7 @@ class Context:
         Its name begins with the unit's values, for people, and ends in what tells it from others.
         """
         place = self.work / (claim or self.claim)
-        mark = hashlib.sha256(f"{self.base.fingerprint} {identity(unit)}".encode()).hexdigest()[:8]
+        on = self.base.fingerprint if self.base else NO_BASE
+        mark = hashlib.sha256(f"{on} {identity(unit)}".encode()).hexdigest()[:8]
         words = "-".join(re.sub(r"[^\w.]+", "-", str(value)).strip("-") for value in unit.values())
         return next(place.glob(f"*-{mark}"), place / f"{words[:60]}-{mark}")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .claim import Claim, Settings, load_claim
-from .results import Finished, Results, Stored, Unit, identity, read_results
+from .results import NO_BASE, Finished, Results, Stored, Unit, identity, read_results
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,10 @@ class Evidence:
     settings: Settings
 
     def stored(self, claim: str) -> Stored:
-        """What the result files of a claim hold."""
-        return read_results(self.results / claim, self.fingerprint)
+        """What the result files of a claim hold, of those that count for this base and this definition."""
+        definition = load_claim(self.folder, claim)
+        on = self.fingerprint if definition.needs_base else NO_BASE
+        return read_results(self.results / claim, on, definition.measures)
 
     def pictures(self, claim: str) -> Path:
         """Where a claim's pictures are."""

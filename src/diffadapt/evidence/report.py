@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..report.evidence_page import Chapter, Verdict, write_evidence
-from ..report.page import duration
-from .claim import load_claim
+from ..report.finding import Finding
+from ..report.page import duration, number
+from .claim import Claim, load_claim
 from .plan import Evidence, Plan
 from .results import Stored
 from .runner import in_words
@@ -29,7 +30,8 @@ def chapter(evidence: Evidence, claim: str) -> Chapter:
     if plan.complete:
         verdict = definition.judge(plan.results)
     else:
-        verdict = Verdict(status="undecided", sentence=f"It {state(plan)}.")
+        open_ = Finding(status="undecided", sentence=f"It {state(plan)}.")
+        verdict = Verdict(paper=open_, goal=open_)
     facts = {
         "seeds": ", ".join(map(str, evidence.settings.seeds)),
         "units": f"{len(plan.results):,}" if len(plan.results) else "",
@@ -47,8 +49,24 @@ def chapter(evidence: Evidence, claim: str) -> Chapter:
         pictures=evidence.pictures(claim),
         facts=[(name, value) for name, value in facts.items() if value],
         commands=commands(evidence, [*definition.uses, claim]),
+        design=designed(definition),
         failed=[(in_words(unit), error) for unit, error in stored.failed.values()],
+        left_out=left_out(stored),
     )
+
+
+def designed(claim: Claim) -> list[tuple[str, str]]:
+    """What a definition settled before it was run, as names and values."""
+    design = claim.design
+    if design.half_width is None:
+        return [("resampled", design.resampled), ("margin", design.margin)]
+    width = f"{number(design.half_width)} ({design.pilot})"
+    return [("resampled", design.resampled), ("margin", design.margin), ("half width expected", width)]
+
+
+def left_out(stored: Stored) -> list[str]:
+    """What lies beside the results that count, one sentence each."""
+    return [f"{count} units were run {why}: not counted here." for why, count in stored.elsewhere.items()]
 
 
 def state(plan: Plan) -> str:

@@ -10,6 +10,7 @@ import json
 import re
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,41 +67,52 @@ class Stored:
         finished: identity -> unit with scores; of a unit that is in several files, the oldest.
         failed: identity -> (unit, its last error), of those that never finished.
         files: what each file says about its making, oldest first.
+        elsewhere: why units in the folder do not count, in words -> how many: made on another base, or by a definition
+            that measured something else.
     """
 
     finished: Mapping[str, Finished] = field(default_factory=dict)
     failed: Mapping[str, tuple[Unit, str]] = field(default_factory=dict)
     files: Sequence[Mapping[str, Any]] = ()
+    elsewhere: Mapping[str, int] = field(default_factory=dict)
 
     def facts(self, name: str) -> list[str]:
         """The distinct values of a fact over the files."""
         return list(dict.fromkeys(str(file[name]) for file in self.files if name in file))
 
 
-def read_results(folder: Path, fingerprint: str) -> Stored:
-    """Reads the files of one claim that were made with one base.
+NO_BASE = "none"  # the fingerprint of results that stand on no base
+
+
+def read_results(folder: Path, fingerprint: str, measures: int = 1) -> Stored:
+    """Reads the files of one claim that were made with one base and measured one thing.
 
     Args:
         folder: `evidence/results/<claim>`; none is no results.
-        fingerprint: the base's.
+        fingerprint: the base's; of `NO_BASE` the files of every base count.
+        measures: `Claim.measures`; files without the entry have 1.
 
     Raises:
         Refused: a file is not JSON, or of a newer format.
     """
     finished: dict[str, Finished] = {}
     failed: dict[str, tuple[Unit, str]] = {}
-    files = []
+    files, elsewhere = [], Counter()
     for path in sorted(folder.glob("*.json"), key=lambda path: path.stem):
         held = read_json(path)
         if held.get("format", 0) > FORMAT:
             raise Refused(f"{path} was written by a newer diffadapt (format {held['format']}); update to read it")
-        if held["base"]["fingerprint"] != fingerprint:
+        if fingerprint != NO_BASE and held["base"]["fingerprint"] != fingerprint:
+            elsewhere[f"on another base ({held['base']['fingerprint']})"] += len(held["units"])
+            continue
+        if held.get("measures", 1) != measures:
+            elsewhere[f"by definition {held.get('measures', 1)}, which measured something else"] += len(held["units"])
             continue
         for row in held["units"]:
             finished.setdefault(identity(row["unit"]), Finished(row["unit"], row["scores"], row["seconds"]))
         failed |= {identity(row["unit"]): (row["unit"], row["error"]) for row in held["failed"]}
         files.append({"file": path.name} | {key: held[key] for key in held if key not in ("units", "failed")})
-    return Stored(finished, {key: each for key, each in failed.items() if key not in finished}, files)
+    return Stored(finished, {key: each for key, each in failed.items() if key not in finished}, files, elsewhere)
 
 
 class ResultFile:

@@ -68,7 +68,7 @@ def work(job: Job, connection: Connection) -> None:
             return
         started = time.perf_counter()
         try:
-            if base is None:
+            if base is None and load_claim(job.folder, job.claim).needs_base:
                 base = load_base(**job.base)
                 started = time.perf_counter()
             scores = run_unit(job, unit, base)
@@ -82,7 +82,7 @@ def work(job: Job, connection: Connection) -> None:
         connection.send(outcome)
 
 
-def run_unit(job: Job, unit: Unit, base: Base) -> dict[str, Any]:
+def run_unit(job: Job, unit: Unit, base: Base | None) -> dict[str, Any]:
     """Runs one unit; a failure leaves its traceback beside the unit's folder."""
     context = Context(base=base, claim=job.claim, unit=unit, work=job.work, pictures=job.pictures, data_folder=job.data)
     try:

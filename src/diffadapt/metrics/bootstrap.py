@@ -11,6 +11,7 @@ Teachers Should Know About the Bootstrap (2015), section 4.2).
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 import torch
@@ -169,6 +170,11 @@ def _nested(values: Tensor) -> Tensor:
 def _nested_draws(values: Tensor, resamples: int, seed: int) -> Tensor:
     """(resamples, S, K) indices into the flattened values: S groups are drawn, then K members of each."""
     groups, members = values.shape
+    return _places(groups, members, resamples, seed)
+
+
+@lru_cache(maxsize=8)
+def _places(groups: int, members: int, resamples: int, seed: int) -> Tensor:
     rows = _draws(groups, resamples, seed)[..., None] * members  # (resamples, S, 1)
     columns = torch.randint(members, (resamples, groups, members), generator=torch.Generator().manual_seed(seed + 1))
     return rows + columns

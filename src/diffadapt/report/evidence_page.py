@@ -5,18 +5,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from markupsafe import Markup
 
 from ..files import write_atomic
 from ..metrics.bootstrap import Interval
+from .finding import Comparison, Finding
 from .page import Picture, embed_picture, number, render
 from .plots import forest_plot, interval_plot
 
 Cell = str | int | float | Interval | None
-Status = Literal["reproduced", "not reproduced", "undecided"]
-COLOURS: dict[Status, str] = {"reproduced": "good", "not reproduced": "bad", "undecided": "undecided"}
+COLOURS = {"reproduced": "good", "met": "good", "not reproduced": "bad", "not met": "bad"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,16 +64,17 @@ class Verdict:
     """What the results of one claim say.
 
     Args:
-        status: "reproduced" when the goal is met with its interval, "not reproduced" when it is missed with its
-            interval, else "undecided".
-        sentence: the figures that decide, in one sentence.
+        paper: whether the paper's claim held.
+        goal: whether our own goal was met, which may ask for more.
+        comparisons: of contenders, the ones that decide; exact claims have none.
         tables: all figures behind it.
         plots: where a drawing says more than a table.
         pictures: (name, caption) of files in `evidence/pictures/<claim>/`.
     """
 
-    status: Status
-    sentence: str
+    paper: Finding
+    goal: Finding
+    comparisons: Sequence[Comparison] = ()
     tables: Sequence[Table] = ()
     plots: Sequence[Plot | Forest] = ()
     pictures: Sequence[tuple[str, str]] = ()
@@ -86,11 +86,13 @@ class Chapter:
 
     Args:
         id, title, paper, goal: as `Claim` has them.
+        design: (name, value) of what was settled before anything was run.
         verdict: what the results say.
         pictures: folder of the verdict's pictures.
         facts: name and value of what made the results.
         commands: how to repeat them.
         failed: (unit in words, error) of those that never finished.
+        left_out: stored results that do not count here, each in a sentence that says why.
     """
 
     id: str
@@ -101,11 +103,15 @@ class Chapter:
     pictures: Path
     facts: Sequence[tuple[str, str]]
     commands: str
+    design: Sequence[tuple[str, str]] = ()
     failed: Sequence[tuple[str, str]] = ()
+    left_out: Sequence[str] = ()
 
     @property
-    def colour(self) -> str:
-        return COLOURS[self.verdict.status]
+    def findings(self) -> list[tuple[str, str, Finding, str]]:
+        """("Paper", its claim, what was found, colour), and the same of our goal."""
+        told = (("Paper", self.paper, self.verdict.paper), ("Our goal", self.goal, self.verdict.goal))
+        return [(who, text, finding, COLOURS.get(finding.status, "undecided")) for who, text, finding in told]
 
     def embedded(self) -> list[tuple[Picture, str]]:
         """The pictures that are there, with their captions."""
@@ -171,11 +177,17 @@ def markdown(chapters: Sequence[Chapter], *, base: str, folder: Path) -> str:
     """The same without plots, to be read where the repository is."""
     lines = ["# What the papers claim", "", f"On the base {base}. Written by `diffadapt evidence report`, which also"]
     lines += ["writes `report.html`, with plots. In brackets: 95 % bootstrap intervals.", ""]
-    verdicts = [(f"{each.id}: {each.title}", each.verdict.status, each.verdict.sentence) for each in chapters]
-    lines += _rows(("claim", "verdict", "figures"), verdicts)
+    verdicts = [
+        (f"{each.id}: {each.title}", each.verdict.paper.status, each.verdict.goal.status, each.verdict.paper.sentence)
+        for each in chapters
+    ]
+    lines += _rows(("claim", "the paper's claim", "our goal", "figures"), verdicts)
     for each in chapters:
-        lines += ["", f"## {each.id}: {each.title}", "", f"- Paper: {each.paper}", f"- Goal: {each.goal}"]
-        lines += [f"- **{each.verdict.status.capitalize()}.** {each.verdict.sentence}", ""]
+        lines += ["", f"## {each.id}: {each.title}", ""]
+        for who, text, finding, _ in each.findings:
+            lines += [f"- {who}: {text}.", f"  **{finding.status.capitalize()}.** {finding.sentence}"]
+        lines += [f"- {name.capitalize()}: {value}" for name, value in each.design]
+        lines += [""]
         for table in each.verdict.tables:
             lines += [f"**{table.title}**", "", *_rows(table.columns, [list(map(cell, row)) for row in table.rows]), ""]
             lines += [table.note, ""] if table.note else []
@@ -183,8 +195,10 @@ def markdown(chapters: Sequence[Chapter], *, base: str, folder: Path) -> str:
             if (each.pictures / name).exists():
                 place = Path(os.path.relpath(each.pictures / name, folder)).as_posix()
                 lines += [f"![{caption}]({place})", "", caption, ""]
-        for unit, error in each.failed:
-            lines += [f"Failed: {unit}: {error}", ""]
+        if each.failed:
+            lines += [f"Units that failed: {len(each.failed)}.", ""]
+            lines += [*(f"- {unit}: {error}" for unit, error in each.failed), ""]
+        lines += [line for sentence in each.left_out for line in (sentence, "")]
         lines += [f"{'; '.join(f'{name}: {value}' for name, value in each.facts)}.", "", "```sh", each.commands, "```"]
     return "\n".join(lines) + "\n"
 

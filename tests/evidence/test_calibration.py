@@ -1,0 +1,65 @@
+"""Every definition is put to a null and an oracle; one that fails, or has none, does not run."""
+
+from pathlib import Path
+
+import pytest
+
+from diffadapt.cli.main import main
+from diffadapt.errors import Refused
+from diffadapt.evidence import Settings, calibrate, claim_names, load_claim, simulated
+
+FOLDER = Path(__file__).parents[2] / "evidence"
+
+
+@pytest.mark.parametrize("name", claim_names(FOLDER))
+def test_a_definition_finds_nothing_in_its_null_and_all_in_its_oracle(name: str):
+    found = calibrate(FOLDER, name)
+    assert found.passed, f"{name}: {found}; {found.oracle.paper.sentence} {found.oracle.goal.sentence}"
+
+
+def change(folder: Path, old: str, new: str) -> None:
+    file = folder / "toy_1.py"
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+
+
+def test_what_finds_a_difference_between_a_contender_and_itself_fails(folder: Path):
+    assert calibrate(folder, "TOY-1").passed
+    other = folder.parent / "biased"
+    folder.rename(other)
+    change(other, 'x = tested[0].scores["score"] - 1.5', 'x = tested[0].scores["score"] - 1.0')  # a bias of .5
+    found = calibrate(other, "TOY-1")
+    assert found.quiet == 0 and not found.passed and found.oracle.paper.status == "reproduced"
+
+
+def test_what_cannot_see_the_claim_when_it_holds_fails(folder: Path):
+    change(folder, 'if tested[0].scores["score"] > 1', 'if tested[0].scores["score"] > 9')
+    found = calibrate(folder, "TOY-1")
+    assert found.quiet == 1 and not found.passed
+
+
+def test_a_definition_that_fails_is_not_run(folder: Path, tiny_folder: Path, capsys):
+    change(folder, 'if tested[0].scores["score"] > 1', 'if tested[0].scores["score"] > 9')
+    command = ["evidence", "run", "TOY-1", "--base", str(tiny_folder), "--device", "cpu", "--folder", str(folder)]
+    assert main([*command, "--out", str(folder / "runs")]) == 2
+    assert "TOY-1 cannot decide and is not run" in capsys.readouterr().err
+    assert not (folder / "results").exists()
+
+
+def test_a_definition_without_a_null_is_refused(folder: Path):
+    change(folder, "null=lambda unit, generator: {\"score\": 1.5}, oracle", "null=None, oracle")
+    with pytest.raises(Refused, match="TOY-1 has no null"):
+        load_claim(folder, "TOY-1")
+
+
+def test_the_null_scores_the_units_of_all_stages(folder: Path):
+    units = [each.unit for each in simulated(folder, "TOY-1", Settings(seeds=(0, 1)))]
+    assert [unit["stage"] for unit in units] == ["tune"] * 3 + ["test"] * 2 and units[-1]["rate"] == 3
+
+
+def test_the_budget_is_known_before_anything_is_run(folder: Path, tiny_folder: Path, capsys):
+    command = ["--base", str(tiny_folder), "--device", "cpu", "--folder", str(folder), "--seeds", "0,1"]
+    assert main(["evidence", "list", *command]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[1].split()[:4] == ["TOY-1", "5", "0.00", "0.250"], said
+    assert "of 25 that a round may take" in said[-1]
