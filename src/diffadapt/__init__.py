@@ -28,11 +28,14 @@ if TYPE_CHECKING:
     from .data.concept import Concept, load_concept
     from .data.control_pairs import ControlPairs, load_control_pairs
     from .data.joined import join_concepts
+    from .data.styles import Styles, load_styles
     from .errors import Failed, Refused
     from .evaluation.evaluate import evaluate
     from .evaluation.evaluate_control import evaluate_control
+    from .evaluation.evaluate_style import evaluate_style
     from .interchange import export_adapter, import_adapter
     from .recipes.control import ControlConfig, train_control
+    from .recipes.style import StyleConfig, train_style
     from .recipes.subject import SubjectConfig, train_subject
     from .sampling.sample import sample
     from .training.run import Run
@@ -53,12 +56,15 @@ _HOME = {
     "Refused": "errors",
     "Run": "training.run",
     "Selective": "adapters",
+    "StyleConfig": "recipes.style",
     "StyleInject": "adapters",
+    "Styles": "data.styles",
     "SubjectConfig": "recipes.subject",
     "Token": "adapters",
     "attach": "adapters",
     "evaluate": "evaluation.evaluate",
     "evaluate_control": "evaluation.evaluate_control",
+    "evaluate_style": "evaluation.evaluate_style",
     "export_adapter": "interchange",
     "import_adapter": "interchange",
     "join_concepts": "data.joined",
@@ -67,8 +73,10 @@ _HOME = {
     "load_captioned": "data.captioned",
     "load_concept": "data.concept",
     "load_control_pairs": "data.control_pairs",
+    "load_styles": "data.styles",
     "sample": "sampling.sample",
     "train_control": "recipes.control",
+    "train_style": "recipes.style",
     "train_subject": "recipes.subject",
 }
 
@@ -88,12 +96,15 @@ __all__ = [
     "Refused",
     "Run",
     "Selective",
+    "StyleConfig",
     "StyleInject",
+    "Styles",
     "SubjectConfig",
     "Token",
     "attach",
     "evaluate",
     "evaluate_control",
+    "evaluate_style",
     "export_adapter",
     "import_adapter",
     "join_concepts",
@@ -102,8 +113,10 @@ __all__ = [
     "load_captioned",
     "load_concept",
     "load_control_pairs",
+    "load_styles",
     "sample",
     "train_control",
+    "train_style",
     "train_subject",
 ]
 

@@ -169,7 +169,7 @@ class Method(ABC):
 
     name: ClassVar[str]
     title: ClassVar[str]
-    recipes: ClassVar[tuple[str, ...]] = ("subject", "control")
+    recipes: ClassVar[tuple[str, ...]] = ("subject", "control", "style")
     needs_word: ClassVar[bool] = False
     replaces_noun: ClassVar[bool] = False
     words_only: ClassVar[bool] = False

@@ -11,8 +11,8 @@
     name = "lora"
     rank = 4
 
-The recipe says which table the data have: [concept] for a subject, [pairs] for control. `diffadapt train` reads it, a
-run writes it, and `diffadapt list options` prints what may stand in it.
+The recipe says which table the data have: [concept] for a subject, [pairs] for control, [style] for styles.
+`diffadapt train` reads the file, a run writes it, and `diffadapt list options` prints what may stand in it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,9 +28,12 @@ from ..controls import SIGNALS
 from ..data.concept import Concept, load_concept
 from ..data.control_pairs import load_control_pairs
 from ..data.joined import join_concepts
+from ..data.shards import load_shards
+from ..data.styles import load_styles
 from ..errors import Refused
 from ..training.run import Run
 from .control import ControlConfig, train_control
+from .style import StyleConfig, train_style
 from .subject import SubjectConfig, train_subject
 
 
@@ -55,6 +58,18 @@ class PairsTable:
     )
     kind: str | None = option(None, f"what the signals of files are, to be scored: {', '.join(SIGNALS)}")
     held_out: int = option(32, "pairs, the last ones, that are not trained on but sampled and scored", low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StyleTable:
+    """The table [style]."""
+
+    folder: str = option(
+        REQUIRED, "folder with captioned pictures of one style, with a folder for each of several, or with shards"
+    )
+    also: tuple[str, ...] = option((), "further folders, each of one style")
+    held_out: int = option(8, "pictures of each style, the last ones, that are kept back to measure by", low=0)
+    shards: bool = option(False, "the folder holds shards (*.tar), which are streamed; nothing is kept back")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +118,18 @@ def _start_control(job: "Job", device: str | None) -> Run:
     )
 
 
+def _start_style(job: "Job", device: str | None) -> Run:
+    table = job.data
+    if table.shards:
+        if table.also:
+            raise Refused("style.also names folders of pictures; with shards = true put all shards into style.folder")
+        styles = load_shards(table.folder)
+    else:
+        styles = load_styles([table.folder, *table.also], held_out=table.held_out)
+    base = job.load_base(device)
+    return train_style(base, styles, method=job.method, out=job.out, seed=job.top.seed, config=job.train)
+
+
 def _methods(recipe: str) -> dict[str, type[Method]]:
     """The methods that a recipe trains, by name."""
     return {name: method for name, method in METHODS.items() if recipe in method.recipes}
@@ -118,6 +145,10 @@ RECIPES: dict[str, Recipe] = {
         doc="a control signal, such as edges, from captioned pictures",
         table="pairs", data=PairsTable, settings=ControlConfig,
         methods={**_methods("control"), ControlNet.name: ControlNet}, start=_start_control,
+    ),
+    "style": Recipe(
+        doc="one or many styles from captioned pictures",
+        table="style", data=StyleTable, settings=StyleConfig, methods=_methods("style"), start=_start_style,
     ),
 }  # fmt: skip
 

@@ -1,0 +1,159 @@
+"""Measures what an adapted base learned of styles, and whether it still follows the prompt.
+
+Protocol: pictures from the captions of held-out pictures of each style, same seeds for the base and the adapted base.
+`style_distance` compares their texture statistics with the held-out pictures' own; alignment is that of picture and
+caption; drift is what changed on prompts that have nothing to do with the style. One style that all prompts should
+take on drifts by design; of many that captions name, what they do not name should stay.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..adapters import Attachment
+from ..bases import Base
+from ..data.captioned import Captioned
+from ..data.picture import to_picture, write_png
+from ..data.prompts import drift_prompts
+from ..data.scenes import world_of
+from ..errors import Refused
+from ..metrics.alignment import text_alignment
+from ..metrics.bootstrap import interval_of_mean
+from ..metrics.drift import drift_features
+from ..metrics.features import load_features
+from ..metrics.frechet import fid
+from ..metrics.style import style_distance
+from ..progress import say
+from ..sampling.sample import adapted, default_line, generate
+
+
+def evaluate_style(
+    base: Base,
+    reference: Mapping[str, Captioned],
+    *,
+    adapters: Sequence[tuple[str | Path | Attachment, float]],
+    most: int = 16,
+    drift_count: int = 16,
+    seed: int = 0,
+    features: str = "",
+    steps: int | None = None,
+    out: str | Path | None = None,
+    quiet: bool = True,
+) -> dict[str, Any]:
+    """Distance to each style, text alignment and drift, with the untouched base's figures beside them.
+
+    Args:
+        base: a loaded base.
+        reference: style -> held-out pictures of it.
+        adapters: (file or attachment, strength) pairs.
+        most: pictures of each style, one from the caption of each held-out picture in turn.
+        drift_count: how many unrelated prompts, one picture each.
+        seed: picture i starts from seed + i, for the base and the adapted base alike.
+        features: encoder by name; empty means the probe on the embedded base, else CLIP ViT-B/32.
+        steps: denoising steps; None means the base's default.
+        out: folder for the pictures, `STYLE/NN-base.png` and `STYLE/NN-adapted.png`; None keeps none.
+        quiet: show no progress.
+
+    Returns:
+        "values" {name: {value, low, high, n, base, better, unit, meaning}} as `evaluate` has them, over all styles;
+        "by_style" {style: {name: {value, base}}}; "features", "protocol"
+
+    Raises:
+        Refused: no held-out picture, an encoder cannot be loaded, or an adapter does not fit.
+    """
+    if not reference or most < 2:
+        raise Refused(f"a style is measured by held-out pictures, 2 or more; got {len(reference)} styles, most={most}")
+    encoder = load_features(
+        features or ("probe" if base.world else "clip:openai/clip-vit-base-patch32"), device=base.device
+    )
+    prompts = {style: [each.caption(i % len(each)) for i in range(most)] for style, each in reference.items()}
+    unrelated = drift_prompts(world_of(base), drift_count, seed)
+    asked = {**prompts, "": unrelated}
+    lines = {
+        name: [default_line(base, prompt, seed + i, steps=steps) for i, prompt in enumerate(each)]
+        for name, each in asked.items()
+    }
+    say(f"evaluating on {2 * sum(map(len, lines.values()))} pictures", quiet=quiet)
+    with adapted(base, [(a, 0.0) for a, _ in adapters if isinstance(a, Attachment)]):
+        before = {name: torch.stack(generate(base, each)) for name, each in lines.items()}
+    with adapted(base, adapters):
+        after = {name: torch.stack(generate(base, each)) for name, each in lines.items()}
+
+    rows: dict[str, dict[str, tuple[Tensor, Tensor]]] = {"style_distance": {}, "text_alignment": {}}  # (adapted, base)
+    distances: dict[str, tuple[float, float]] = {}
+    for style, each in reference.items():
+        own = each.pixels(range(len(each)), base.resolution)
+        pair = (after[style], before[style])
+        maps = encoder.maps(own)
+        rows["style_distance"][style] = _pair(style_distance(encoder.maps(made), maps) for made in pair)
+        seen, target = [encoder.pictures(made) for made in pair], encoder.pictures(own)
+        texts = encoder.texts(prompts[style])
+        rows["text_alignment"][style] = _pair(text_alignment(made, texts) for made in seen)
+        count = min(len(own), most)
+        distances[style] = (fid(seen[0][:count], target[:count]), fid(seen[1][:count], target[:count]))
+        if out:
+            _write(Path(out) / style, *pair)
+
+    groups = torch.arange(len(reference)).repeat_interleave(most) if len(reference) > 1 else None
+    values = {
+        name: _value(*(torch.cat(each) for each in zip(*rows[name].values(), strict=True)), *about, groups, seed)
+        for name, about in MEANINGS.items()
+    }
+    mean_fid = [sum(each[i] for each in distances.values()) / len(distances) for i in (0, 1)]
+    values["style_fid"] = {
+        "value": mean_fid[0], "low": None, "high": None, "n": most, "base": mean_fid[1], "better": "lower", "unit": "",
+        "kind": "fidelity",
+        "meaning": "Frechet distance to held-out pictures of the style, by features (mean over styles); few pictures, "
+        "so compare runs of equal counts only",
+    }  # fmt: skip
+    moved = drift_features(encoder.pictures(after[""]), encoder.pictures(before[""]))
+    values["drift_features"] = _value(moved, None, *DRIFT, None, seed)
+    by_style = {
+        style: {name: _two(*(float(one.mean()) for one in each[style])) for name, each in rows.items()}
+        | {"style_fid": _two(*distances[style])}
+        for style in reference
+    }
+    protocol = {"styles": len(reference), "pictures": most, "drift_prompts": drift_count, "seed": seed}
+    return {"values": values, "by_style": by_style, "features": encoder.name, "protocol": protocol}
+
+
+MEANINGS: dict[str, tuple[str, str, str]] = {  # name -> better, kind, meaning
+    "style_distance": (
+        "lower",
+        "fidelity",
+        "distance of the Gram matrices to the mean of the style's held-out pictures, as a share of that mean",
+    ),
+    "text_alignment": ("near base", "alignment", "does the picture show what its caption says (cosine)"),
+}
+DRIFT = (
+    "lower",
+    "drift",
+    "change of pictures of unrelated prompts, same prompt and seed (cosine distance); a style that all prompts take on "
+    "changes them by design",
+)
+
+
+def _two(value: float, base: float) -> dict[str, float]:
+    return {"value": value, "base": base}
+
+
+def _pair(values: Any) -> tuple[Tensor, Tensor]:
+    first, second = values
+    return first.float(), second.float()
+
+
+def _value(
+    values: Tensor, base: Tensor | None, better: str, kind: str, meaning: str, groups: Tensor | None, seed: int
+) -> dict[str, Any]:
+    row: dict[str, Any] = interval_of_mean(values, groups=groups, seed=seed).as_row()
+    own = {"better": better, "kind": kind, "unit": "", "meaning": meaning}
+    return row | {"base": None if base is None else float(base.mean())} | own
+
+
+def _write(folder: Path, after: Tensor, before: Tensor) -> None:
+    for i, pair in enumerate(zip(after, before, strict=True)):
+        for name, pixels in zip(("adapted", "base"), pair, strict=True):
+            write_png(folder / f"{i:02d}-{name}.png", to_picture(pixels))

@@ -1,0 +1,220 @@
+"""Teaches a base one or many styles from captioned pictures, without a subject and without a new word.
+
+    loss = E |target - f(x_t, t, caption)|^2
+
+The denoising loss on the pictures as their captions say them (StyleInject, arXiv:2401.13942, small-sample and
+large-scale fine-tuning), with any method that needs no word. A few dozen pictures in folders, or shards that are
+streamed. Interrupt at any time; the same call resumes and ends with the same adapter, bit for bit on CPU.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..adapters import Method, StyleInject, attach
+from ..bases import Base
+from ..config import check, dump_toml, option, with_overrides
+from ..data.cache import TensorCache
+from ..data.picture import to_picture, write_png
+from ..data.prompts import spread
+from ..data.shards import Shards
+from ..data.styles import Styles
+from ..errors import Refused
+from ..evaluation.evaluate_style import evaluate_style
+from ..files import write_json
+from ..objectives import Denoising, NoiseSchedule
+from ..progress import say
+from ..sampling.adapter_files import start_from
+from ..training.batches import Batches, Texts
+from ..training.finish import STRENGTHS, complete
+from ..training.fit import fit
+from ..training.learner import make_accelerator, refuse_the_impossible, release
+from ..training.loop_config import LoopConfig
+from ..training.progress_samples import COUNT, ProgressSamples
+from ..training.run import Run, claim_folder, write_run_file
+from ..training.sources import Source
+from ..training.style_pictures import CaptionedPictures, StreamedPictures
+
+COLLAPSED = 0.1  # share of log2 n below which the routers' entropy means that one branch is left
+
+
+@dataclass(frozen=True, kw_only=True)
+class StyleConfig(LoopConfig):
+    """Settings of `train_style`; the defaults suit a few dozen pictures on the embedded base."""
+
+    caption_dropout: float = option(0.1, "share of captions replaced by the empty prompt", low=0, high=1)
+    evaluation_pictures: int = option(
+        16, "pictures of each style that are made and measured at the end, 2 or more; 0 measures nothing", low=0
+    )
+
+
+def train_style(
+    base: Base,
+    styles: Styles | Shards,
+    *,
+    method: Method,
+    out: str | Path,
+    seed: int = 0,
+    config: StyleConfig | None = None,
+    watch: Callable[[int, float], None] | None = None,
+    quiet: bool = False,
+    **overrides: Any,
+) -> Run:
+    """Learns the styles of captioned pictures and writes the run's folder.
+
+    Args:
+        base: a loaded base without attachments.
+        styles: what `load_styles` returned, one style or many; or shards from `load_shards`, which are streamed and
+            leave nothing to measure by.
+        method: for example `StyleInject()` or `LoRA(rank=12)`.
+        out: the run's folder: new, empty, or that of the same run, which is then resumed.
+        seed: of everything random.
+        config: settings; `overrides` replace single ones, for example steps=200.
+        watch: called with (step, loss) after every step.
+        quiet: print nothing.
+
+    Returns:
+        the run: folder, adapter file, metrics, report
+
+    Raises:
+        Refused: settings that cannot be met; a picture that cannot be used; a folder in use by another run.
+        Failed: the loss is not a number (the last good checkpoint stays), a picture or shard is gone or truncated, the
+            disk is full.
+    """
+    started = time.time()
+    config = with_overrides(config or StyleConfig(), overrides)
+    check(method)
+    refuse_the_impossible(base, config)
+    if "style" not in method.recipes:
+        raise Refused(f"method {method.name!r} cannot learn a style; use style_inject, lora or oft")
+    accelerator = make_accelerator(base, config)
+    is_main = accelerator.is_main_process
+    quiet = quiet or not is_main
+    folder, resolution = Path(out), config.resolution or base.resolution
+    settings = {"seed": seed, "method": {"name": method.name, **asdict(method)}, "train": config}
+
+    # --- what trains: first, so that what does not fit is refused before anything is written ------------------------
+    attachment = attach(base, method, list(config.roles) or None, seed=seed)
+    try:
+        start_from({"adapter": attachment}, config.start_from)
+        if is_main:
+            claim_folder(folder, dump_toml({"base": base.fingerprint, **settings, "style": _identity(styles)}))
+            job = {"recipe": "style", "base": base.name, "out": str(folder), **settings, "style": _table(styles)}
+            write_run_file(folder, base, dump_toml(job))
+        for note in [*styles.notes, *_doubts(styles, method)]:
+            say(f"note: {note}", quiet=quiet)
+
+        # --- batches and objective ------------------------------------------------------------------------------------
+        source: Source
+        if isinstance(styles, Shards):
+            source = StreamedPictures(
+                base, styles, resolution=resolution, caption_dropout=config.caption_dropout, seed=seed,
+                process=accelerator.process_index, processes=accelerator.num_processes,
+            )  # fmt: skip
+            captions = source.first_captions(COUNT)
+        else:
+            source = CaptionedPictures(
+                base, styles.pictures, resolution=resolution, caption_dropout=config.caption_dropout, seed=seed,
+                process=accelerator.process_index, cache=TensorCache(folder / "cache" if is_main else None),
+            )  # fmt: skip
+            captions = styles.captions()
+            if is_main:
+                _write_pictures(folder, styles, resolution)
+        schedule = NoiseSchedule(alphas_cumprod=base.alphas_cumprod, prediction_type=base.prediction_type)
+        objective = Denoising(schedule, snr_gamma=config.snr_gamma)
+        batches = Batches(
+            base, objective, {"target": source}, Texts(base, source.captions() or None),
+            batch_size=config.batch_size, parts=config.gradient_accumulation, seed=seed,
+            process=accelerator.process_index,
+        )  # fmt: skip
+
+        # --- the loop -------------------------------------------------------------------------------------------------
+        asked = spread(captions, COUNT)
+        samples = ProgressSamples(base, folder, asked, asked, seed) if is_main and config.sample_every else None
+        facts = fit(
+            base, {"adapter": attachment}, batches, objective,
+            config=config, groups=[{"params": list(attachment.parameters()), "peak": config.learning_rate}],
+            folder=folder, accelerator=accelerator, settings=dump_toml(settings), seed=seed, samples=samples,
+            watch=watch, quiet=quiet,
+        )  # fmt: skip
+    finally:
+        release(base, [attachment])
+    accelerator.wait_for_everyone()
+    if not is_main:
+        return Run(folder)
+
+    # --- what follows ---------------------------------------------------------------------------------------------
+    if note := collapse(folder, method):
+        facts["notes"] = [note]
+        say(f"note: {note}", quiet=quiet)
+    if samples:
+        samples.save_strengths(folder / "adapter.safetensors", STRENGTHS)
+    held_out = {} if isinstance(styles, Shards) else styles.held_out
+
+    def measure() -> dict[str, Any]:
+        return evaluate_style(
+            base, held_out, adapters=[(folder / "adapter.safetensors", 1.0)], most=config.evaluation_pictures,
+            seed=seed, out=folder / "styles", quiet=quiet,
+        )  # fmt: skip
+
+    measured = measure if held_out and config.evaluation_pictures else None
+    return complete(folder, measured, facts=facts, started=started, quiet=quiet)
+
+
+def collapse(folder: Path, method: Method) -> str:
+    """One sentence when the routers of a StyleInject run ended with one branch in use, "" otherwise."""
+    if not isinstance(method, StyleInject) or method.branches == 1:
+        return ""
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-50:]]
+    bits = [row["router_entropy"] for row in rows if "router_entropy" in row]
+    mean, most = sum(bits) / max(len(bits), 1), math.log2(method.branches)
+    if not bits or mean >= COLLAPSED * most:
+        return ""
+    return (
+        f"the routers use one of {method.branches} branches (entropy {mean:.2f} of {most:.2f} bits over the last "
+        f"{len(bits)} steps); lower learning_rate, raise temperature, or take branches = 1"
+    )
+
+
+# --- the parts, in the order of their use -----------------------------------------------------------------------------
+
+
+def _doubts(styles: Styles | Shards, method: Method) -> list[str]:
+    """What may not be meant, as sentences."""
+    if isinstance(styles, Shards) or len(styles.pictures) > 1:
+        return []
+    if not isinstance(method, StyleInject) or method.branches == 1:
+        return []
+    return [f"one style for {method.branches} branches: they can only tell its pictures apart; see method.branches"]
+
+
+def _identity(styles: Styles | Shards) -> dict[str, Any]:
+    """What tells these pictures from others, for the check that a folder is resumed with the same."""
+    if isinstance(styles, Shards):
+        return {"shards": [path.name for path in styles.paths]}
+    parts: dict[str, Any] = {name: len(each) for name, each in styles.pictures.items()}
+    return {"pictures": parts, "held_out": {name: len(each) for name, each in styles.held_out.items()}}
+
+
+def _table(styles: Styles | Shards) -> Mapping[str, Any]:
+    """The table [style] of run.toml."""
+    if isinstance(styles, Shards):
+        return {"folder": str(styles.paths[0].parent), "shards": True}
+    first, *more = [str(each.folder) for each in styles.pictures.values()]
+    kept = next((len(each) for each in styles.held_out.values()), 0)
+    return {"folder": first, "also": more, "held_out": kept}
+
+
+def _write_pictures(folder: Path, styles: Styles, resolution: int) -> None:
+    """Writes the first pictures of each style as a report shows them."""
+    few, rows = max(1, COUNT // len(styles.pictures)), []
+    for name, each in styles.pictures.items():
+        for i in range(min(few, len(each))):
+            pixels = each.pixels([i], resolution)[0]
+            write_png(folder / "concept" / f"{len(rows):02d}.png", to_picture(pixels))
+            rows.append({"file": f"{name}/{each.examples[i].path.name}", "caption": each.caption(i)})
+    write_json(folder / "concept" / "crops.json", rows)
