@@ -33,12 +33,12 @@ def step_seconds(steps: int) -> list[float]:
     optimizer = torch.optim.AdamW(attachment.parameters(), lr=1e-4)
     side, channels = base.denoiser.config.sample_size, base.denoiser.config.in_channels
     latents, timesteps = torch.randn(8, channels, side, side), torch.randint(0, 1000, (8,))
-    text = base.encode_prompts(["a photo"] * 8).detach()
+    condition = base.condition(["a photo"] * 8).detach()
     seconds = []
     for _ in range(2 + steps):
         start = time.perf_counter()
         optimizer.zero_grad()
-        base.denoise(latents, timesteps, text).square().mean().backward()
+        base.denoise(latents, timesteps, condition).square().mean().backward()
         optimizer.step()
         seconds.append(time.perf_counter() - start)
     return seconds[2:]

@@ -29,6 +29,7 @@ from torch import nn
 
 from diffadapt.adapters import Method, Perfusion, SideInputs, Token, attach
 from diffadapt.bases import Base, load_base
+from diffadapt.conditioning import Conditioning
 from diffadapt.files import write_json
 from diffadapt.sampling import sample as sampling
 from diffadapt.training.run import made_by
@@ -72,7 +73,7 @@ def lucidrains(base: Base, args: argparse.Namespace) -> Callable[[], object]:
 
     length, c = base.tokenizer.model_max_length, base.covariance()
     matrix = (c.matrix + c.ridge * torch.eye(len(c.matrix))).float()
-    e = base.encode_prompts(["a animal"])[0, 2].detach()
+    e = base.condition(["a animal"]).text[0, 2].detach()
     for role in ROLES:
         for path in base.roles[role]:
             layer = base.module(path)
@@ -109,11 +110,11 @@ def trainers(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
     side = floor_base.denoiser.config.sample_size
     noisy = torch.randn(n, floor_base.denoiser.config.in_channels, side, side, generator=generator)
     wanted, times = torch.randn(noisy.shape, generator=generator), torch.linspace(50, 950, n).long()
-    text = floor_base.encode_prompts(["a animal on a red background"] * n).detach()
+    text = floor_base.condition(["a animal on a red background"] * n).text.detach()
 
     def floor() -> None:
         x = noisy.clone().requires_grad_()
-        (floor_base.denoise(x, times, text) - wanted).square().mean().backward()
+        (floor_base.denoise(x, times, Conditioning(text=text)) - wanted).square().mean().backward()
 
     def training(method: Method) -> Callable[[], None]:
         base = load_base("embedded")
@@ -126,7 +127,7 @@ def trainers(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
             optimizer.zero_grad()
             encoded = base.encode_ids(ids[:1]).expand(n, -1, -1)  # a recipe encodes each distinct prompt once
             attachment.begin(SideInputs(token_ids=ids, text=encoded))
-            (base.denoise(noisy, times, encoded) - wanted).square().mean().backward()
+            (base.denoise(noisy, times, Conditioning(text=encoded)) - wanted).square().mean().backward()
             optimizer.step()
             attachment.project_()
 

@@ -117,8 +117,8 @@ class Contender:
             inputs = [torch.randn(shape, generator=generator).to(base.device, base.dtype)]
             timesteps = torch.randint(0, base.num_train_timesteps, (args.batch,), generator=generator).to(base.device)
             with torch.no_grad():
-                text = base.encode_prompts(["a cat on a red background"] * args.batch)
-            self.loss = lambda: base.denoise(inputs[0], timesteps, text).float().square().mean()
+                condition = base.condition(["a cat on a red background"] * args.batch)
+            self.loss = lambda: base.denoise(inputs[0], timesteps, condition).float().square().mean()
         else:
             module = Blocks(args.side).to(device)
             shapes = [(args.batch, tokens, width) for tokens, width in zip(module.tokens, WIDTHS, strict=True)]

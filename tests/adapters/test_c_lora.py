@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from diffadapt.adapters import CLoRA, LoRA, attach
 from diffadapt.adapters.c_lora import CLoRAAdapter
+from diffadapt.conditioning import Conditioning
 from diffadapt.errors import Refused
 
 OUT, IN, RANK = 10, 7, 3
@@ -409,8 +410,8 @@ def test_keys_and_values_of_cross_attention_train_and_nothing_else_gets_a_gradie
     width = base.module(tables[0]).innermost().weight.shape[1]
     assert sum(p.numel() for p in attachment.parameters()) == sum(2 * sum(shape) for shape in shapes) + width
     side = base.denoiser.config.sample_size
-    text = base.encode_prompts(["a <new>"])
-    base.denoise(torch.randn(1, 4, side, side), torch.tensor([300]), text).square().mean().backward()
+    text = base.condition(["a <new>"]).text
+    base.denoise(torch.randn(1, 4, side, side), torch.tensor([300]), Conditioning(text=text)).square().mean().backward()
     own = {id(parameter) for parameter in attachment.parameters()}
     parts = (base.denoiser, base.text_encoder, base.vae)
     assert not [1 for part in parts for p in part.parameters() if p.grad is not None and id(p) not in own]

@@ -5,6 +5,7 @@ import torch
 
 from diffadapt.adapters import RANDOM_START, CLoRA, Token, attach, load_adapter
 from diffadapt.adapters.token import TokenAdapter
+from diffadapt.conditioning import Conditioning
 from diffadapt.errors import Refused
 
 PROMPTS = ["a <one>", "a <two> on a <one>"]
@@ -48,7 +49,7 @@ def test_rows_of_past_tokens_stay_bit_for_bit_under_weight_decay(base):
     optimizer = torch.optim.AdamW(attachment.parameters(), lr=0.1, weight_decay=0.5)
     for _ in range(3):
         optimizer.zero_grad()
-        base.encode_prompts(PROMPTS).square().sum().backward()
+        base.condition(PROMPTS).text.square().sum().backward()
         optimizer.step()
     assert torch.equal(table.past, before) and torch.equal(table.rows()[:1], before)
     assert table.vectors.shape[0] == 1 and not torch.equal(table.vectors[0], table.initial[1])
@@ -69,11 +70,11 @@ def test_a_sequence_comes_back_from_its_file_at_every_strength(base, tmp_path, m
     attachment.save(tmp_path / "a.safetensors")
     state = {key: value.clone() for key, value in attachment.state_dict().items()}
     attachment.strength = strength
-    expected = base.encode_prompts(PROMPTS)
+    expected = base.condition(PROMPTS).text
     attachment.detach()
     loaded = load_adapter(base, tmp_path / "a.safetensors")
     loaded.strength = strength
-    assert torch.equal(base.encode_prompts(PROMPTS), expected) and list(loaded.tokens) == ["<one>", "<two>"]
+    assert torch.equal(base.condition(PROMPTS).text, expected) and list(loaded.tokens) == ["<one>", "<two>"]
     assert all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
     assert loaded.state_dict().keys() == state.keys()
     loaded.detach()
@@ -84,9 +85,9 @@ def test_a_sequence_goes_on_from_its_file(base, tmp_path):
     attachment.save(tmp_path / "a.safetensors")
     attachment.detach()
     loaded = load_adapter(base, tmp_path / "a.safetensors")
-    before = base.encode_prompts(PROMPTS).detach()
+    before = base.condition(PROMPTS).text.detach()
     loaded.fold_({"<three>": RANDOM_START}, seed=5)
-    assert torch.equal(base.encode_prompts(PROMPTS), before) and list(loaded.tokens) == ["<one>", "<two>", "<three>"]
+    assert torch.equal(base.condition(PROMPTS).text, before) and list(loaded.tokens) == ["<one>", "<two>", "<three>"]
     assert {each.tasks for each in loaded.adapters.values() if not isinstance(each, TokenAdapter)} == {2}
     loaded.detach()
 
@@ -118,11 +119,11 @@ def test_a_token_for_an_attachment_that_learned_none_is_refused(base):
 
 def test_an_observing_block_leaves_no_hook_behind(base):
     attachment = attach(base, CLoRA(rank=1, importance="inputs"))
-    text = base.encode_prompts(["a cat", "a dog"])
+    text = base.condition(["a cat", "a dog"]).text
     side = base.denoiser.config.sample_size
     with attachment.observing():
-        base.denoise(torch.zeros(2, 4, side, side), torch.tensor([5, 5]), text)
-    base.denoise(torch.zeros(2, 4, side, side), torch.tensor([5, 5]), text)
+        base.denoise(torch.zeros(2, 4, side, side), torch.tensor([5, 5]), Conditioning(text=text))
+    base.denoise(torch.zeros(2, 4, side, side), torch.tensor([5, 5]), Conditioning(text=text))
     layers = list(attachment.adapters.values())
     assert all(not layer._forward_pre_hooks for layer in layers)
     rows = text.flatten(0, 1)

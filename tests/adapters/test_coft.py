@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from diffadapt.adapters import OFT, attach, load_adapter, read_adapter
 from diffadapt.adapters.oft import OFTAdapter, skew
+from diffadapt.conditioning import Conditioning
 from diffadapt.errors import Refused
 
 RADII = {"angle": 20.0, "frobenius": 0.4, "official": 2e-3, "peft": 0.3}  # each binds in the trainings below
@@ -184,8 +185,8 @@ def test_a_saved_file_is_inside_and_says_its_convention(base, tmp_path, constrai
     method = OFT(blocks=2, constraint=constraint, radius=radius)
     attachment = attach(base, method, ["cross_attention.*"])
     optimizer = torch.optim.SGD(attachment.parameters(), lr=1e6)
-    text = base.encode_prompts(["a cat"])
-    base.denoise(torch.randn(1, 4, 16, 16), torch.tensor([9]), text).square().mean().backward()
+    text = base.condition(["a cat"]).text
+    base.denoise(torch.randn(1, 4, 16, 16), torch.tensor([9]), Conditioning(text=text)).square().mean().backward()
     optimizer.step()
     blocks = {f"{path}.q": (a.block_size, a.blocks) for path, a in attachment.adapters.items()}
     assert all(share_of_radius(q, method, *blocks[n]).max() > 1 for n, q in attachment.named_parameters())

@@ -28,6 +28,7 @@ from diffadapt.adapters import (
     load_adapter,
 )
 from diffadapt.adapters.hint import SIGNAL
+from diffadapt.conditioning import Conditioning
 from diffadapt.errors import Refused
 
 CASES = {
@@ -84,7 +85,7 @@ def answer(base, prompts: list[str]) -> Tensor:
     text = base.encode_ids(ids)
     for attachment in base.attachments:
         attachment.begin(SideInputs(timesteps=timesteps, token_ids=ids, text=text, control={SIGNAL: signal}))
-    return base.denoise(latents, timesteps, text)
+    return base.denoise(latents, timesteps, Conditioning(text=text))
 
 
 def weights(base) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ def output(base, control=None, rows: int = 2):
     for attachment in base.attachments:
         attachment.begin(SideInputs(control=control))
     with torch.no_grad():
-        return base.denoise(noisy, torch.tensor([10, 700])[:rows], base.encode_prompts(["a cat", "a dog"][:rows]))
+        return base.denoise(noisy, torch.tensor([10, 700])[:rows], base.condition(["a cat", "a dog"][:rows]))
 
 
 def moved(attachment):
@@ -103,7 +103,7 @@ def test_what_follows_depends_on_the_signal_and_each_parameter_gets_a_gradient(b
     attachment = moved(attach(base, TINY))
     assert not torch.equal(output(base, signal()), output(base, {"hint": signal()["hint"].flip(3)}))
     attachment.begin(SideInputs(control=signal()))
-    base.denoise(torch.randn(2, 4, 16, 16), torch.tensor([5, 9]), base.encode_prompts(["a", "b"])).sum().backward()
+    base.denoise(torch.randn(2, 4, 16, 16), torch.tensor([5, 9]), base.condition(["a", "b"])).sum().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in attachment.parameters())
 
 
@@ -113,7 +113,7 @@ def test_the_signal_is_encoded_once_for_all_denoising_steps(base, monkeypatch):
     adapter.encoder[0].register_forward_hook(lambda *_: calls.append(1))
     adapter.receive(SideInputs(control=signal(1)))
     for _ in range(3):
-        base.denoise(torch.randn(1, 4, 16, 16), torch.tensor([5]), base.encode_prompts(["a"]))
+        base.denoise(torch.randn(1, 4, 16, 16), torch.tensor([5]), base.condition(["a"]))
     assert len(calls) == 1
 
 
@@ -158,7 +158,7 @@ def test_a_signal_that_does_not_fit_is_refused(base, control, says):
 def test_without_a_begin_there_is_no_signal_to_follow(base):
     attach(base, TINY)
     with pytest.raises(Refused, match="no control signal yet"):
-        base.denoise(torch.randn(1, 4, 16, 16), torch.tensor([5]), base.encode_prompts(["a"]))
+        base.denoise(torch.randn(1, 4, 16, 16), torch.tensor([5]), base.condition(["a"]))
 
 
 def test_it_depends_on_its_input_and_cannot_be_merged(base):

@@ -12,6 +12,7 @@ from torch.func import functional_call
 from diffadapt.adapters import OFT, SideInputs, attach
 from diffadapt.adapters import oft as module
 from diffadapt.adapters.oft import OFTAdapter, _Cayley, _Rotate, skew
+from diffadapt.conditioning import Conditioning
 
 ORTHOGONAL, COSINES = 5e-6, 1e-6
 
@@ -106,9 +107,9 @@ def loss(attachment) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     base = attachment.base
     with torch.no_grad():
-        text = base.encode_prompts(["a cat", "a dog on a red background"])
+        text = base.condition(["a cat", "a dog on a red background"]).text
     latents = torch.randn(2, 4, 16, 16, generator=generator)
-    return base.denoise(latents, torch.tensor([10, 700]), text).square().mean()
+    return base.denoise(latents, torch.tensor([10, 700]), Conditioning(text=text)).square().mean()
 
 
 def gradients(attachment) -> list[Tensor]:

@@ -8,6 +8,7 @@ from perfusion_cases import concept, equation_3, exact, given, prepared, project
 
 from diffadapt.adapters import Perfusion, attach, load_adapter
 from diffadapt.adapters.perfusion import PerfusionAdapter
+from diffadapt.conditioning import Conditioning
 from diffadapt.errors import Refused
 
 EVERYWHERE = {"prompt_gate": False, "edit_start": True}
@@ -109,9 +110,9 @@ def test_6_a_prompt_without_the_concept_is_the_bases_bit_for_bit(tiny_base, meth
 
     def answer(text):
         with torch.no_grad():
-            return base.denoise(noisy, times, text)
+            return base.denoise(noisy, times, Conditioning(text=text))
 
-    before_text = base.encode_prompts(prompts)
+    before_text = base.condition(prompts).text
     before = answer(before_text)
     attachment = concept(base, method)
     text = given(base, prompts)
@@ -194,7 +195,7 @@ def test_13_only_the_word_and_the_values_train(tiny_base):
         noisy = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(step))
         text = given(base, PROMPTS)
         optimizer.zero_grad()
-        base.denoise(noisy, torch.tensor([10, 500]), text).square().mean().backward()
+        base.denoise(noisy, torch.tensor([10, 500]), Conditioning(text=text)).square().mean().backward()
         assert all(p.grad is not None and p.grad.abs().max() > 0 for p in attachment.parameters())
         optimizer.step()
         attachment.project_()
@@ -324,7 +325,7 @@ def test_20_an_edit_without_a_gate_can(base):
 def test_24_a_global_lock_takes_all_keys_from_the_categorys_prompt(base, kind):
     attachment = concept(base, Perfusion(key_lock="global", global_key=kind))
     text = given(base, PROMPTS)
-    category = base.encode_prompts([prompt.replace("<x>", "cat") for prompt in PROMPTS])
+    category = base.condition([prompt.replace("<x>", "cat") for prompt in PROMPTS]).text
     values = [adapter(text) for _, adapter in projections(attachment, "value")]
     for _, adapter in projections(attachment, "key"):
         same = torch.equal(adapter(text), adapter.layer(category))
@@ -357,7 +358,7 @@ def test_strength_zero_is_the_category_and_the_base(base):
     attachment = concept(base)
     attachment.strength = 0
     text = given(base, prompts)
-    torch.testing.assert_close(text, base.encode_prompts(["a photo of a cat"]), atol=1e-10, rtol=0)
+    torch.testing.assert_close(text, base.condition(["a photo of a cat"]).text, atol=1e-10, rtol=0)
     assert all(torch.equal(a(text), a.layer(text)) for _, a in projections(attachment, "value"))
 
 

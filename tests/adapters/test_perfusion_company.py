@@ -117,7 +117,7 @@ def test_11_orthogonal_concepts_do_not_touch_each_other(base):
 def test_17_a_batch_of_prompts_with_none_to_three_concepts_is_each_prompt_by_itself(tiny_base):
     base = prepared(tiny_base)
     company(base)
-    text = base.encode_prompts(PROMPTS).detach()
+    text = base.condition(PROMPTS).text.detach()
     given(base, PROMPTS, text)
     together = values(base, text)
     for i, prompt in enumerate(PROMPTS):
@@ -129,7 +129,7 @@ def test_17_a_batch_of_prompts_with_none_to_three_concepts_is_each_prompt_by_its
 def test_17_concepts_that_are_not_in_the_prompt_change_nothing(tiny_base):
     base = prepared(tiny_base)
     company(base)
-    text = base.encode_prompts(PROMPTS).detach()
+    text = base.condition(PROMPTS).text.detach()
     given(base, PROMPTS, text)
     before = values(base, text)
     for i in range(3, 40):

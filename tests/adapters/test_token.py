@@ -7,21 +7,21 @@ from diffadapt.errors import Refused
 
 def test_a_new_token_starts_as_its_initial_text(base):
     with torch.no_grad():
-        expected = base.encode_prompts(["a cat on a red background"])
+        expected = base.condition(["a cat on a red background"]).text
     attachment = attach(base, Token(), tokens={"<biscuit>": "cat"})
     with torch.no_grad():
-        torch.testing.assert_close(base.encode_prompts(["a <biscuit> on a red background"]), expected)
+        torch.testing.assert_close(base.condition(["a <biscuit> on a red background"]).text, expected)
     attachment.detach()
 
 
 def test_prompts_without_the_token_stay_bit_for_bit(base):
     with torch.no_grad():
-        expected = base.encode_prompts(["a dog", ""])
+        expected = base.condition(["a dog", ""]).text
     attachment = attach(base, Token(vectors=3), tokens={"<biscuit>": "cat"})
     with torch.no_grad():
         for parameter in attachment.parameters():
             parameter += 1
-        assert torch.equal(base.encode_prompts(["a dog", ""]), expected)
+        assert torch.equal(base.condition(["a dog", ""]).text, expected)
     attachment.detach()
 
 

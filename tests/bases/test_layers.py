@@ -120,10 +120,10 @@ def test_paths_stay_valid_under_wrappers_on_leaves_and_on_blocks(tiny_base):
 def test_what_is_replaced_is_what_runs(tiny_base, pattern):
     latents, text = torch.randn(1, 4, 16, 16), ["a cat"]
     with torch.no_grad():
-        before = tiny_base.denoise(latents, torch.tensor([500]), tiny_base.encode_prompts(text))
+        before = tiny_base.denoise(latents, torch.tensor([500]), tiny_base.condition(text))
         for path in tiny_base.select([pattern]):
             tiny_base.replace_(path, nn.Sequential(tiny_base.module(path), nn.Dropout(1.0)).train())
-        after = tiny_base.denoise(latents, torch.tensor([500]), tiny_base.encode_prompts(text))
+        after = tiny_base.denoise(latents, torch.tensor([500]), tiny_base.condition(text))
     assert not torch.equal(before, after)
 
 

@@ -76,7 +76,7 @@ def test_the_prediction_type_can_be_overruled_for_training_and_sampling_alike(ti
 def test_half_precision_on_disk_is_float32_on_the_cpu_and_the_same_base(half_folder, tiny_folder):
     base = load_base(half_folder, device="cpu")
     assert {weight.dtype for weight in base.denoiser.parameters()} == {torch.float32}
-    assert base.encode_prompts(["a cat"]).dtype == torch.float32
+    assert base.condition(["a cat"]).text.dtype == torch.float32
     assert base.fingerprint == load_base(tiny_folder, device="cpu").fingerprint
 
 
@@ -107,7 +107,7 @@ def test_a_single_file_gives_the_same_base_as_its_folder(tiny_file, tiny_folder,
     assert base.fingerprint == tiny_base.fingerprint
     pixels = torch.rand(1, 3, 32, 32)
     assert torch.equal(base.encode_pictures(pixels), tiny_base.encode_pictures(pixels))
-    assert torch.equal(base.encode_prompts(["a red cat"]), tiny_base.encode_prompts(["a red cat"]))
+    assert torch.equal(base.condition(["a red cat"]).text, tiny_base.condition(["a red cat"]).text)
 
 
 @pytest.mark.parametrize("folder", ["tiny_folder", "tiny_v_folder"])
@@ -141,6 +141,4 @@ def test_every_precision_on_the_gpu_is_the_same_base(dtype, tiny_folder):
     assert base.dtype == getattr(torch, dtype) and base.device.type == "cuda"
     assert base.fingerprint == load_base(tiny_folder, device="cpu").fingerprint
     latents = torch.randn(1, 4, 16, 16, device="cuda")
-    assert (
-        base.denoise(latents, torch.tensor([5], device="cuda"), base.encode_prompts(["a cat"])).dtype == torch.float32
-    )
+    assert base.denoise(latents, torch.tensor([5], device="cuda"), base.condition(["a cat"])).dtype == torch.float32

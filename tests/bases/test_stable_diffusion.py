@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from diffadapt.bases import load_base
+from diffadapt.conditioning import Conditioning
 from diffadapt.errors import Refused
 
 BOTH = pytest.mark.parametrize("fixture", ["tiny_base", "tiny_v_base"])
@@ -16,7 +17,7 @@ BOTH = pytest.mark.parametrize("fixture", ["tiny_base", "tiny_v_base"])
 def test_prompts_are_encoded_as_the_pipeline_does(fixture, request):
     base = request.getfixturevalue(fixture)
     prompts = ["a photo of a cat", "", "a red dog on a blue background " * 5]  # the last one is cut
-    text = base.encode_prompts(prompts)
+    text = base.condition(prompts).text
     assert text.shape == (3, 16, 32) and base.tokenize(prompts).dtype == torch.long
     theirs = base.pipeline.encode_prompt(prompts[:2], "cpu", 1, False)[0]
     assert torch.equal(text[:2], theirs)
@@ -73,12 +74,12 @@ def test_pictures_in_another_range_are_refused(tiny_base):
 def test_denoise_is_the_unet_and_carries_gradient_to_the_text_only_when_asked(fixture, request):
     base = request.getfixturevalue(fixture)
     noisy, timesteps = torch.randn(2, 4, 16, 16), torch.tensor([3, 900])
-    text = base.encode_prompts(["a cat", "a dog"])
+    text = base.condition(["a cat", "a dog"]).text
     assert not text.requires_grad
-    predicted = base.denoise(noisy, timesteps, text)
+    predicted = base.denoise(noisy, timesteps, Conditioning(text=text))
     assert predicted.shape == noisy.shape and not predicted.requires_grad
     assert torch.equal(predicted, base.denoiser(noisy, timesteps, text).sample)
-    base.denoise(noisy, timesteps, text.requires_grad_()).square().mean().backward()
+    base.denoise(noisy, timesteps, Conditioning(text=text.requires_grad_())).square().mean().backward()
     assert text.grad is not None and text.grad.abs().sum() > 0
 
 
@@ -110,7 +111,7 @@ def test_a_base_with_new_tokens_merged_is_saved_with_them(tiny_base, tmp_path):
     tiny_base.tokenizer = tokenizer
     tiny_base.save(tmp_path / "merged")
     again = load_base(tmp_path / "merged", device="cpu")
-    assert torch.equal(again.encode_prompts(["a <biscuit> cat"]), tiny_base.encode_prompts(["a <biscuit> cat"]))
+    assert torch.equal(again.condition(["a <biscuit> cat"]).text, tiny_base.condition(["a <biscuit> cat"]).text)
     assert again.fingerprint != tiny_base.fingerprint
 
 

@@ -32,7 +32,7 @@ PROMPTS = ["a cat", "a dog on a red background"]
 
 def words(base):
     with torch.no_grad():
-        return base.encode_prompts(PROMPTS)
+        return base.condition(PROMPTS).text
 
 
 @pytest.fixture

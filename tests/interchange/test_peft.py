@@ -96,7 +96,7 @@ def test_the_text_encoder_has_a_directory_of_its_own(base, saved, tmp_path):
         answer = theirs(base.tokenize(prompts)).last_hidden_state
         base.pipeline.text_encoder = theirs.unload()
         attachment = load_adapter(base, file)
-        torch.testing.assert_close(base.encode_prompts(prompts), answer, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(base.condition(prompts).text, answer, rtol=1e-5, atol=1e-5)
     attachment.detach()
     import_adapter(base, tmp_path / "out", tmp_path / "back.safetensors")
     same(base, file, tmp_path / "back.safetensors")

@@ -34,10 +34,10 @@ def test_a_word_here_is_what_it_is_in_diffusers(base, tmp_path):
     (file,), _ = import_adapter(base, theirs, tmp_path / "ours.safetensors")
     attachment = load_adapter(base, file)
     with torch.no_grad():
-        ours = base.encode_prompts(["a <biscuit> cat"])
+        ours = base.condition(["a <biscuit> cat"]).text
         attachment.detach()
         base.pipeline.load_textual_inversion(str(theirs))
-        torch.testing.assert_close(base.encode_prompts(["a <biscuit> cat"]), ours)
+        torch.testing.assert_close(base.condition(["a <biscuit> cat"]).text, ours)
 
 
 @pytest.mark.parametrize(

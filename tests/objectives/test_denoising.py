@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from diffadapt.conditioning import Conditioning
 from diffadapt.errors import Refused
 from diffadapt.objectives import Batch, Masked, NoiseSchedule
 
@@ -16,7 +17,7 @@ def case(prediction_type: str):
 
 def losses_of(model, schedule, latents, noise, timesteps, *, snr_gamma=0.0, mask=None):
     """The losses of rows that have no text."""
-    batch = Batch(latents, noise, timesteps, torch.zeros(len(latents), 1, 1), ("target",) * len(latents), mask=mask)
+    batch = Batch(latents, noise, timesteps, Conditioning(), ("target",) * len(latents), mask=mask)
     return Masked(schedule, snr_gamma=snr_gamma).losses(model, batch)
 
 
@@ -97,5 +98,5 @@ def test_places_outside_the_mask_do_not_count():
 
 
 def test_an_unknown_prediction_type_is_refused():
-    with pytest.raises(Refused, match="epsilon, v_prediction or flow"):
-        NoiseSchedule(alphas_cumprod=ALPHAS, prediction_type="sample")
+    with pytest.raises(Refused, match="epsilon, v_prediction, sample, flow"):
+        NoiseSchedule(alphas_cumprod=ALPHAS, prediction_type="x")

@@ -7,10 +7,11 @@ import torch
 
 from diffadapt.adapters import OFT, Hint, LoRA, Selective, SideInputs, Token, read_adapter
 from diffadapt.adapters.control_net import ControlNet
+from diffadapt.conditioning import Conditioning
 from diffadapt.data.control_pairs import ControlPairs
 from diffadapt.errors import Failed, Refused
 from diffadapt.files import load_tensors
-from diffadapt.objectives import Batch, Denoising, NoiseSchedule
+from diffadapt.objectives import Batch, Denoising
 from diffadapt.recipes.control import ControlConfig, train_control
 from diffadapt.sampling.adapter_files import adapter_files
 from diffadapt.sampling.sample import adapted
@@ -106,15 +107,14 @@ def test_what_is_learned_depends_on_the_signal(base, tmp_path, monkeypatch, meth
     pixels, signals = make_pairs(8).read(range(8), 32)
     latents, noise = base.encode_pictures(pixels), torch.randn(8, 4, 16, 16, generator=torch.Generator().manual_seed(5))
     timesteps = torch.full((8,), 800)
-    schedule = NoiseSchedule(alphas_cumprod=base.alphas_cumprod, prediction_type=base.prediction_type)
 
     def loss(given: torch.Tensor) -> float:
         with adapted(base, [(run.folder, 1.0)]) as attachments, torch.no_grad():
             for attachment in attachments:
                 attachment.begin(SideInputs(timesteps=timesteps, control={"hint": given}))
-            text = base.encode_prompts(["a cat"] * 8)
-            batch = Batch(latents, noise, timesteps, text, ("target",) * 8)
-            return float(Denoising(schedule).losses(base.denoise, batch).mean())
+            text = base.condition(["a cat"] * 8).text
+            batch = Batch(latents, noise, timesteps, Conditioning(text=text), ("target",) * 8)
+            return float(Denoising(base.noise_schedule).losses(base.denoise, batch).mean())
 
     assert loss(signals) < 0.8 * loss(1 - signals)
 

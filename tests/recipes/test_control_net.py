@@ -5,6 +5,7 @@ import torch
 
 from diffadapt.adapters import LoRA, SideInputs, attach
 from diffadapt.adapters.control_net import ControlNet, attach_control_net, is_control_net, load_control_net
+from diffadapt.conditioning import Conditioning
 from diffadapt.errors import Refused
 from diffadapt.files import load_tensors, save_tensors
 from diffadapt.sampling.adapter_files import load_file
@@ -16,7 +17,7 @@ def output(base, flipped: bool = False):
     for attachment in base.attachments:
         attachment.begin(SideInputs(control={"hint": signal.flip(3) if flipped else signal}))
     with torch.no_grad():
-        return base.denoise(noisy, torch.tensor([10, 700]), base.encode_prompts(["a cat", "a dog"]))
+        return base.denoise(noisy, torch.tensor([10, 700]), base.condition(["a cat", "a dog"]))
 
 
 def moved(attachment):
@@ -45,8 +46,8 @@ def test_nothing_but_the_copy_trains(base):
     attachment = moved(attach_control_net(base, ControlNet()))
     base.pipeline.unet.zero_grad()
     attachment.begin(SideInputs(control={"hint": torch.rand(1, 3, 32, 32)}))
-    text = base.encode_prompts(["a cat"])
-    base.denoise(torch.randn(1, 4, 16, 16), torch.tensor([5]), text).square().mean().backward()
+    text = base.condition(["a cat"]).text
+    base.denoise(torch.randn(1, 4, 16, 16), torch.tensor([5]), Conditioning(text=text)).square().mean().backward()
     assert all(parameter.grad is None for parameter in base.denoiser.parameters())
     assert all(parameter.grad is not None for parameter in attachment.parameters())
 
@@ -110,4 +111,4 @@ def test_a_signal_for_each_row_is_asked_for(base):
     attachment = attach_control_net(base, ControlNet())
     attachment.begin(SideInputs(control={"hint": torch.rand(1, 3, 32, 32)}))
     with pytest.raises(Refused, match="got 1 control signals for a batch of 2 rows"):
-        base.denoise(torch.randn(2, 4, 16, 16), torch.tensor([5, 5]), base.encode_prompts(["a", "b"]))
+        base.denoise(torch.randn(2, 4, 16, 16), torch.tensor([5, 5]), base.condition(["a", "b"]))

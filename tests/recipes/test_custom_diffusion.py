@@ -22,7 +22,7 @@ def trained(base, folder, word: str, noun: str, seed: int):
         for parameter in attachment.parameters():
             parameter += 0.3 * parameter.std() * torch.randn(parameter.shape, generator=generator)
     path = attachment.save(folder / f"{seed}.safetensors")
-    text = base.encode_prompts([f"photo of a {word} {noun}"])[:, 1:6].detach()
+    text = base.condition([f"photo of a {word} {noun}"]).text[:, 1:6].detach()
     outputs = {path: base.module(path)(text).detach() for role in ROLES for path in base.roles[role]}
     attachment.detach()
     return path, outputs
@@ -36,7 +36,7 @@ def test_each_concepts_words_lead_where_its_own_training_leads_them(base, tmp_pa
     assert merged.tokens == {"<x>": "cat", "<y>": "dog"}
     # "photo of a" is in both prompts and is asked to lead to two places; the words of each concept are its own.
     for prompt, wanted in (("photo of a <x> cat", one), ("photo of a <y> dog", other)):
-        text = base.encode_prompts([prompt])[:, 1:6].detach()
+        text = base.condition([prompt]).text[:, 1:6].detach()
         for path, value in wanted.items():
             got, untouched = base.module(path)(text)[:, 3:], text[:, 3:] @ before[path].T
             assert (got - value[:, 3:]).norm() < 0.1 * (untouched - value[:, 3:]).norm()

@@ -9,10 +9,11 @@ from PIL import Image
 
 import diffadapt as da
 from diffadapt.adapters import Perfusion, SideInputs, attach
+from diffadapt.conditioning import Conditioning
 from diffadapt.data.concept import load_concept
 from diffadapt.errors import Refused
 from diffadapt.files import load_tensors
-from diffadapt.objectives import Batch, Masked, NoiseSchedule
+from diffadapt.objectives import Batch, Masked
 from diffadapt.recipes.subject import train_subject
 
 SETTINGS = {
@@ -132,13 +133,12 @@ def test_settings_that_cannot_be_met_are_refused_before_anything_is_written(base
 
 
 def test_22_the_mask_weighs_by_its_shape_alone(base):
-    schedule = NoiseSchedule(alphas_cumprod=base.alphas_cumprod, prediction_type=base.prediction_type)
     latents, noise = (torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
-    times, text = torch.tensor([100, 600]), base.encode_prompts(["a cat", "a dog"]).detach()
+    times, text = torch.tensor([100, 600]), base.condition(["a cat", "a dog"]).text.detach()
 
     def loss(mask=None):
-        batch = Batch(latents, noise, times, text, ("target",) * 2, mask=mask)
-        return Masked(schedule).losses(base.denoise, batch)
+        batch = Batch(latents, noise, times, Conditioning(text=text), ("target",) * 2, mask=mask)
+        return Masked(base.noise_schedule).losses(base.denoise, batch)
 
     torch.testing.assert_close(loss(torch.ones(2, 1, 16, 16)), loss(), rtol=1e-5, atol=0)
     mask = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(2))
@@ -150,11 +150,11 @@ def test_23_with_locked_keys_a_target_is_learned_and_other_prompts_stay(base):
     attachment = attach(base, Perfusion(), tokens={"<x>": "cat"})
     noisy, wanted = (torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
     times, rows = torch.tensor([500]), ["a <x>"]
-    other = base.encode_prompts(["a dog"]).detach()
+    other = base.condition(["a dog"]).text.detach()
     attachment.enabled = False
     with torch.no_grad():
-        before = base.denoise(noisy, times, other)
-        start = base.denoise(noisy, times, base.encode_prompts(["a cat"]))
+        before = base.denoise(noisy, times, Conditioning(text=other))
+        start = base.denoise(noisy, times, base.condition(["a cat"]))
     attachment.enabled = True
     wanted = start + 0.02 * wanted.mean(1, keepdim=True).sign()  # what a few numbers can reach
     (word,) = [p for name, p in attachment.named_parameters() if name.endswith("vectors")]
@@ -166,7 +166,7 @@ def test_23_with_locked_keys_a_target_is_learned_and_other_prompts_stay(base):
         ids = base.tokenize(rows)
         text = base.encode_ids(ids)
         attachment.begin(SideInputs(token_ids=ids, text=text))
-        loss = (base.denoise(noisy, times, text) - wanted).square().mean()
+        loss = (base.denoise(noisy, times, Conditioning(text=text)) - wanted).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -176,4 +176,4 @@ def test_23_with_locked_keys_a_target_is_learned_and_other_prompts_stay(base):
     attachment.train(False)
     attachment.begin(SideInputs(token_ids=base.tokenize(["a dog"]), text=other))
     with torch.no_grad():
-        assert torch.equal(base.denoise(noisy, times, other), before)
+        assert torch.equal(base.denoise(noisy, times, Conditioning(text=other)), before)

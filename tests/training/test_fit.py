@@ -5,6 +5,7 @@ sqrt(1 - a) = 0.6, a picture of 1 and noise of 2 mix to 2: the prediction is 1, 
 and its gradient 2 (1 - 2) 2 = -4.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from diffadapt.adapters import SideInputs
+from diffadapt.conditioning import Conditioning
 from diffadapt.errors import Failed
 from diffadapt.files import load_tensors, save_tensors
 from diffadapt.objectives import Batch, Denoising, NoiseSchedule
@@ -94,7 +96,8 @@ class Rows:
         x, e, t = zip(*self.parts[part], strict=True)
         shape = (len(x), 1, 1, 1)
         sources = self.sources or ("target",) * len(x)
-        return Batch(torch.tensor(x).view(shape), torch.tensor(e).view(shape), torch.tensor(t), torch.zeros(1), sources)
+        latents, noise = (torch.tensor(each).view(shape) for each in (x, e))
+        return Batch(latents, noise, torch.tensor(t), Conditioning(text=torch.zeros(1)), sources)
 
 
 ROW = (1.0, 2.0, 0)
@@ -238,9 +241,9 @@ def test_adapters_are_in_training_mode_during_the_step_alone(tmp_path):
 def test_adapters_are_told_what_the_batch_holds(tmp_path):
     class WithSignal(Rows):
         def batch(self, step: int, part: int) -> Batch:
-            from dataclasses import replace
-
-            return replace(super().batch(step, part), token_ids=torch.tensor([[7]]), signal=torch.ones(1, 3, 2, 2))
+            ids, control = torch.tensor([[7]]), {"hint": torch.ones(1, 3, 2, 2)}
+            condition = Conditioning(token_ids=ids, text=torch.zeros(1), control=control)
+            return dataclasses.replace(super().batch(step, part), condition=condition)
 
     scale = Scale()
     step(tmp_path, {"adapter": scale}, WithSignal([ROW]))

@@ -174,15 +174,13 @@ class Base(Network):
         """The denoiser's arguments, by keyword."""
         raise NotImplementedError
 
-    def denoise(self, noisy: Tensor, timesteps: Tensor, condition: Conditioning | Tensor) -> Tensor:
+    def denoise(self, noisy: Tensor, timesteps: Tensor, condition: Conditioning) -> Tensor:
         """The denoiser's prediction, (N, C, h, w); a learned variance behind it is left out.
 
         Args:
             noisy: latents (N, C, h, w); timesteps: (N,) training steps.
             condition: N rows, from `condition`.
         """
-        if isinstance(condition, Tensor):
-            condition = Conditioning(text=condition)
         inputs = self.denoiser_inputs(noisy.to(self.dtype), timesteps, condition.to(dtype=self.dtype))
         output = self.denoiser(**inputs).sample
         return output[:, : noisy.shape[1]] if self.learned_sigma else output

@@ -54,10 +54,6 @@ class TextBase(Base):
         ids = self.tokenize(prompts)
         return Conditioning(token_ids=ids, text=self.encode_ids(ids))
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """N prompts -> text (N, L, D), with gradient where it is enabled."""
-        return self.encode_ids(self.tokenize(prompts))
-
     def check_noun(self, noun: str) -> None:
         """Raises Refused when the base cannot know a class noun."""
         if self.world:

@@ -1,6 +1,7 @@
 """What is asked of an adapted base: noise levels, where rows come from, their losses and what is minimised."""
 
-from .denoising import Denoising, NoiseSchedule
+from ..noise_schedule import NoiseSchedule
+from .denoising import Denoising
 from .masked import Masked
 from .objective import Batch, Draw, Model, Objective
 from .prior_preservation import PriorPreservation

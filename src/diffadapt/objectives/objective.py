@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..conditioning import Conditioning
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -35,23 +37,19 @@ class Batch:
 
     Args:
         latents: (N, C, h, w) clean; noise: (N, C, h, w) standard normal; timesteps: (N,) int64.
-        condition: what the denoiser is told beside them, handed on to it as it is.
+        condition: what the rows are conditioned on, control signals included; handed on to the denoiser as it is.
         sources: where each row comes from.
-        token_ids: (N, L) the tokenized captions.
         weights: (N,) as drawn, or None.
         mask: (N, 1, h, w) non-negative weights of places, ones where a picture has none; None without any mask.
-        signal: (N, 3, H, W) in [0, 1], the control signals of the pictures, or None.
     """
 
     latents: Tensor
     noise: Tensor
     timesteps: Tensor
-    condition: Tensor
+    condition: Conditioning
     sources: tuple[str, ...]
-    token_ids: Tensor | None = None
     weights: Tensor | None = None
     mask: Tensor | None = None
-    signal: Tensor | None = None
 
     def of(self, source: str) -> Tensor:
         """(N,) bool: the rows that come from a source."""
@@ -61,11 +59,11 @@ class Batch:
 class Model(Protocol):
     """The denoiser as an objective calls it: noisy (N, C, h, w), timesteps (N,), condition -> (N, C, h, w)."""
 
-    def __call__(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
+    def __call__(self, noisy: Tensor, timesteps: Tensor, condition: Conditioning) -> Tensor:
         """The prediction of the adapted base."""
         ...
 
-    def teacher(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
+    def teacher(self, noisy: Tensor, timesteps: Tensor, condition: Conditioning) -> Tensor:
         """The prediction of the untouched base, without gradient."""
         ...
 

@@ -22,7 +22,7 @@ from ..config import check, dump_toml, option, with_overrides
 from ..data.cache import TensorCache
 from ..data.control_pairs import ControlPairs
 from ..errors import Refused
-from ..objectives import Denoising, NoiseSchedule
+from ..objectives import Denoising
 from ..progress import say
 from ..sampling.adapter_files import start_from
 from ..training.batches import Batches, Texts
@@ -114,8 +114,7 @@ def train_control(
             base, pairs, resolution=resolution, caption_dropout=config.caption_dropout, seed=seed,
             process=accelerator.process_index, cache=cache,
         )  # fmt: skip
-        schedule = NoiseSchedule(alphas_cumprod=base.alphas_cumprod, prediction_type=base.prediction_type)
-        objective = Denoising(schedule, snr_gamma=config.snr_gamma)
+        objective = Denoising(base.noise_schedule, snr_gamma=config.snr_gamma)
         batches = Batches(
             base, objective, {"target": target}, Texts(base),
             batch_size=config.batch_size, parts=config.gradient_accumulation, seed=seed,

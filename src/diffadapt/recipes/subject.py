@@ -23,7 +23,7 @@ from ..data.concept import Concept
 from ..data.memory_bank import BankSettings, MemoryBank
 from ..data.picture import to_picture
 from ..errors import Refused
-from ..objectives import Denoising, Masked, NoiseSchedule, Objective, PriorPreservation
+from ..objectives import Denoising, Masked, Objective, PriorPreservation
 from ..progress import say
 from ..sampling.adapter_files import start_from
 from ..sampling.sample import PromptLine, generate
@@ -131,8 +131,7 @@ def train_subject(
         texts = Texts(base, [caption for source in sources.values() for caption in source.captions()])
 
         # --- the objective, and the loop ------------------------------------------------------------------------------
-        schedule = NoiseSchedule(alphas_cumprod=base.alphas_cumprod, prediction_type=base.prediction_type)
-        objective: Objective = (Masked if config.masked else Denoising)(schedule, snr_gamma=config.snr_gamma)
+        objective: Objective = (Masked if config.masked else Denoising)(base.noise_schedule, snr_gamma=config.snr_gamma)
         if config.prior_weight:
             objective = PriorPreservation(objective, weight=config.prior_weight)
         batches = Batches(

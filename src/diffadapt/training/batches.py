@@ -1,11 +1,14 @@
 """Batches: rows drawn from their sources as an objective asks for them, with noise and text."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from ..adapters.hint import SIGNAL
 from ..bases import Base
+from ..conditioning import Conditioning
 from ..objectives import Batch, Objective
 from . import seeds
 from .sources import Source
@@ -22,28 +25,22 @@ class Texts:
 
     def __init__(self, base: Base, captions: Iterable[str] | None = None) -> None:
         self.base = base
-        self._kept: dict[str, tuple[Tensor, Tensor]] = {}
+        self._kept: Conditioning | None = None
+        self._place: dict[str, int] = {}
         paths = [path for each in base.attachments for path in each.adapters]
-        if captions is None or any(path.startswith("text_encoder") for path in paths):
+        if captions is None or base.changes_condition(paths):
             return
         each = sorted(set(captions))
         with torch.no_grad():
-            ids, text = self._encode(each)
-        self._kept = {caption: (ids[i], text[i]) for i, caption in enumerate(each)}
+            self._kept = base.condition(each)
+        self._place = {caption: i for i, caption in enumerate(each)}
 
-    def of(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """(token_ids (N, L), condition (N, L, D)) of captions."""
-        if self._kept:
-            ids, text = zip(*(self._kept[caption] for caption in captions), strict=True)
-            return torch.stack(ids), torch.stack(text)
+    def of(self, captions: Sequence[str]) -> Conditioning:
+        """The conditioning of captions, one row each."""
+        if self._kept is not None:
+            return self._kept.rows([self._place[caption] for caption in captions])
         each = sorted(set(captions))  # a few captions fill a batch: encode each once
-        ids, text = self._encode(each)
-        rows = [each.index(caption) for caption in captions]
-        return ids[rows], text[rows]
-
-    def _encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        ids = self.base.tokenize(captions)
-        return ids, self.base.encode_ids(ids)
+        return self.base.condition(each).rows([each.index(caption) for caption in captions])
 
 
 class Batches:
@@ -88,18 +85,18 @@ class Batches:
         picked = [(name, *next(candidates[name])) for name in draw.sources]
         fetched = [self.sources[name].fetch(index) for name, index, _ in picked]
         signals = [row.signal for row in fetched if row.signal is not None]
-        token_ids, condition = self.texts.of([caption for *_, caption in picked])
+        condition = self.texts.of([caption for *_, caption in picked])
         device = self.base.device
+        if signals:
+            condition = replace(condition, control={SIGNAL: torch.stack(signals).to(device)})
         return Batch(
             latents=torch.stack([row.latents for row in fetched]).to(device),
             noise=noise.to(device),
             timesteps=draw.timesteps.to(device),
             condition=condition,
             sources=draw.sources,
-            token_ids=token_ids,
             weights=None if draw.weights is None else draw.weights.to(device),
             mask=_masks([row.mask for row in fetched], self._shape[-2:], device),
-            signal=torch.stack(signals).to(device) if signals else None,
         )
 
 

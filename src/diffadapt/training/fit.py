@@ -9,8 +9,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..adapters import Attachment, SideInputs
-from ..adapters.hint import SIGNAL
 from ..bases import Base
+from ..conditioning import Conditioning
 from ..objectives import Batch, Objective
 from . import seeds
 from .batches import Batches
@@ -72,7 +72,7 @@ def fit(
                 batch = batches.batch(step, part)
                 torch.manual_seed(seeds.number(seed, accelerator.process_index, step, part))  # dropout
                 with accelerator.autocast():
-                    learner.begin(side_inputs(batch))
+                    learner.begin(SideInputs.of(batch.condition, timesteps=batch.timesteps))
                     losses = objective.losses(model, batch)
                     loss = learner.with_penalties(objective.reduce(losses, batch))
                 learner.backward(loss)
@@ -87,11 +87,11 @@ class AttachedBase:
     def __init__(self, base: Base, attachments: Mapping[str, Attachment]) -> None:
         self.base, self.attachments = base, attachments
 
-    def __call__(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
+    def __call__(self, noisy: Tensor, timesteps: Tensor, condition: Conditioning) -> Tensor:
         return self.base.denoise(noisy, timesteps, condition)
 
     @torch.no_grad()
-    def teacher(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
+    def teacher(self, noisy: Tensor, timesteps: Tensor, condition: Conditioning) -> Tensor:
         """The untouched base's prediction: the attachments are off while it is made."""
         before = {attachment: attachment.enabled for attachment in self.attachments.values()}
         try:
@@ -101,12 +101,6 @@ class AttachedBase:
         finally:
             for attachment, enabled in before.items():
                 attachment.enabled = enabled
-
-
-def side_inputs(batch: Batch) -> SideInputs:
-    """What adapters may ask for beside their layer's input."""
-    control = None if batch.signal is None else {SIGNAL: batch.signal}
-    return SideInputs(timesteps=batch.timesteps, token_ids=batch.token_ids, text=batch.condition, control=control)
 
 
 def log_row(step: int, parts: Sequence[tuple[Batch, Tensor, Tensor]], log_as: Mapping[str, str]) -> dict[str, Any]:
