@@ -48,6 +48,14 @@ def test_draws_depend_on_their_place_alone():
     first = [seeds.normal((4,), seeds.rng(0, 1, step)) for step in range(3)]
     again = seeds.normal((4,), seeds.rng(0, 1, 2))
     assert torch.equal(first[2], again) and not torch.equal(first[0], first[1])
+    assert again.dtype == torch.float32
+
+
+def test_draws_are_those_of_earlier_versions():
+    """A run that is resumed by a newer version goes on with the same numbers."""
+    assert seeds.number(0, 1, 2) == 2586662107276842404
+    expected = torch.tensor([0.4559846520423889, -2.1591031551361084])
+    assert torch.equal(seeds.normal((2,), seeds.rng(0, 1)), expected)
 
 
 def steps_of_adam(count, resume_at=None):
