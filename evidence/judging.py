@@ -131,9 +131,7 @@ class Judge:
 
     def loss(self) -> dict[str, list[float]]:
         """Set -> the mean squared error at each noise level minus the untouched base's, same pictures, same noise."""
-        return {
-            name: listed((self._loss(name, self.word) - self.before[f"loss {name}"]).mean(1)) for name in SETS
-        }
+        return {name: listed((self._loss(name, self.word) - self.before[f"loss {name}"]).mean(1)) for name in SETS}
 
     # --- pictures ---------------------------------------------------------------------------------------------------
 

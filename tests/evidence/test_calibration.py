@@ -47,7 +47,7 @@ def test_a_definition_that_fails_is_not_run(folder: Path, tiny_folder: Path, cap
 
 
 def test_a_definition_without_a_null_is_refused(folder: Path):
-    change(folder, "null=lambda unit, generator: {\"score\": 1.5}, oracle", "null=None, oracle")
+    change(folder, 'null=lambda unit, generator: {"score": 1.5}, oracle', "null=None, oracle")
     with pytest.raises(Refused, match="TOY-1 has no null"):
         load_claim(folder, "TOY-1")
 

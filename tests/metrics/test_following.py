@@ -1,6 +1,5 @@
 """What was asked is read off prompts, and seen in renderings of it."""
 
-
 import pytest
 import torch
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffadapt.conditioning import Conditioning
 from diffadapt.objectives import Batch, Denoising, Draw, Masked, NoiseSchedule, PriorPreservation
 from diffadapt.objectives.objective import spread_timesteps
 
@@ -13,7 +14,7 @@ SCHEDULE = NoiseSchedule(alphas_cumprod=torch.tensor([0.64, 0.36]), prediction_t
 def batch(sources=("target", "class"), mask=None) -> Batch:
     """Rows of two places. At t = 0 pictures of 1 and noise of 2 mix to 2, at t = 1 pictures of 2 and noise of 1 too."""
     latents, noise = (torch.tensor(each).view(2, 1, 1, 1).expand(2, 1, 1, 2) for each in ([1.0, 2.0], [2.0, 1.0]))
-    return Batch(latents, noise, torch.tensor([0, 1]), torch.zeros(1), sources, mask=mask)
+    return Batch(latents, noise, torch.tensor([0, 1]), Conditioning(), sources, mask=mask)
 
 
 def half(noisy, timesteps, condition):

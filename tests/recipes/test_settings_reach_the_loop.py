@@ -98,14 +98,14 @@ def test_layers_and_words_have_rates_of_their_own(handed):
 def test_captions_are_dropped(handed, base, share):
     batch = handed(caption_dropout=share)["batch"]
     (nothing,) = base.tokenize([""])
-    dropped = [torch.equal(ids, nothing) for ids in batch.token_ids]
+    dropped = [torch.equal(ids, nothing) for ids in batch.condition.token_ids]
     assert dropped == [share == 1.0] * 2 + [False] * 2  # captions of class pictures stay
 
 
 def test_templates_take_the_place_of_missing_captions(handed):
     found, plain = handed(templates=("the small {}",), prior_weight=0.0), handed(prior_weight=0.0)
-    assert all(torch.equal(ids, found["asked"]) for ids in found["batch"].token_ids)
-    assert not any(torch.equal(ids, found["asked"]) for ids in plain["batch"].token_ids)
+    assert all(torch.equal(ids, found["asked"]) for ids in found["batch"].condition.token_ids)
+    assert not any(torch.equal(ids, found["asked"]) for ids in plain["batch"].condition.token_ids)
 
 
 def test_the_loop_gets_the_run_s_settings(handed, tmp_path):
@@ -136,8 +136,8 @@ def test_control_has_rates_for_method_and_hint_and_keeps_signals_of_dropped_capt
         assert [group["peak"] for group in found["groups"]] == [0.01, 0.01 if rate is None else rate]
     (nothing,) = base.tokenize([""])
     batch = found["batch"]
-    assert all(torch.equal(ids, nothing) for ids in batch.token_ids)
-    rows = [int((signals - signal).abs().flatten(1).amax(1).argmin()) for signal in batch.signal]
+    assert all(torch.equal(ids, nothing) for ids in batch.condition.token_ids)
+    rows = [int((signals - signal).abs().flatten(1).amax(1).argmin()) for signal in batch.condition.control["hint"]]
     assert sorted(rows) == [0, 1, 2, 3]
     for row, latents in zip(rows, batch.latents, strict=True):  # each picture beside its own signal
         torch.testing.assert_close(latents, base.encode_pictures(pictures[row][None])[0])

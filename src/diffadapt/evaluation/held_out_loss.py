@@ -12,15 +12,12 @@ from torch import Tensor
 from ..adapters import SideInputs
 from ..bases import Base
 from ..errors import Refused
-from ..objectives import NoiseSchedule
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # shares of the base's training steps
 
 
 @torch.no_grad()
-def held_out_loss(
-    base: Base, pictures: Tensor, prompts: Sequence[str], *, draws: int = 1, seed: int = 0
-) -> Tensor:
+def held_out_loss(base: Base, pictures: Tensor, prompts: Sequence[str], *, draws: int = 1, seed: int = 0) -> Tensor:
     """The squared error of what the base, as it is adapted now, predicts for noisy pictures.
 
     Args:
@@ -39,18 +36,17 @@ def held_out_loss(
     if len(pictures) != len(prompts) or not len(prompts):
         raise Refused(f"held-out loss: {len(pictures)} pictures, {len(prompts)} prompts; pass a prompt for each")
     latents = base.encode_pictures(pictures)
-    text, ids = base.encode_prompts(list(prompts)), base.tokenize(list(prompts))
-    schedule = NoiseSchedule(alphas_cumprod=base.alphas_cumprod, prediction_type=base.prediction_type)
+    condition, schedule = base.condition(list(prompts)), base.noise_schedule
     generator = torch.Generator().manual_seed(seed)
     losses = torch.zeros(len(LEVELS), len(prompts))
     for row, level in enumerate(LEVELS):
         timesteps = torch.full((len(prompts),), int(level * (schedule.length - 1)), device=latents.device)
         for _ in range(draws):
             noise = torch.randn(latents.shape, generator=generator).to(latents)
-            side = SideInputs(timesteps=timesteps, token_ids=ids, text=text)
+            side = SideInputs.of(condition, timesteps=timesteps)
             for attachment in base.attachments:
                 attachment.begin(side)
-            predicted = base.denoise(schedule.add_noise(latents, noise, timesteps), timesteps, text)
+            predicted = base.denoise(schedule.add_noise(latents, noise, timesteps), timesteps, condition)
             error = predicted.float() - schedule.target(latents, noise, timesteps)
             losses[row] += error.square().mean((1, 2, 3)).cpu() / draws
     return losses
