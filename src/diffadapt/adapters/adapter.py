@@ -220,19 +220,23 @@ class Method(ABC):
         return {}
 
 
-def effective_weight(layer: nn.Module) -> Tensor:
+def effective_weight(layer: nn.Module, w0: Tensor | None = None) -> Tensor:
     """The weight that a layer computes with, the adapters on it included.
+
+    Args:
+        layer: a layer, or the outermost adapter on one.
+        w0: what stands for the innermost layer's own weight, for example that weight in float32; None means itself.
 
     Raises:
         Refused: an adapter on the layer depends on the input, so that no such weight exists.
     """
     if not isinstance(layer, Adapter):
-        weight = layer.weight
+        weight = layer.weight if w0 is None else w0
         assert isinstance(weight, Tensor)
         return weight
     if not isinstance(layer, Mergeable):
         raise Refused(f"{type(layer).__name__} depends on its input and has no merged weight; sample with it attached")
-    inner = effective_weight(layer.layer)
+    inner = effective_weight(layer.layer, w0)
     return layer.weight(inner) if layer.strength != 0 else inner
 
 

@@ -2,8 +2,9 @@
 
 import copy
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -18,10 +19,21 @@ _KEPT_SIDE = 1024  # a decoded square is kept at most this large, so that thirty
 _PLACEHOLDERS = ("[token]", "{token}", "[trigger]")
 
 
+class Decoded(NamedTuple):
+    """One picture file of a concept, its content's SHA-256 (hex), and the square that is used of it and of its mask."""
+
+    example: Example
+    content: str
+    picture: Image.Image
+    mask: Image.Image | None
+    crop: Crop
+
+
 class Concept:
     """What `load_concept` returns. Every picture was decoded once; tensors are made at the resolution asked for.
 
     Attributes:
+        pictures: what is used of each picture file.
         examples: the picture files in order, each with its own caption and mask file, if any.
         noun: the class noun, for example "cat".
         token: the word that stands for this one, for example "<biscuit>".
@@ -35,15 +47,15 @@ class Concept:
 
     alone = False
 
-    def __init__(self, folder: Path, noun: str, token: str, examples: list[Example], notes: list[str]) -> None:
-        self.folder, self.noun, self.token, self.name = folder, noun, token, folder.resolve().name
-        self.examples, self.notes = tuple(examples), notes
-        self.contents = tuple(example.content() for example in examples)
-        squares = [_read_square(example, notes) for example in examples]
-        self._squares = [(picture, mask) for picture, mask, _ in squares]
-        self.crops: tuple[Crop, ...] = tuple(crop for _, _, crop in squares)
+    def __init__(
+        self, folder: Path, name: str, noun: str, token: str, pictures: Sequence["Decoded"], notes: list[str]
+    ) -> None:
+        self.folder, self.name, self.noun, self.token = folder, name, noun, token
+        self.pictures, self.notes = tuple(pictures), notes
+        self.examples = tuple(each.example for each in pictures)
+        self.contents = tuple(each.content for each in pictures)
+        self.crops: tuple[Crop, ...] = tuple(each.crop for each in pictures)
         self._tensors: dict[int, tuple[Tensor, Tensor | None]] = {}
-        _note_duplicates(self)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -152,7 +164,8 @@ class Concept:
     def _resized(self, resolution: int) -> tuple[Tensor, Tensor | None]:
         pictures, masks = [], []
         target = (resolution, resolution)
-        for example, (picture, mask), crop in zip(self.examples, self._squares, self.crops, strict=True):
+        for each in self.pictures:
+            example, picture, mask, crop = each.example, each.picture, each.mask, each.crop
             if picture.width < min(resolution, crop.side):  # larger than what was kept: back to the file
                 picture, mask, _ = _read_square(example, [], kept=resolution)
             if crop.side < 0.75 * resolution:
@@ -198,7 +211,10 @@ def load_concept(folder: str | Path, noun: str, *, token: str | None = None) -> 
             f"{folder} holds {len(examples)} pictures; a concept is 1 to {MAX_PICTURES}: keep the best, or load them as"
             " a captioned folder (load_captioned)"
         )
-    return Concept(folder, noun, token, examples, notes)
+    pictures = [Decoded(example, example.content(), *_read_square(example, notes)) for example in examples]
+    concept = Concept(folder, folder.resolve().name, noun, token, pictures, notes)
+    _note_duplicates(concept)
+    return concept
 
 
 def _read_square(

@@ -11,15 +11,15 @@ class JoinedConcept(Concept):
 
     def __init__(self, parts: Sequence[Concept]) -> None:
         first = parts[0]
+        super().__init__(
+            first.folder,
+            "-".join(part.name for part in parts),
+            first.noun,
+            first.token,
+            [picture for part in parts for picture in part.pictures],
+            [note for part in parts for note in part.notes],
+        )
         self._parts = tuple(parts)
-        self.folder, self.noun, self.token = first.folder, first.noun, first.token
-        self.name = "-".join(part.name for part in parts)
-        self.examples = tuple(example for part in parts for example in part.examples)
-        self.contents = tuple(content for part in parts for content in part.contents)
-        self.crops = tuple(crop for part in parts for crop in part.crops)
-        self.notes = [note for part in parts for note in part.notes]
-        self._squares = [square for part in parts for square in part._squares]
-        self._tensors = {}
 
     @property
     def parts(self) -> tuple[Concept, ...]:

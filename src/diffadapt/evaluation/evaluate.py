@@ -5,31 +5,24 @@ contexts, 4 pictures each, seeds fixed. Beside it, always, drift: the base's own
 prompts that have nothing to do with the concept, same seeds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..adapters import Attachment
 from ..bases import Base
 from ..data.concept import Concept
 from ..data.picture import to_picture, write_png
-from ..data.prompts import benchmark_prompts, drift_prompts, spread
-from ..data.scenes import world_of
 from ..errors import Refused
-from ..metrics.alignment import text_alignment
 from ..metrics.bootstrap import interval_of_mean
-from ..metrics.diversity import diversity
 from ..metrics.drift import drift_features, drift_pixels
-from ..metrics.features import Features, load_features
-from ..metrics.fidelity import subject_fidelity
+from ..metrics.features import Features
 from ..progress import say
-from ..sampling.sample import adapted, biased, default_line, generate
+from ..sampling.sample import adapted, biased
 from .geometry import movement
-
-PHOTO_ENCODERS = ("clip:openai/clip-vit-base-patch32", "dino:facebook/dino-vits16")
+from .judge import Judge, load_encoders
 
 
 def evaluate(
@@ -74,90 +67,68 @@ def evaluate(
         raise Refused(
             f"evaluation needs 1 or more prompts, pictures and drift prompts; got {prompts, per_prompt, drift_count}"
         )
-    encoders = [
-        load_features(name, device=base.device) for name in features or (("probe",) if base.world else PHOTO_ENCODERS)
-    ]
-    world = world_of(base)
-    asked, plain = (spread(benchmark_prompts(concept.noun, token, world), prompts) for token in (concept.token, ""))
-    unrelated = drift_prompts(world, drift_count, seed, without=concept.noun)
-    lines = {
-        "plain": [default_line(base, p, seed + i, steps=steps) for p in plain for i in range(per_prompt)],
-        "class": [default_line(base, concept.class_prompt, seed + i, steps=steps) for i in range(max(4, per_prompt))],
-        "unrelated": [default_line(base, p, seed, steps=steps) for p in unrelated],
-    }
-    total = 2 * len(lines["plain"]) + 2 * (len(lines["class"]) + len(lines["unrelated"]))
+    encoders = load_encoders(base, features)
+    judge = Judge(
+        base, concept, prompts=prompts, per_prompt=per_prompt, unrelated=drift_count, seed=seed, steps=steps
+    )  # fmt: skip
+    total = 2 * (len(judge.groups) + max(4, per_prompt) + drift_count)
     say(f"evaluating on {total} pictures", quiet=quiet)
     with adapted(base, [(a, 0.0) for a, _ in adapters if isinstance(a, Attachment)]):
-        before = {key: torch.stack(generate(base, lines[key])) for key in ("plain", "class", "unrelated")}
+        before = _Drawn(judge.of_prompts_alone(), judge.of_class(), judge.of_unrelated())
     with adapted(base, adapters) as attachments, biased(attachments, bias or {}):
-        if any(each.method.replaces_noun and concept.token in each.tokens for each in attachments):
-            concept = concept.standing_alone()
-        asked = concept.said(asked)
-        lines["subject"] = [default_line(base, p, seed + i, steps=steps) for p in asked for i in range(per_prompt)]
-        after = {key: torch.stack(generate(base, lines[key])) for key in ("subject", "class", "unrelated")}
+        after = _Drawn(judge.of_concept(), judge.of_class(), judge.of_unrelated())
         moved = movement(attachments)
 
-    groups = torch.arange(len(asked)).repeat_interleave(per_prompt)
-    reference = concept.pixels(base.resolution)
     values: dict[str, dict[str, Any]] = {}
     for encoder in encoders:
         suffix = f" ({encoder.name.split(':')[0]})" if len(encoders) > 1 else ""
-        for name, row in _feature_values(encoder, before, after, reference, plain, per_prompt, groups, seed).items():
+        for name, row in _feature_values(judge, encoder, before, after).items():
             values[name + suffix] = row
     values["drift_pixels"] = _value(
-        drift_pixels(after["unrelated"], before["unrelated"]), None, "lower", "root mean square change of unrelated "
+        drift_pixels(after.unrelated, before.unrelated), None, "lower", "root mean square change of unrelated "
         "pictures, same prompt and seed; one grey level of 255 is 0.0039", seed=seed,
     )  # fmt: skip
-    pictures = _keep_drift_pictures(Path(out), unrelated, before["unrelated"], after["unrelated"]) if out else []
+    pictures = _keep_drift_pictures(Path(out), judge.unrelated, before.unrelated, after.unrelated) if out else []
     return {
         "values": values,
         "features": ", ".join(encoder.name for encoder in encoders),
-        "protocol": {"prompts": len(asked), "per_prompt": per_prompt, "drift_prompts": drift_count, "seed": seed},
+        "protocol": {"prompts": len(judge.plain), "per_prompt": per_prompt, "drift_prompts": drift_count, "seed": seed},
         "drift_pictures": pictures,
         **moved,
     }
 
 
-def _feature_values(
-    encoder: Features,
-    before: Mapping[str, Tensor],
-    after: Mapping[str, Tensor],
-    reference: Tensor,
-    plain: Sequence[str],
-    per_prompt: int,
-    groups: Tensor,
-    seed: int,
-) -> dict[str, dict[str, Any]]:
+class _Drawn(NamedTuple):
+    """What one of the two bases drew, (N, 3, H, W) each: the benchmark's prompts, the plain class, unrelated ones."""
+
+    benchmark: Tensor
+    of_class: Tensor
+    unrelated: Tensor
+
+
+def _feature_values(judge: Judge, encoder: Features, before: _Drawn, after: _Drawn) -> dict[str, dict[str, Any]]:
     """The figures of one encoder; those that need texts, or several pictures of a prompt, only where there are any."""
-    mine = encoder.subjects(reference)
-    learned, plainly = encoder.subjects(after["subject"]), encoder.subjects(before["plain"])
-    result = {
-        "subject_fidelity": _value(
-            subject_fidelity(learned, mine),
-            subject_fidelity(plainly, mine),
-            "higher", "likeness to the concept's pictures (mean cosine)", groups, seed=seed,
-        )
-    }  # fmt: skip
+    seed, groups = judge.seed, judge.groups
+
+    def compared(score: Callable[[Features, Tensor], Tensor], better: str, meaning: str, groups: Tensor | None = None):
+        values, base = score(encoder, after.benchmark), score(encoder, before.benchmark)
+        return _value(values, base, better, meaning, groups, seed=seed)
+
+    meaning = "likeness to the concept's pictures (mean cosine)"
+    result = {"subject_fidelity": compared(judge.fidelity, "higher", meaning, groups)}
     if not encoder.name.startswith("dino"):  # the one kind of encoder without a text tower
-        texts = encoder.texts([prompt for prompt in plain for _ in range(per_prompt)])
-        result["text_alignment"] = _value(
-            text_alignment(encoder.pictures(after["subject"]), texts),
-            text_alignment(encoder.pictures(before["plain"]), texts),
-            "higher", "does the picture show what the rest of the prompt says (cosine)", groups, seed=seed,
-        )  # fmt: skip
-    if per_prompt > 1:
-        result["diversity"] = _value(
-            diversity(learned, groups),
-            diversity(plainly, groups),
-            "near base", "how much pictures of one prompt differ (mean pairwise cosine distance)", seed=seed,
-        )  # fmt: skip
+        meaning = "does the picture show what the rest of the prompt says (cosine)"
+        result["text_alignment"] = compared(judge.alignment, "higher", meaning, groups)
+    if judge.per_prompt > 1:
+        meaning = "how much pictures of one prompt differ (mean pairwise cosine distance)"
+        result["diversity"] = compared(judge.diversity, "near base", meaning)
     result["drift_features"] = _value(
-        drift_features(encoder.pictures(after["unrelated"]), encoder.pictures(before["unrelated"])),
+        drift_features(encoder.pictures(after.unrelated), encoder.pictures(before.unrelated)),
         None, "lower", "change of unrelated pictures, same prompt and seed (cosine distance)", seed=seed,
     )  # fmt: skip
     result["class_leakage"] = _value(
-        subject_fidelity(encoder.subjects(after["class"]), mine),
-        subject_fidelity(encoder.subjects(before["class"]), mine),
+        judge.fidelity(encoder, after.of_class),
+        judge.fidelity(encoder, before.of_class),
         "near base", "likeness to the subject of pictures of its plain class; above the base, the class was lost to it",
         seed=seed,
     )  # fmt: skip

@@ -5,11 +5,10 @@ caption and its signal; the same signal is extracted from the picture and compar
 Frechet distance between the features of the pictures made and of the pairs' own.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..adapters import Attachment
@@ -18,14 +17,15 @@ from ..controls import find_signal
 from ..data.control_pairs import ControlPairs
 from ..data.picture import to_picture, write_png
 from ..errors import Refused
-from ..metrics.bootstrap import interval_of_mean
+from ..metrics.bootstrap import interval_of_figure, interval_of_mean
 from ..metrics.control_consistency import control_consistency
 from ..metrics.features import Features, load_features
 from ..metrics.frechet import fid
 from ..metrics.reader import Reader, load_reader
 from ..metrics.segmentation_scores import segmentation_scores
 from ..progress import say
-from ..sampling.sample import adapted, default_line, generate
+from ..sampling.sample import adapted
+from .judge import draw
 
 MEANINGS: dict[str, tuple[str, str]] = {  # name -> better, meaning
     "iou": ("higher", "edges of the picture that lie where they were asked for (intersection over union)"),
@@ -37,7 +37,6 @@ MEANINGS: dict[str, tuple[str, str]] = {  # name -> better, meaning
     "detected": ("higher", "share of the landmarks asked for that were found"),
     "fid": ("lower", "Frechet distance between the features of these pictures and the pairs' own"),
 }
-RESAMPLES = 2000
 
 
 def evaluate_control(
@@ -93,22 +92,19 @@ def evaluate_control(
     reals, signals = pairs.read(range(len(pairs)), base.resolution)
     say(f"evaluating on {len(pairs) * (2 if compare_base else 1)} pictures", quiet=quiet)
 
-    def make(controlled: bool) -> Tensor:
-        lines = [
-            default_line(
-                base, caption, seed + i, steps=steps, guidance=guidance, control=signals[i] if controlled else None
-            )
-            for i, caption in enumerate(pairs.captions())
-        ]
-        return torch.stack(generate(base, lines, batch=batch, progress=not quiet))
+    def make(controls: Tensor | None) -> Tensor:
+        return draw(
+            base, pairs.captions(), seed=seed, same_noise=False, steps=steps, guidance=guidance,
+            controls=None if controls is None else list(controls), batch=batch, progress=not quiet,
+        )  # fmt: skip
 
     with adapted(base, adapters):
-        pictures = make(controlled=True)
+        pictures = make(signals)
     before = None
     if compare_base:
         if base.attachments:
             raise Refused("something is attached to the base; detach it, or pass compare_base=False")
-        before = make(controlled=False)
+        before = make(None)
     if out:
         for i, picture in enumerate(pictures):
             write_png(Path(out) / f"{i:04d}.png", to_picture(picture))
@@ -145,11 +141,10 @@ def _values(scores: dict[str, Tensor], of_base: dict[str, Tensor], seed: int) ->
     values = {}
     for name, rows in scores.items():
         if name == "confusion":
-            whole, base_whole = segmentation_scores(rows), segmentation_scores(of_base[name]) if of_base else {}
-            for figure, value in whole.items():
-                low, high = _interval(rows, lambda drawn, figure=figure: segmentation_scores(drawn)[figure], seed)
-                row = {"value": value, "low": low, "high": high, "n": len(rows)}
-                values[figure] = _row(figure, row, base_whole.get(figure))
+            base_whole = segmentation_scores(of_base[name]) if of_base else {}
+            for figure in segmentation_scores(rows):
+                interval = interval_of_figure(rows, lambda each, key=figure: segmentation_scores(each)[key], seed=seed)
+                values[figure] = _row(figure, dict(interval.as_row()), base_whole.get(figure))
         elif "confusion" not in scores:  # else it is one picture's share of a figure above
             there = rows[~rows.isnan()]
             if not len(there):
@@ -172,11 +167,3 @@ def _items(scores: dict[str, Tensor]) -> dict[str, list[float | None]]:
         for name, rows in scores.items()
         if rows.ndim == 1
     }
-
-
-def _interval(rows: Tensor, figure: Callable[[Tensor], float], seed: int) -> tuple[float, float]:
-    """The percentile interval (95 %) of a figure of whole sets: pictures are drawn again with replacement."""
-    draws = torch.randint(len(rows), (RESAMPLES, len(rows)), generator=torch.Generator().manual_seed(seed))
-    drawn = torch.tensor([figure(rows[draw]) for draw in draws], dtype=torch.float64)
-    low, high = torch.quantile(drawn, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return low, high

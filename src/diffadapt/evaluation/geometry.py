@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters import Adapter, Attachment, Mergeable
+from ..adapters import Adapter, Attachment, Mergeable, effective_weight
 from ..metrics.weight_drift import WeightDrift, weight_drift
 
 CHANGES = ("energy_change", "cosine_change", "norm_change")
@@ -63,7 +63,7 @@ def weight_drifts(attachments: Sequence[Attachment]) -> list[WeightDrift]:
     for path, outer in _adapted_layers(attachments):
         if not _obstacle(outer):
             before = outer.innermost().get_parameter("weight").float()
-            result.append(weight_drift(before, _adapted_weight(outer, before), layer=path))
+            result.append(weight_drift(before, effective_weight(outer, before), layer=path))
     return sorted(result, key=lambda drift: -(drift.relative_frobenius or 0.0))
 
 
@@ -87,11 +87,3 @@ def _obstacle(layer: nn.Module) -> str:
     if not isinstance(weight, Tensor):
         return "it has no weight"
     return "" if weight.is_floating_point() else "its weight is quantised"
-
-
-def _adapted_weight(layer: nn.Module, w0: Tensor) -> Tensor:
-    """`effective_weight` of a layer whose innermost weight is `w0`."""
-    if not isinstance(layer, Mergeable):
-        return w0
-    inner = _adapted_weight(layer.layer, w0)
-    return layer.weight(inner) if layer.strength != 0 else inner

@@ -10,6 +10,7 @@ Teachers Should Know About the Bootstrap (2015), section 4.2).
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
@@ -58,6 +59,20 @@ def interval_of_mean(
     draws = _draws(len(sums), resamples, seed)
     means = sums[draws].sum(1) / counts[draws].sum(1)
     return _interval(float(sums.sum() / counts.sum()), means, len(sums), level)
+
+
+def interval_of_figure(
+    rows: Tensor, figure: Callable[[Tensor], float], *, seed: int = 0, resamples: int = 2000, level: float = 0.95
+) -> Interval:
+    """A figure of a whole set, such as one of a confusion matrix of all pictures, with its bootstrap interval.
+
+    Args:
+        rows: (N, ...) what stands for each picture.
+        figure: rows -> the figure.
+        seed, resamples, level: as in `interval_of_mean`; pictures are drawn again with replacement.
+    """
+    drawn = torch.tensor([figure(rows[draw]) for draw in _draws(len(rows), resamples, seed)], dtype=torch.float64)
+    return _interval(figure(rows), drawn, len(rows), level)
 
 
 def interval_of_difference(

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..adapters import Attachment, Method, attach
 from ..adapters.control_net import ControlNet, attach_control_net, hint_for
 from ..bases import Base
@@ -22,15 +24,17 @@ from ..config import check, dump_toml, option, with_overrides
 from ..data.cache import TensorCache
 from ..data.control_pairs import ControlPairs
 from ..errors import Refused
+from ..evaluation.evaluate_control import evaluate_control
 from ..objectives import Denoising
 from ..progress import say
 from ..sampling.adapter_files import start_from
 from ..training.batches import Batches, Texts
-from ..training.finish_control import control_samples, finish_control, write_pairs
+from ..training.finish import finish
 from ..training.fit import fit
 from ..training.learner import make_accelerator, refuse_the_impossible, release
 from ..training.loop_config import LoopConfig
-from ..training.run import Run, claim_folder, write_run_file
+from ..training.progress_samples import COUNT, control_samples
+from ..training.run import Run, claim_folder, write_pictures, write_run_file
 from ..training.sources import PairPictures
 
 
@@ -104,7 +108,7 @@ def train_control(
             table = {**pairs.source, "held_out": len(held_out or ())}
             job = {"recipe": "control", "base": base.name, "out": str(folder), **settings, "pairs": table}
             write_run_file(folder, base, dump_toml(job))
-            write_pairs(folder, shown, resolution)
+            _write_pairs(folder, shown.first(COUNT), resolution)
         for note in pairs.notes:
             say(f"note: {note}", quiet=quiet)
 
@@ -133,13 +137,25 @@ def train_control(
     accelerator.wait_for_everyone()
     if not is_main:
         return Run(folder)
-    return finish_control(
-        base, held_out, samples, folder,
-        seed=seed, facts=facts, started=started, count=config.evaluation_pairs, quiet=quiet,
-    )  # fmt: skip
+
+    # --- what follows -------------------------------------------------------------------------------------------------
+    measured = held_out.first(config.evaluation_pairs) if held_out and config.evaluation_pairs else None
+
+    def measure() -> dict[str, Any]:
+        assert measured is not None
+        return evaluate_control(base, measured, adapters=[(folder, 1.0)], seed=seed, quiet=quiet)
+
+    return finish(folder, samples, measure if measured else None, facts=facts, started=started, quiet=quiet)
 
 
 # --- the parts, in the order of their use -----------------------------------------------------------------------------
+
+
+def _write_pairs(folder: Path, pairs: ControlPairs, resolution: int) -> None:
+    """Pairs as the report shows them: picture and signal side by side."""
+    pictures, signals = pairs.read(range(len(pairs)), resolution)
+    table = [{"file": pair.name, "caption": pair.caption} for pair in pairs.pairs]
+    write_pictures(folder, torch.cat([pictures, signals], dim=3), table)
 
 
 def attach_all(base: Base, method: Method, config: ControlConfig, seed: int) -> dict[str, Attachment]:

@@ -30,7 +30,7 @@ from ..objectives import Denoising, NoiseSchedule
 from ..progress import say
 from ..sampling.adapter_files import start_from
 from ..training.batches import Batches, Texts
-from ..training.finish import STRENGTHS, complete
+from ..training.finish import finish
 from ..training.fit import fit
 from ..training.learner import make_accelerator, refuse_the_impossible, release
 from ..training.loop_config import LoopConfig
@@ -151,8 +151,6 @@ def train_style(
     if note := collapse(folder, method):
         facts["notes"] = [note]
         say(f"note: {note}", quiet=quiet)
-    if samples:
-        samples.save_strengths(folder / "adapter.safetensors", STRENGTHS)
     held_out = {} if isinstance(styles, Shards) else styles.held_out
 
     def measure() -> dict[str, Any]:
@@ -162,7 +160,7 @@ def train_style(
         )  # fmt: skip
 
     measured = measure if held_out and config.evaluation_pictures else None
-    return complete(folder, measured, facts=facts, started=started, quiet=quiet)
+    return finish(folder, samples, measured, facts=facts, started=started, quiet=quiet)
 
 
 def collapse(folder: Path, method: Method) -> str:

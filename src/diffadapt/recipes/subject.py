@@ -23,6 +23,7 @@ from ..data.concept import Concept
 from ..data.memory_bank import BankSettings, MemoryBank
 from ..data.picture import to_picture
 from ..errors import Refused
+from ..evaluation.evaluate import evaluate
 from ..objectives import Denoising, Masked, Objective, PriorPreservation
 from ..progress import say
 from ..sampling.adapter_files import start_from
@@ -33,7 +34,7 @@ from ..training.fit import fit
 from ..training.learner import make_accelerator, refuse_the_impossible, release
 from ..training.loop_config import LoopConfig
 from ..training.progress_samples import subject_samples
-from ..training.run import Run, claim_folder, write_header
+from ..training.run import Run, claim_folder, write_pictures, write_run_file
 from ..training.select_step import select_step
 from ..training.sources import BankPictures, ConceptPictures, Source
 
@@ -157,8 +158,9 @@ def train_subject(
     if config.select:
         facts["selection"] = select_step(base, concept, folder, prompts=config.select, seed=seed, quiet=quiet)
     return finish(
-        base, concept, folder, seed=seed, facts=facts, started=started,
-        prompts=config.evaluation_prompts, per_prompt=config.evaluation_pictures, quiet=quiet,
+        folder, subject_samples(base, concept, folder, seed),
+        (lambda: _measure(base, concept, folder, config, seed, quiet)) if config.evaluation_prompts else None,
+        facts=facts, started=started, quiet=quiet,
     )  # fmt: skip
 
 
@@ -202,7 +204,8 @@ def _write_header(folder: Path, base: Base, concept: Concept, settings: dict[str
     table = {"folder": str(concept.folder), "noun": concept.noun, "token": concept.token}
     table |= {"also": [f"{part.folder}={part.noun}={part.token}" for part in concept.parts[1:]]}
     job = {"recipe": "subject", "base": base.name, "out": str(folder), **settings, "concept": table}
-    write_header(folder, base, concept, dump_toml(job), resolution)
+    write_run_file(folder, base, dump_toml(job))
+    write_pictures(folder, concept.pixels(resolution), concept.crop_table())
 
 
 def _class_pictures(
@@ -250,3 +253,20 @@ def _groups(attachment: Attachment, config: SubjectConfig) -> list[dict[str, Any
         {"params": layers, "peak": config.learning_rate},
         {"params": vectors, "peak": config.token_learning_rate, "weight_decay": 0.0},
     ]
+
+
+def _measure(
+    base: Base, concept: Concept, folder: Path, config: SubjectConfig, seed: int, quiet: bool
+) -> dict[str, Any]:
+    """The figures of the first concept, and under "also" those of each further one."""
+
+    def of(part: Concept, out: Path | None) -> dict[str, Any]:
+        return evaluate(
+            base, part, adapters=[(folder, 1.0)], out=out, prompts=config.evaluation_prompts,
+            per_prompt=config.evaluation_pictures, drift_count=min(25, 2 * config.evaluation_prompts), seed=seed,
+            quiet=quiet,
+        )  # fmt: skip
+
+    whole = of(concept.parts[0], folder)
+    also = {part.token: of(part, None)["values"] for part in concept.parts[1:]}
+    return whole | ({"also": also} if also else {})

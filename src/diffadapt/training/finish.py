@@ -6,69 +6,38 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..bases import Base
-from ..data.concept import Concept
 from ..errors import Refused
-from ..evaluation.evaluate import evaluate
 from ..files import read_json, write_json
 from ..progress import say
 from ..report import write_report
 from ..sampling.adapter_files import adapter_files
-from .progress_samples import subject_samples
+from .progress_samples import ProgressSamples
 from .run import Run
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 
 
 def finish(
-    base: Base,
-    concept: Concept,
     folder: Path,
+    samples: ProgressSamples | None,
+    measure: Callable[[], dict[str, Any]] | None,
     *,
-    seed: int,
     facts: dict[str, Any],
     started: float,
-    prompts: int,
-    per_prompt: int,
     quiet: bool,
 ) -> Run:
-    """Completes a subject run's folder: its adapter is sampled at several strengths and measured.
-
-    Args:
-        base: the untouched base; concept: what was learned; folder: the run's, with `adapter.safetensors`.
-        seed: of the pictures.
-        facts: figures of the training for `metrics.json`.
-        started: when this call of the recipe began, in seconds since the epoch.
-        prompts, per_prompt: size of the evaluation; 0 prompts skip it.
-        quiet: print nothing.
-    """
-    adapter = folder / "adapter.safetensors"
-    subject_samples(base, concept, folder, seed).save_strengths(adapter, STRENGTHS)
-
-    def measure_one(part: Concept, out: Path | None) -> dict[str, Any]:
-        return evaluate(
-            base, part, adapters=[(adapter, 1.0)], out=out, prompts=prompts, per_prompt=per_prompt,
-            drift_count=min(25, 2 * prompts), seed=seed, quiet=quiet,
-        )  # fmt: skip
-
-    def measure() -> dict[str, Any]:
-        whole = measure_one(concept.parts[0], folder)
-        also = {part.token: measure_one(part, None)["values"] for part in concept.parts[1:]}
-        return whole | ({"also": also} if also else {})
-
-    return complete(folder, measure if prompts else None, facts=facts, started=started, quiet=quiet)
-
-
-def complete(
-    folder: Path, measure: Callable[[], dict[str, Any]] | None, *, facts: dict[str, Any], started: float, quiet: bool
-) -> Run:
-    """Writes `metrics.json` and the report. What was measured already is not measured again.
+    """Completes a run's folder: samples at several strengths, `metrics.json`, the report; what is there is kept.
 
     Args:
         folder: the run's, with `adapter.safetensors`.
+        samples: whose prompts are drawn at every strength; None draws none.
         measure: makes the figures; None leaves them out.
-        facts, started, quiet: as in `finish`.
+        facts: figures of the training for `metrics.json`, as `fit` returned them.
+        started: when this call of the recipe began, in seconds since the epoch.
+        quiet: print nothing.
     """
+    if samples:
+        samples.save_strengths(folder, STRENGTHS)
     metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else {}
     if measure and "values" not in metrics:
         try:

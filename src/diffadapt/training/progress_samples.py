@@ -10,6 +10,7 @@ from torch import Tensor
 from ..adapters import Attachment
 from ..bases import Base
 from ..data.concept import Concept
+from ..data.control_pairs import ControlPairs
 from ..data.picture import to_picture, write_png
 from ..data.prompts import benchmark_prompts, spread
 from ..data.scenes import world_of
@@ -114,6 +115,13 @@ def subject_samples(base: Base, concept: Concept, folder: Path, seed: int) -> Pr
         seed,
         about={"noun": concept.noun, "token": concept.token, "phrase": concept.phrase},
     )
+
+
+def control_samples(base: Base, pairs: ControlPairs, folder: Path, seed: int) -> ProgressSamples:
+    """Of a control signal: the captions and signals of the first pairs; the base is asked for the same captions."""
+    first = pairs.first(COUNT)
+    _, signals = first.read(range(len(first)), base.resolution)
+    return ProgressSamples(base, folder, first.captions(), first.captions(), seed, controls=list(signals))
 
 
 def progress_prompts(base: Base, plain: str, noun: str, token: str) -> list[str]:

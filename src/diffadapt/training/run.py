@@ -6,16 +6,17 @@ import re
 import shlex
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..bases import Base
 from ..config import dump_toml
-from ..data.concept import Concept
 from ..data.picture import to_picture, write_png
 from ..errors import Refused
 from ..files import write_atomic, write_json
@@ -110,12 +111,11 @@ def claim_folder(folder: Path, settings: str) -> bool:
     return False
 
 
-def write_header(folder: Path, base: Base, concept: Concept, settings: str, resolution: int) -> None:
-    """Writes what a reader of the folder needs first: run.toml and the pictures as training sees them."""
-    write_run_file(folder, base, settings)
-    for i, pixels in enumerate(concept.pixels(resolution)):
+def write_pictures(folder: Path, pictures: Tensor, table: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the pictures (N, 3, H, W) in [0, 1] that the report shows as what was learned, and what they are."""
+    for i, pixels in enumerate(pictures):
         write_png(folder / "concept" / f"{i:02d}.png", to_picture(pixels))
-    write_json(folder / "concept" / "crops.json", concept.crop_table())
+    write_json(folder / "concept" / "crops.json", table)
 
 
 def write_run_file(folder: Path, base: Base, settings: str) -> None:

@@ -7,21 +7,15 @@ one of every 25. The last step is always scored and kept beside it.
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..bases import Base
 from ..data.concept import Concept
-from ..data.prompts import benchmark_prompts, spread
-from ..data.scenes import world_of
 from ..errors import Refused
-from ..evaluation.evaluate import PHOTO_ENCODERS
+from ..evaluation.judge import Judge, load_encoders
 from ..files import read_json, write_atomic, write_json
-from ..metrics.alignment import text_alignment
-from ..metrics.features import load_features
-from ..metrics.fidelity import subject_fidelity
+from ..metrics.features import Features
 from ..metrics.harmonic import harmonic_mean
 from ..progress import Steps
-from ..sampling.sample import adapted, default_line, generate
+from ..sampling.sample import adapted
 from .checkpoint import checkpoints, place_of
 
 NAME = "adapter.safetensors"
@@ -55,10 +49,11 @@ def select_step(
         raise Refused(f"no checkpoint in {folder} to choose from; set checkpoint_every, such as 25")
     table = folder / "selection.json"
     found: dict[str, Any] = read_json(table) if table.exists() else {"steps": []}
-    judges = [_Judge(base, part, prompts, seed) for part in concept.parts]
+    judges = [Judge(base, part, prompts=prompts, seed=seed, same_noise=False) for part in concept.parts]
+    encoder = load_encoders(base)[0]
     with Steps("select", len(places), done=len(found["steps"]), quiet=quiet) as bar:
         for place in places[len(found["steps"]) :]:
-            scores = [judge.score(place / NAME) for judge in judges]
+            scores = [_score(base, judge, encoder, place / NAME) for judge in judges]
             means = {name: sum(each[name] for each in scores) / len(scores) for name in scores[0]}
             row = {"step": int(place.name.rpartition("-")[2]), **means}
             found["steps"].append(row)
@@ -75,22 +70,11 @@ def select_step(
     return found
 
 
-class _Judge:
-    """Scores whatever adapter is put on the base, with the same prompts and seeds each time."""
-
-    def __init__(self, base: Base, concept: Concept, prompts: int, seed: int) -> None:
-        self.base = base
-        self.encoder = load_features("probe" if base.world else PHOTO_ENCODERS[0], device=base.device)
-        self.mine = self.encoder.subjects(concept.pixels(base.resolution))
-        world = world_of(base)
-        asked = concept.said(spread(benchmark_prompts(concept.noun, concept.token, world), prompts))
-        self.texts = self.encoder.texts(spread(benchmark_prompts(concept.noun, "", world), prompts))
-        self.lines = [default_line(base, prompt, seed + i) for i, prompt in enumerate(asked)]
-
-    def score(self, adapter: Path) -> dict[str, float]:
-        with adapted(self.base, [(adapter, 1.0)]):
-            pixels = torch.stack(generate(self.base, self.lines))
-        fidelity = float(subject_fidelity(self.encoder.subjects(pixels), self.mine).mean())
-        alignment = float(text_alignment(self.encoder.pictures(pixels), self.texts).mean())
-        both = harmonic_mean([max(fidelity, 0.0), max(alignment, 0.0)])
-        return {"fidelity": fidelity, "alignment": alignment, "harmonic_mean": both}
+def _score(base: Base, judge: Judge, encoder: Features, adapter: Path) -> dict[str, float]:
+    """Fidelity, alignment and their harmonic mean of one checkpoint."""
+    with adapted(base, [(adapter, 1.0)]):
+        pixels = judge.of_concept()
+    fidelity = float(judge.fidelity(encoder, pixels).mean())
+    alignment = float(judge.alignment(encoder, pixels).mean())
+    both = harmonic_mean([max(fidelity, 0.0), max(alignment, 0.0)])
+    return {"fidelity": fidelity, "alignment": alignment, "harmonic_mean": both}

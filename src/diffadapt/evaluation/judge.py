@@ -1,0 +1,149 @@
+"""One judge: fixed prompts and seeds, whatever is attached, and how its pictures compare with what was learned.
+
+`evaluate` measures a finished adapter with it, the selection of a step every checkpoint, and control its pictures.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..bases import Base
+from ..data.concept import Concept
+from ..data.prompts import benchmark_prompts, drift_prompts, spread
+from ..data.scenes import world_of
+from ..metrics.alignment import text_alignment
+from ..metrics.diversity import diversity
+from ..metrics.features import Features, load_features
+from ..metrics.fidelity import subject_fidelity
+from ..sampling.sample import default_line, generate
+
+PHOTO_ENCODERS = ("clip:openai/clip-vit-base-patch32", "dino:facebook/dino-vits16")
+
+
+def draw(
+    base: Base,
+    prompts: Sequence[str],
+    per_prompt: int = 1,
+    *,
+    seed: int = 0,
+    same_noise: bool = True,
+    steps: int | None = None,
+    guidance: float | None = None,
+    controls: Sequence[Tensor] | None = None,
+    batch: int = 8,
+    progress: bool = False,
+) -> Tensor:
+    """Pictures of prompts with whatever is attached now.
+
+    Args:
+        base: as it is to be judged.
+        prompts: each gets `per_prompt` pictures, one after the other.
+        seed: picture j of a prompt starts from seed + j.
+        same_noise: False counts j on over all prompts, so that no two pictures start from the same noise.
+        steps, guidance: of the sampling; None means the base's defaults.
+        controls: the control signal (3, H, W) of each picture, for what follows one.
+        batch: pictures made at once.
+        progress: show progress on stderr.
+
+    Returns:
+        (len(prompts) * per_prompt, 3, H, W) in [0, 1]
+    """
+    lines = []
+    for i in range(len(prompts) * per_prompt):
+        start = seed + (i % per_prompt if same_noise else i)
+        control = None if controls is None else controls[i]
+        line = default_line(base, prompts[i // per_prompt], start, steps=steps, guidance=guidance, control=control)
+        lines.append(line)
+    return torch.stack(generate(base, lines, batch=batch, progress=progress))
+
+
+def load_encoders(base: Base, names: Sequence[str] = ()) -> list[Features]:
+    """Encoders by name; without names the probe on the embedded base, else CLIP ViT-B/32 and DINO ViT-S/16.
+
+    Raises:
+        Refused: one cannot be loaded.
+    """
+    names = names or (("probe",) if base.world else PHOTO_ENCODERS)
+    return [load_features(name, device=base.device) for name in names]
+
+
+class Judge:
+    """Draws the pictures that a concept is judged by, and scores them.
+
+    Args:
+        base: what is sampled, with whatever is attached when a method is called.
+        concept: what was learned; its pictures are the reference.
+        prompts: how many of the benchmark's 25 prompts.
+        per_prompt: pictures of each.
+        unrelated: how many prompts that have nothing to do with the concept.
+        seed, same_noise, steps: as `draw` has them; `seed` chooses the unrelated prompts, too.
+
+    Attributes:
+        plain: the prompts without the concept, which the untouched base is asked and alignment is measured on.
+        unrelated: the prompts that have nothing to do with the concept.
+        groups: (N,) which prompt each picture of the concept belongs to.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        concept: Concept,
+        *,
+        prompts: int,
+        per_prompt: int = 1,
+        unrelated: int = 0,
+        seed: int = 0,
+        same_noise: bool = True,
+        steps: int | None = None,
+    ) -> None:
+        self.base, self.concept, self.per_prompt = base, concept, per_prompt
+        self.seed, self.same_noise, self.steps = seed, same_noise, steps
+        world = world_of(base)
+        self._asked = spread(benchmark_prompts(concept.noun, concept.token, world), prompts)
+        self.plain = spread(benchmark_prompts(concept.noun, "", world), prompts)
+        self.unrelated = drift_prompts(world, unrelated, seed, without=concept.noun) if unrelated else []
+        self.groups = torch.arange(len(self._asked)).repeat_interleave(per_prompt)
+        self._reference: dict[str, Tensor] = {}  # encoder -> features of the concept's pictures
+
+    @property
+    def asked(self) -> list[str]:
+        """The prompts with the concept; its word alone where what is attached puts it in the noun's place."""
+        for each in self.base.attachments:
+            if each.method.replaces_noun and self.concept.token in each.tokens:
+                return self.concept.standing_alone().said(self._asked)
+        return self.concept.said(self._asked)
+
+    def of_concept(self) -> Tensor:
+        """Pictures of the concept in other contexts."""
+        return self._draw(self.asked, self.per_prompt)
+
+    def of_prompts_alone(self) -> Tensor:
+        """Pictures of the same prompts without the concept."""
+        return self._draw(self.plain, self.per_prompt)
+
+    def of_class(self) -> Tensor:
+        """Pictures of the plain class, four at least."""
+        return self._draw([self.concept.class_prompt], max(4, self.per_prompt))
+
+    def of_unrelated(self) -> Tensor:
+        """A picture of each unrelated prompt."""
+        return self._draw(self.unrelated, 1)
+
+    def _draw(self, prompts: Sequence[str], per_prompt: int) -> Tensor:
+        return draw(self.base, prompts, per_prompt, seed=self.seed, same_noise=self.same_noise, steps=self.steps)
+
+    def fidelity(self, encoder: Features, pictures: Tensor) -> Tensor:
+        """(N,) likeness to the concept's pictures."""
+        if encoder.name not in self._reference:
+            self._reference[encoder.name] = encoder.subjects(self.concept.pixels(self.base.resolution))
+        return subject_fidelity(encoder.subjects(pictures), self._reference[encoder.name])
+
+    def alignment(self, encoder: Features, pictures: Tensor) -> Tensor:
+        """(N,) likeness to the prompts without the concept, of pictures in the order of `of_concept`."""
+        texts = encoder.texts([prompt for prompt in self.plain for _ in range(self.per_prompt)])
+        return text_alignment(encoder.pictures(pictures), texts)
+
+    def diversity(self, encoder: Features, pictures: Tensor) -> Tensor:
+        """(prompts,) how much the pictures of a prompt differ, in the order of `of_concept`."""
+        return diversity(encoder.subjects(pictures), self.groups)
