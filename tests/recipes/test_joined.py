@@ -69,7 +69,7 @@ def test_what_cannot_be_read_or_learned_together_is_refused(tiny_v_base, concept
     job = read_job({"concept": {"folder": str(tmp_path / "biscuit"), "noun": "cat", "also": ["photos/rex"]}})
     with pytest.raises(Refused, match="expected FOLDER=NOUN or FOLDER=NOUN=TOKEN, got 'photos/rex'"):
         job.run()
-    with pytest.raises(Refused, match="one new word.* came <biscuit>, <rex>"):
+    with pytest.raises(Refused, match="one new word.* got <biscuit>, <rex>"):
         train_subject(
             prepared(tiny_v_base), da.join_concepts(concepts), method=Perfusion(), out=tmp_path / "run", **SETTINGS
         )
