@@ -56,6 +56,11 @@ def test_prior_preservation_adds_the_weighted_mean_of_the_class(weight, expected
     assert objective.reduce(torch.tensor([4.0, 1.0]), batch(("class", "target"))) == pytest.approx(expected)
 
 
+def test_without_a_weight_the_class_counts_as_much_as_the_target():
+    objective = PriorPreservation(Denoising(SCHEDULE))
+    assert objective.sources == ("target", "class") and objective.reduce(torch.tensor([1.0, 4.0]), batch()) == 5.0
+
+
 def test_prior_preservation_has_the_losses_of_what_it_stands_on():
     mask = torch.tensor([[0.5, 0.0], [1.0, 1.0]]).view(2, 1, 1, 2)
     objective = PriorPreservation(Masked(SCHEDULE, snr_gamma=1.0))

@@ -61,9 +61,11 @@ def test_every_row_has_the_latents_and_the_text_of_what_was_picked(tiny_base):
     assert len(set(batch.latents[:, 0, 0, 0].tolist())) > 1
     for row in range(6):
         caption = CAPTIONS[int(batch.latents[row, 0, 0, 0]) % 3]
-        assert torch.equal(batch.token_ids[row], tiny_base.tokenize([caption])[0])
-        torch.testing.assert_close(batch.condition[row], tiny_base.encode_prompts([caption])[0])
-    assert batch.sources == ("target",) * 6 and batch.mask is None and batch.signal is None and batch.weights is None
+        expected, found = tiny_base.condition([caption]), batch.condition.rows([row])
+        assert torch.equal(found.token_ids, expected.token_ids)
+        torch.testing.assert_close(found.text, expected.text)
+    assert batch.sources == ("target",) * 6 and batch.mask is None and batch.weights is None
+    assert not batch.condition.control
 
 
 def test_rows_come_from_the_source_that_was_drawn_for_them(tiny_base):
@@ -91,8 +93,9 @@ def test_rows_without_a_mask_count_as_a_whole_beside_rows_with_one(tiny_base):
 
 def test_signals_stand_beside_their_pictures(tiny_base):
     batch = batches(tiny_base, sources={"target": Numbered(signal=True)}).batch(0, 0)
-    assert batch.signal.shape == (3, 3, 8, 8)
-    torch.testing.assert_close(batch.signal[:, 0, 0, 0], batch.latents[:, 0, 0, 0] / 6)
+    signal = batch.condition.control["hint"]
+    assert signal.shape == (3, 3, 8, 8)
+    torch.testing.assert_close(signal[:, 0, 0, 0], batch.latents[:, 0, 0, 0] / 6)
 
 
 class Weighted(Objective):
@@ -122,13 +125,13 @@ def test_weights_and_noise_levels_are_those_that_were_drawn(tiny_base):
 def test_known_captions_are_encoded_once_and_others_when_they_come(tiny_base):
     kept, fresh = Texts(tiny_base, CAPTIONS), Texts(tiny_base)
     asked = ["a dog", "a cat", "a dog"]
-    for one, other in zip(kept.of(asked), fresh.of(asked), strict=True):
-        torch.testing.assert_close(one, other)
-    assert torch.equal(kept.of(asked)[0], tiny_base.tokenize(asked))
+    torch.testing.assert_close(kept.of(asked).text, fresh.of(asked).text)
+    assert torch.equal(kept.of(asked).token_ids, tiny_base.tokenize(asked))
+    assert torch.equal(fresh.of(asked).token_ids, tiny_base.tokenize(asked))
     with torch.no_grad():
         for parameter in tiny_base.text_encoder.parameters():
             parameter.zero_()
-    assert kept.of(["a cat"])[1].any() and not fresh.of(["a cat"])[1].any()
+    assert kept.of(["a cat"]).text.any() and not fresh.of(["a cat"]).text.any()
 
 
 @pytest.mark.parametrize(
@@ -139,5 +142,4 @@ def test_known_captions_are_encoded_once_and_others_when_they_come(tiny_base):
 def test_where_an_adapter_changes_the_text_it_is_encoded_every_time(tiny_base, method, more, trains):
     attachment = attach(tiny_base, method, **more)
     attachment.train()
-    _, text = Texts(tiny_base, ["a <biscuit> cat"]).of(["a <biscuit> cat"])
-    assert text.requires_grad is trains
+    assert Texts(tiny_base, ["a <biscuit> cat"]).of(["a <biscuit> cat"]).text.requires_grad is trains
