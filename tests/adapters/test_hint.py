@@ -146,7 +146,7 @@ def test_a_signal_of_another_size_is_refused_in_one_sentence(base):
         (None, "needs control"),
         ({"edges": torch.rand(2, 3, 32, 32)}, "no signal named 'hint'"),
         ({"hint": torch.rand(2, 1, 32, 32)}, r"\(2, 1, 32, 32\); expected \(N, 3, height, width\)"),
-        ({"hint": torch.rand(1, 3, 32, 32)}, "1 control signals came for 2 rows"),
+        ({"hint": torch.rand(1, 3, 32, 32)}, "got 1 control signals for a batch of 2 rows"),
     ],
 )
 def test_a_signal_that_does_not_fit_is_refused(base, control, says):

@@ -68,7 +68,7 @@ def test_prompts_have_to_come_first_and_be_as_many(base):
     with pytest.raises(Refused, match="needs text"):
         attachment.begin(SideInputs(token_ids=base.tokenize(["a <x>"])))
     text = given(base, ["a <x>"])
-    with pytest.raises(Refused, match="1 prompts came for 2 rows"):
+    with pytest.raises(Refused, match="got 1 prompts for a batch of 2 rows"):
         adapter(text.expand(2, -1, -1))
 
 

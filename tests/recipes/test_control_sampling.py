@@ -79,7 +79,7 @@ def test_a_signal_may_be_a_file_a_picture_or_a_tensor(base, hint, tmp_path):
         (torch.rand(3, 64, 64), "signal given is 64x64, the picture 32x32; resize"),
         (torch.rand(1, 32, 32), r"\(1, 32, 32\).*expected \(3, height, width\)"),
         (torch.full((3, 32, 32), 2.0), r"in \[2, 2\]; expected"),
-        ([torch.rand(3, 32, 32)] * 2, "2 control signals came for 1 prompts"),
+        ([torch.rand(3, 32, 32)] * 2, "got 2 control signals for 1 prompts"),
         ("nowhere.png", "no picture at nowhere.png"),
     ],
 )

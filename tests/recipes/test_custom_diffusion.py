@@ -61,7 +61,7 @@ def test_the_weights_are_the_nearest_on_ordinary_text_that_obey(base):
 
 def test_files_that_cannot_be_merged_are_refused(base, tmp_path):
     first, _ = trained(base, tmp_path, "<x>", "cat", 0)
-    with pytest.raises(Refused, match="two files or more, came 1"):
+    with pytest.raises(Refused, match="two files or more, got 1"):
         merge_custom_diffusion(base, [first], tmp_path / "out.safetensors")
     lora = attach(base, LoRA(rank=1), ["cross_attention.*"], tokens={"<z>": "cat"})
     other = lora.save(tmp_path / "lora.safetensors")

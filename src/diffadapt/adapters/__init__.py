@@ -6,7 +6,7 @@ from .attach import Attachment, attach
 from .c_lora import CLoRA
 from .hint import Hint
 from .lora import LoRA
-from .methods import METHODS
+from .methods import METHODS, TRAINED
 from .oft import OFT
 from .perfusion import Perfusion
 from .selective import Selective
@@ -16,6 +16,7 @@ from .tokenizer import RANDOM_START
 
 __all__ = [
     "METHODS",
+    "TRAINED",
     "RANDOM_START",
     "Adapter",
     "Attachment",

@@ -41,7 +41,7 @@ def merge_custom_diffusion(base: Any, files: Sequence[str | Path], out: str | Pa
         Refused: fewer than two files, or one of another method, of other layers, or without a word of its own.
     """
     if len(files) < 2:
-        raise Refused(f"merging takes two files or more, came {len(files)}")
+        raise Refused(f"merging takes two files or more, got {len(files)}")
     if base.attachments:
         raise Refused("merging starts from the untouched base; detach what is attached first")
     parts = [_Part(base, Path(file)) for file in files]

@@ -94,8 +94,8 @@ class HintAdapter(Adapter):
         if signal is None:
             raise Refused(f"the control of {self.path} has no signal named {SIGNAL!r}; expected {{{SIGNAL!r}: signal}}")
         if signal.ndim != 4 or signal.shape[1] != self.signal_channels:
-            came = tuple(signal.shape)
-            raise Refused(f"the control signal is {came}; expected (N, {self.signal_channels}, height, width)")
+            shape = tuple(signal.shape)
+            raise Refused(f"the control signal is {shape}; expected (N, {self.signal_channels}, height, width)")
         first = next(self.encoder.parameters())
         self._size = (signal.shape[2], signal.shape[3])
         self._features = self.encoder(signal.to(first.device, first.dtype))
@@ -112,7 +112,7 @@ class HintAdapter(Adapter):
         (height, width), (h, w) = self._size, y.shape[2:]
         assert self._features is not None
         if len(self._features) != len(y):
-            raise Refused(f"{len(self._features)} control signals came for {len(y)} rows; give one for each row")
+            raise Refused(f"got {len(self._features)} control signals for a batch of {len(y)} rows; pass one per row")
         raise Refused(
             f"the control signal is {width}x{height}, but pictures of {w * self.factor}x{h * self.factor} are made; "
             f"give it the picture's size (the hint makes it {self.factor} times smaller, as the latents must be)"

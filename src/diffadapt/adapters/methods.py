@@ -2,6 +2,7 @@
 
 from .adapter import Method
 from .c_lora import CLoRA
+from .control_net import ControlNet
 from .hint import Hint
 from .lora import LoRA
 from .oft import OFT
@@ -13,3 +14,5 @@ from .token import Token
 METHODS: dict[str, type[Method]] = {
     method.name: method for method in (LoRA, OFT, Perfusion, CLoRA, StyleInject, Selective, Token, Hint)
 }
+# What recipes train: all of these, and the one that stands beside the denoiser instead of on its layers.
+TRAINED: dict[str, type[Method]] = {**METHODS, ControlNet.name: ControlNet}

@@ -152,7 +152,7 @@ class OFTAdapter(Mergeable):
         return _Cayley.apply(self.strength * self.q, self.block_size)
 
     def keep(self, rotations: Tensor) -> None:
-        """Takes the rotations that were solved with those of other layers; they hold until q or strength changes."""
+        """Caches rotations that were solved with those of other layers; invalid once q or strength changes."""
         self._kept = (self.q._version, self.strength, rotations)
 
     def _blocks(self) -> Tensor:

@@ -1,8 +1,8 @@
 """Perfusion: key-locked rank-one editing (Tewel, Gal, Chechik, Atzmon 2023, arXiv:2305.01644).
 
-A concept is a new word and, for every cross-attention layer, where its encoding shall lead. With e a token's encoding,
-i* the concept's (the anchor), <x, y> = x^T C^-1 y and C the second moment of the text encoder's outputs, every key and
-value projection W becomes (equation 3)
+A concept is a new word and, for every cross-attention layer, the output that its encoding should map to. With e
+a token's encoding, i* the concept's (the anchor), <x, y> = x^T C^-1 y and C the second moment of the text encoder's
+outputs, every key and value projection W becomes (equation 3)
 
     h = W (e - r i*) + g(r) o*        r = <i*, e> / <i*, i*>        g(r) = sigmoid((r - bias) / temperature)
 
@@ -159,10 +159,10 @@ class ConceptEdit(GatedConcept):
         return {"covariance": self.covariance.fingerprint}
 
     def check(self, header: Mapping[str, str]) -> None:
-        own, came = self.covariance.fingerprint, header.get("covariance")
-        if came != own:
+        own, learned_under = self.covariance.fingerprint, header.get("covariance")
+        if learned_under != own:
             raise Refused(
-                f"the concept was learned under covariance {came}, the base has {own}; a concept works under its own "
+                f"the concept was learned under covariance {learned_under}, the base has {own}; a concept works under its own "
                 "only: put that file in its place (diffadapt covariance says where), or train the concept again"
             )
 
@@ -306,7 +306,7 @@ class PerfusionAdapter(Adapter):
         if edit.opened is None:
             raise Refused(f"{self.path} has no prompts yet; begin(SideInputs(token_ids=..., text=...)) comes first")
         if len(edit.opened) != len(x):
-            raise Refused(f"{len(edit.opened)} prompts came for {len(x)} rows; give one for each row")
+            raise Refused(f"got {len(edit.opened)} prompts for a batch of {len(x)} rows; pass one per row")
         if self.is_key and edit.key_context is not None:
             rows, context = edit.key_context
             return self.layer(torch.where(rows, context.to(x.dtype), x))

@@ -41,8 +41,8 @@ class Covariance:
     @property
     def fingerprint(self) -> str:
         """ "sha256:<16 hex digits>" of what it was measured on, so that a second measurement is the same C."""
-        told = json.dumps({key: self.facts.get(key) for key in ("encoder", "corpus", "pooled")}, sort_keys=True)
-        return short_hash(told.encode())
+        facts = json.dumps({key: self.facts.get(key) for key in ("encoder", "corpus", "pooled")}, sort_keys=True)
+        return short_hash(facts.encode())
 
     @cached_property
     def ridge(self) -> float:
@@ -113,5 +113,5 @@ def load_covariance(path: str | Path) -> Covariance:
         raise Refused(f"{path} has format version {header['format_version']}; update diffadapt to read it")
     matrix = tensors.get("second_moment", torch.empty(0)).double()
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not torch.isfinite(matrix).all():
-        raise Refused(f"{path} is damaged: expected a square matrix of numbers, came {tuple(matrix.shape)}")
+        raise Refused(f"{path} is damaged: expected a square matrix of numbers, got {tuple(matrix.shape)}")
     return Covariance(matrix=(matrix + matrix.T) / 2, facts=json.loads(header.get("facts", "{}")))

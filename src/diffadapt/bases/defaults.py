@@ -38,15 +38,15 @@ def read_defaults(folder: Path) -> Defaults:
         return Defaults()
     found = read_json(path)
     if not isinstance(found, dict):
-        raise Refused(f"{path}: expected a JSON object, came {type(found).__name__}")
+        raise Refused(f"{path}: expected a JSON object, got {type(found).__name__}")
     version = found.get("format_version", FORMAT_VERSION)
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise Refused(f"{path} is of format {version!r}, here up to {FORMAT_VERSION} is read; upgrade diffadapt")
     guidance, steps = found.get("default_guidance", 7.5), found.get("default_steps", 30)
     if isinstance(guidance, bool) or not isinstance(guidance, int | float) or not 0 <= guidance < float("inf"):
-        raise Refused(f"{path}: expected default_guidance to be a number from 0 up, came {guidance!r}")
+        raise Refused(f"{path}: expected default_guidance to be a number from 0 up, got {guidance!r}")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise Refused(f"{path}: expected default_steps to be a whole number from 1 up, came {steps!r}")
+        raise Refused(f"{path}: expected default_steps to be a whole number from 1 up, got {steps!r}")
     return Defaults(guidance=float(guidance), steps=steps, world=_world(path, found.get("world")))
 
 
@@ -63,8 +63,8 @@ def _world(path: Path, found: object) -> Mapping[str, tuple[str, ...]] | None:
     if not found:
         return None
     if not isinstance(found, dict):
-        raise Refused(f"{path}: expected world to be an object of word lists, came {type(found).__name__}")
+        raise Refused(f"{path}: expected world to be an object of word lists, got {type(found).__name__}")
     for key, words in found.items():
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-            raise Refused(f"{path}: expected world.{key} to be a list of words, came {words!r:.60}")
+            raise Refused(f"{path}: expected world.{key} to be a list of words, got {words!r:.60}")
     return {key: tuple(words) for key, words in found.items()}

@@ -105,13 +105,9 @@ def _entries(topic: str, arguments: argparse.Namespace) -> dict[str, str]:
     if topic == "bases":
         return BASES
     if topic == "methods":
-        from ..adapters import METHODS
-        from ..recipes.job import RECIPES
+        from ..adapters import TRAINED
 
-        found = dict(METHODS)
-        for recipe in RECIPES.values():
-            found |= recipe.methods
-        return {name: (method.__doc__ or "").strip().splitlines()[0] for name, method in found.items()}
+        return {name: (method.__doc__ or "").strip().splitlines()[0] for name, method in TRAINED.items()}
     if topic == "recipes":
         from ..recipes.job import RECIPES
 

@@ -20,8 +20,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..adapters import METHODS, Method
-from ..adapters.control_net import ControlNet
+from ..adapters import TRAINED, Method
 from ..bases import Base, load_base
 from ..config import REQUIRED, Option, build, option, options, unknown
 from ..controls import SIGNALS
@@ -132,7 +131,7 @@ def _start_style(job: "Job", device: str | None) -> Run:
 
 def _methods(recipe: str) -> dict[str, type[Method]]:
     """The methods that a recipe trains, by name."""
-    return {name: method for name, method in METHODS.items() if recipe in method.recipes}
+    return {name: method for name, method in TRAINED.items() if recipe in method.recipes}
 
 
 RECIPES: dict[str, Recipe] = {
@@ -144,7 +143,7 @@ RECIPES: dict[str, Recipe] = {
     "control": Recipe(
         doc="a control signal, such as edges, from captioned pictures",
         table="pairs", data=PairsTable, settings=ControlConfig,
-        methods={**_methods("control"), ControlNet.name: ControlNet}, start=_start_control,
+        methods=_methods("control"), start=_start_control,
     ),
     "style": Recipe(
         doc="one or many styles from captioned pictures",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..adapters import METHODS
+from ..adapters import TRAINED
 from ..config import build
 from ..errors import Refused
 from ..files import write_atomic
@@ -119,10 +119,9 @@ def read_subject(run: RunFolder) -> Subject:
 
 def _titles(name: str, settings: Mapping[str, Any]) -> tuple[str, str]:
     """The title of a method, and its title with the settings that matter most, as far as they are known here."""
-    if name not in METHODS:
-        title = {"controlnet": "ControlNet"}.get(name, name)
-        return title, title
-    method = METHODS[name]
+    if name not in TRAINED:
+        return name, name
+    method = TRAINED[name]
     known = {field.name for field in fields(method)}
     try:
         summary = build(method, {key: value for key, value in settings.items() if key in known}).summary()

@@ -3,7 +3,7 @@
 import shlex
 from dataclasses import dataclass
 
-from ..adapters import METHODS
+from ..adapters import TRAINED
 from .run_folder import RunFolder
 
 
@@ -39,7 +39,7 @@ def usage(run: RunFolder, *, token: str, noun: str, base: str) -> list[Snippet]:
         'pictures[0].save("picture.png")'
     )
     snippets = [Snippet(title="Command line", code=shell), Snippet(title="Python", code=python)]
-    method = METHODS.get(run.metadata.get("method", ""))
+    method = TRAINED.get(run.metadata.get("method", ""))
     if method and method.merges and not controlled:
         merge = f"diffadapt merge --base {shlex.quote(base)} --out merged \\\n    --adapter {shlex.quote(path)}"
         title = "Merged into the weights, for any program that opens diffusers folders"

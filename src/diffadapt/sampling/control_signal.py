@@ -29,7 +29,7 @@ def each_control(control: Control | Sequence[Control] | None, count: int) -> lis
     else:
         each = list(control)
     if len(each) != count:
-        raise Refused(f"{len(each)} control signals came for {count} prompts; give one for all, or one for each")
+        raise Refused(f"got {len(each)} control signals for {count} prompts; pass one for all, or one per prompt")
     return each
 
 
@@ -48,8 +48,8 @@ def read_signal(control: Control | None, size: tuple[int | None, int | None]) ->
     if isinstance(control, Tensor):
         signal = control.float()
         if signal.ndim != 3 or signal.shape[0] != 3 or not 0 <= float(signal.min()) <= float(signal.max()) <= 1:
-            came = f"{tuple(signal.shape)} in [{float(signal.min()):.3g}, {float(signal.max()):.3g}]"
-            raise Refused(f"the control signal is {came}; expected (3, height, width) in [0, 1]")
+            found = f"{tuple(signal.shape)} in [{float(signal.min()):.3g}, {float(signal.max()):.3g}]"
+            raise Refused(f"the control signal is {found}; expected (3, height, width) in [0, 1]")
     else:
         picture = control if isinstance(control, Image.Image) else open_signal(control)
         signal = to_tensor(picture.convert("RGB")).float() / 255
