@@ -162,8 +162,8 @@ class ConceptEdit(GatedConcept):
         own, learned_under = self.covariance.fingerprint, header.get("covariance")
         if learned_under != own:
             raise Refused(
-                f"the concept was learned under covariance {learned_under}, the base has {own}; a concept works under its own "
-                "only: put that file in its place (diffadapt covariance says where), or train the concept again"
+                f"the concept was learned under covariance {learned_under}, the base has {own}; a concept works under "
+                "its own only: put that file in its place (diffadapt covariance says where), or train the concept again"
             )
 
     # --- training -----------------------------------------------------------------------------------------------------

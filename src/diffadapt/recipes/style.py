@@ -26,7 +26,7 @@ from ..data.styles import Styles
 from ..errors import Refused
 from ..evaluation.evaluate_style import evaluate_style
 from ..files import write_json
-from ..objectives import Denoising, NoiseSchedule
+from ..objectives import Denoising
 from ..progress import say
 from ..sampling.adapter_files import start_from
 from ..training.batches import Batches, Texts
@@ -124,8 +124,7 @@ def train_style(
             captions = styles.captions()
             if is_main:
                 _write_pictures(folder, styles, resolution)
-        schedule = NoiseSchedule(alphas_cumprod=base.alphas_cumprod, prediction_type=base.prediction_type)
-        objective = Denoising(schedule, snr_gamma=config.snr_gamma)
+        objective = Denoising(base.noise_schedule, snr_gamma=config.snr_gamma)
         batches = Batches(
             base, objective, {"target": source}, Texts(base, source.captions() or None),
             batch_size=config.batch_size, parts=config.gradient_accumulation, seed=seed,
