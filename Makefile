@@ -1,6 +1,7 @@
 # Everything sets itself up in .venv; `make test` from a fresh clone needs Python 3.10 or newer with pip, and make.
 #
 #   make test                    set up if need be, run the tests in two processes of one thread each
+#   make fuzz                    damaged files and odd words for minutes: every answer is a result or one sentence
 #   make demo                    teach the embedded base a character with OFT and LoRA; prints the reports' paths
 #   make lint                    ruff and pyright
 #   make bench                   speed and memory beside PEFT (minutes)
@@ -16,13 +17,14 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 PROCESSES ?= 2
+FUZZ_EXAMPLES ?= 600
 ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 PIP_FLAGS = -q --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 SAY := @printf '\n== %s\n'
 
-.PHONY: test demo lint bench evidence setup clean help
+.PHONY: test fuzz demo lint bench evidence setup clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -51,6 +53,10 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/pip
 test: $(STAMP)
 	$(SAY) "tests"
 	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist worksteal $(ARGS)
+
+fuzz: $(STAMP)
+	$(SAY) "fuzz"
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest --numprocesses $(PROCESSES) tests/fuzz $(ARGS)
 
 demo: $(STAMP)
 	$(SAY) "demo: teaching the embedded base a character, with OFT and with LoRA (about three minutes on two cores)"

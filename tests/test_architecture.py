@@ -15,6 +15,7 @@ LEAVES = ("adapters", "bases", "controls", "data", "metrics", "objectives")
 SHARED = {
     "errors",
     "files",
+    "shapes",
     "config",
     "config_values",
     "progress",
@@ -158,6 +159,25 @@ def test_nothing_is_unpickled_or_evaluated():
                     for keyword in node.keywords:
                         if keyword.arg == "trust_remote_code" and getattr(keyword.value, "value", None) is not False:
                             yield f"{name_of(path)}:{node.lineno} runs code from a model's folder"
+
+    refuse(faults())
+
+
+def test_text_is_utf_8_on_every_machine():
+    """A call that leaves the encoding to the machine reads and writes something else under Windows' code pages."""
+
+    def faults() -> Iterator[str]:
+        for path in FILES:
+            for node in ast.walk(tree_of(path)):
+                if not isinstance(node, ast.Call):
+                    continue
+                called = ast.unparse(node.func).rpartition(".")[2]
+                said = {keyword.arg for keyword in node.keywords}
+                binary = any("b" in str(getattr(each, "value", "")) for each in node.args[1:2])
+                is_file = called in ("read_text", "write_text") and isinstance(node.func, ast.Attribute)
+                is_open = ast.unparse(node.func) == "open" and not binary
+                if (is_file or is_open) and "encoding" not in said:
+                    yield f"{name_of(path)}:{node.lineno} {called} without encoding; use diffadapt.files, or say utf-8"
 
     refuse(faults())
 

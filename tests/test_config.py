@@ -1,6 +1,5 @@
 """Strict reading of TOML and key=value into frozen dataclasses, and back."""
 
-import math
 from dataclasses import FrozenInstanceError, dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +64,6 @@ def test_toml_becomes_a_frozen_config(tmp_path: Path):
         ("alpha=4", "alpha", 4.0),
         ("alpha=.5", "alpha", 0.5),
         ("alpha=1e-3", "alpha", 1e-3),
-        ("alpha=inf", "alpha", math.inf),
         ("alpha=none", "alpha", None),
         ("radius=none", "radius", None),
         ("masked=true", "masked", True),
@@ -108,7 +106,7 @@ def test_overriding_leaves_the_table_given_as_it_was():
         ("steps=true", "steps: expected a whole number, got 'true'"),
         ("steps=0", "steps: expected at least 1, got 0"),
         ("alpha=x", "alpha: expected a number, or none, got 'x'"),
-        ("alpha=nan", "alpha: expected a number, got nan"),
+        ("alpha=nan", "alpha: expected a finite number, got nan"),
         ("masked=yes", "masked: expected true or false, got 'yes'"),
         ("schedule=cosin", "schedule: expected constant or cosine, got 'cosin' (text); did you mean cosine?"),
         ("optimizer.betas=0.5,2", "optimizer.betas: expected at least 0 and at most 1, got 2.0"),
@@ -171,7 +169,7 @@ def test_keyword_overrides_are_strict_too():
     [
         Settings(folder='a b\n"c" \\ \''),
         Settings(folder="a", steps=1, alpha=1e-9, radius=None, roles=("x", "y"), cache=Path("/tmp"), masked=True),
-        Settings(folder="a", alpha=math.inf, optimizer=Optimizer(betas=())),
+        Settings(folder="a", alpha=0.5, optimizer=Optimizer(betas=())),
     ],
 )
 def test_what_is_dumped_reads_back_to_the_same(settings: Settings):

@@ -12,6 +12,7 @@ standard library does it: a validation library would still leave the messages, t
 """
 
 import dataclasses
+import os
 import sys
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -51,6 +52,7 @@ def option(
     low: float | None = None,
     high: float | None = None,
     choices: Iterable[Any] | None = None,
+    path: bool = False,
 ) -> Any:
     """Declares a field of a config dataclass.
 
@@ -59,8 +61,10 @@ def option(
         doc: what it is, with unit and range, as a phrase that fits in a table.
         low, high: the smallest and largest value allowed, both included; of a tuple, for each element.
         choices: the only values allowed; of a tuple, for each element.
+        path: whether it names a file or folder: "~" at its beginning is the user's home, once and for all.
     """
-    metadata = {"doc": doc, "low": low, "high": high, "choices": None if choices is None else tuple(choices)}
+    allowed = None if choices is None else tuple(choices)
+    metadata = {"doc": doc, "low": low, "high": high, "choices": allowed, "path": path}
     if default is REQUIRED:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -112,6 +116,8 @@ def build(config_class: type[T], table: Mapping[str, Any], *, name: str = "", kn
         inner = _table_class(hints[key])
         if inner is None:
             values[key] = convert(value, hints[key], dotted, by_name[key].metadata)
+            if by_name[key].metadata.get("path"):
+                values[key] = at_home(values[key])
         elif isinstance(value, Mapping):
             values[key] = build(inner, value, name=dotted, known=[*here, *known])
         else:
@@ -124,6 +130,13 @@ def build(config_class: type[T], table: Mapping[str, Any], *, name: str = "", kn
     config = config_class(**values)
     check(config, name)
     return config
+
+
+def at_home(value: Any) -> Any:
+    """A path with the user's home in place of "~"; of a tuple, each."""
+    if isinstance(value, tuple):
+        return tuple(at_home(each) for each in value)
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def with_overrides(config: T, overrides: Mapping[str, Any]) -> T:
@@ -172,7 +185,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise Refused(f"cannot read the config {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise Refused(f"{path} is not UTF-8 text, which TOML files are; save it as UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise Refused(f"{path} is not TOML: {error}") from error
 
 

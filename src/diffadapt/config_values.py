@@ -104,8 +104,8 @@ def check_range(value: Any, name: str, meta: Mapping[str, Any]) -> None:
     if choices is not None and value not in choices:
         near = max(choices, key=lambda choice: SequenceMatcher(None, str(value), str(choice)).ratio())
         raise Refused(f"{name}: expected {' or '.join(map(str, choices))}, got {shown(value)}; did you mean {near}?")
-    if isinstance(value, float) and math.isnan(value):
-        raise Refused(f"{name}: expected a number, got nan")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Refused(f"{name}: expected a finite number, got {value}")
     if (low is not None and value < low) or (high is not None and value > high):
         limits = [f"at {word} {limit:g}" for word, limit in (("least", low), ("most", high)) if limit is not None]
         raise Refused(f"{name}: expected {' and '.join(limits)}, got {value!r}")

@@ -1,22 +1,28 @@
-"""Files that are either whole or not there: atomic writes, safetensors and JSON, never pickle."""
+"""Files that are either whole or not there: atomic writes, safetensors, JSON and UTF-8 text, never pickle."""
 
 import contextlib
+import hashlib
 import json
 import os
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from .errors import Failed, Refused
+from .shapes import hold
+
+if TYPE_CHECKING:  # torch takes a second to load, and a command's help needs none of it
+    from torch import Tensor
+
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
 def write_atomic(path: str | Path, data: bytes | str) -> Path:
     """Writes a file beside its final place and moves it there, so that a kill or a full disk leaves the old one.
+
+    Text is written as UTF-8, whatever the machine's own encoding is.
 
     Raises:
         Failed: the disk is full or the folder cannot be written; the old file, if any, is untouched.
@@ -30,33 +36,129 @@ def write_atomic(path: str | Path, data: bytes | str) -> Path:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:  # an interrupt as well: no temporary file stays
         with contextlib.suppress(OSError):  # the folder itself may be what is wrong
             temporary.unlink(missing_ok=True)
-        raise Failed(f"cannot write {path}: {error.strerror}; free some space or choose another folder") from error
+        if isinstance(error, OSError):
+            raise Failed(f"cannot write {path}: {error.strerror}; free some space or choose another folder") from error
+        raise
     return path
 
 
-def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Path:
-    """Writes a safetensors file atomically. Tensors are made contiguous and moved to the CPU."""
+def sweep(folder: str | Path) -> list[Path]:
+    """Removes what killed writes of processes that are gone have left in a folder and the folders in it."""
+    swept = []
+    for path in Path(folder).rglob(".*.tmp"):
+        found = _TEMPORARY.fullmatch(path.name)
+        if found and path.is_file() and not _alive(int(found[1])):
+            with contextlib.suppress(OSError):
+                path.unlink()
+                swept.append(path)
+    return swept
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def is_there(text: str | Path) -> bool:
+    """Whether a text names a file or folder that exists; a text that can name none (too long, a null byte) does not."""
+    try:
+        return Path(text).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+def save_tensors(path: str | Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None) -> Path:
+    """Writes a safetensors file atomically. Tensors are made contiguous and moved to the CPU.
+
+    Raises:
+        Failed: a value is not a number, or the disk is full; nothing is written.
+    """
+    from safetensors.torch import save
+
     whole = {key: value.detach().to("cpu").contiguous() for key, value in tensors.items()}
+    for key, value in whole.items():
+        if not _finite(value):
+            raise Failed(f"{key} holds values that are not numbers; {path} is not written")
     return write_atomic(path, save(whole, dict(metadata or {})))
 
 
-def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def load_tensors(path: str | Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
     """Reads a safetensors file: its tensors (on the CPU) and its metadata.
 
     Raises:
-        Refused: the file is missing, cut short or not safetensors.
+        Refused: the file is missing, cut short or not safetensors, or a value in it is no finite real number.
     """
+    from safetensors import SafetensorError, safe_open
+
     path = Path(path)
     if not path.is_file():
         raise Refused(f"no file at {path}; expected a .safetensors file")
     try:
         with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except (SafetensorError, OSError, struct.error) as error:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            header = dict(file.metadata() or {})
+    except (SafetensorError, OSError, struct.error, ValueError, RuntimeError, AttributeError, KeyError) as error:
         raise Refused(f"{path} is not a whole safetensors file ({error}); copy or train it again") from error
+    for key, value in tensors.items():
+        if value.is_complex():
+            raise Refused(f"{path}: {key} holds complex numbers; expected real ones")
+        if not _finite(value):
+            raise Refused(f"{path}: {key} holds values that are not numbers (nan or infinity); train or copy it again")
+    return tensors, header
+
+
+def _finite(tensor: "Tensor") -> bool:
+    import torch
+
+    if not tensor.is_floating_point():
+        return True
+    values = tensor if tensor.element_size() > 1 else tensor.float()  # eight bits have no isfinite
+    return bool(torch.isfinite(values).all())
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 (hex) of a file's bytes.
+
+    Raises:
+        Refused: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise Refused(f"cannot read {path}: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def read_text(path: str | Path) -> str:
+    """Reads UTF-8 text, with or without a byte order mark.
+
+    Raises:
+        Refused: it cannot be read or is in another encoding; says where.
+    """
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise Refused(f"{path} is not UTF-8 (byte 0x{byte:02x} at {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise Refused(f"cannot read {path}: {error.strerror}") from error
+
+
+def text_lines(text: str) -> list[str]:
+    """The lines of a text: only line feeds end one, with or without a carriage return (U+2028 and its like do not)."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
 
 
 def write_json(path: str | Path, value: Any) -> Path:
@@ -64,15 +166,29 @@ def write_json(path: str | Path, value: Any) -> Path:
     return write_atomic(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path) -> Any:
+def read_json(path: str | Path, shape: Any = None) -> Any:
     """Reads JSON.
 
+    Args:
+        path: the file.
+        shape: what it must look like, see `shapes.py`; None takes anything.
+
     Raises:
-        Refused: the file is missing or not JSON.
+        Refused: the file is missing, not JSON, or of another shape.
+    """
+    return parse_json(read_text(path), shape, str(path))
+
+
+def parse_json(text: str, shape: Any, where: str) -> Any:
+    """The value that a JSON text says, held against a shape (None takes anything); `where` is its place, for messages.
+
+    Raises:
+        Refused: it is not JSON, or of another shape.
     """
     try:
-        return json.loads(Path(path).read_text())
-    except OSError as error:
-        raise Refused(f"cannot read {path}: {error.strerror}") from error
+        value = json.loads(text)
     except ValueError as error:
-        raise Refused(f"{path} is not JSON: {error}") from error
+        raise Refused(f"{where} is not JSON: {error}") from error
+    except RecursionError as error:
+        raise Refused(f"{where} is not JSON that can be read: its tables lie too deep in each other") from error
+    return value if shape is None else hold(value, shape, where)

@@ -198,6 +198,6 @@ class NoiseSchedule:
         """Min-SNR loss weights (N,); gamma 0 means no weighting."""
         if gamma == 0 or self.parametrisation.straight:
             return torch.ones(len(timesteps), device=timesteps.device)
-        a = self.alphas_cumprod.to(timesteps.device)[timesteps].double()
+        a = self.alphas_cumprod.cpu().double()[timesteps.cpu()]  # on the CPU, since not every GPU has float64
         snr = a / (1 - a).clamp(min=1e-12)
-        return self.parametrisation.min_snr(snr, gamma).float()
+        return self.parametrisation.min_snr(snr, gamma).float().to(timesteps.device)

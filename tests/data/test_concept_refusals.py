@@ -61,9 +61,9 @@ def test_a_caption_that_is_not_utf8_is_named(folder: Path) -> None:
     ("line", "expected"),
     [
         ("{broken", "line 2 is not JSON"),
-        ('"just text"', 'line 2 has no "file_name"'),
-        ('{"text": "a cat"}', 'line 2 has no "file_name"'),
-        ('{"file_name": 3}', 'line 2 has no "file_name"'),
+        ('"just text"', "expected a table"),
+        ('{"text": "a cat"}', "file_name is missing"),
+        ('{"file_name": 3}', "file_name: expected text, got 3"),
         ('{"file_name": "../secret.png"}', "leads out of the folder"),
         ('{"file_name": "sub/../../secret.png"}', "leads out of the folder"),
         ('{"file_name": "/etc/secret.png"}', "leads out of the folder"),

@@ -115,3 +115,25 @@ def test_the_index_says_how_everything_was_made(tmp_path: Path) -> None:
     assert index["settings"]["base_fingerprint"] == "sha256:aaaa" and index["settings"]["guidance"] == 4.0
     assert {key: index["pictures"][0][key] for key in ("prompt", "seed")} == {"prompt": "a cat", "seed": 100}
     assert torch.isfinite(MemoryBank(tmp_path, SETTINGS).pixels()).all()
+
+
+def test_a_folder_in_use_is_not_taken_for_a_bank_and_nothing_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "00000.png").write_bytes(b"my own")
+    with pytest.raises(Refused, match="is in use and holds no memory bank; choose an empty or new folder"):
+        MemoryBank(tmp_path, SETTINGS)
+    assert (tmp_path / "00000.png").read_bytes() == b"my own"
+
+
+def test_a_bank_is_a_bank_before_its_first_picture(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        MemoryBank(tmp_path, SETTINGS).ensure(2, ["a cat"], Sampler(stop_at=0), batch=1)
+    assert MemoryBank(tmp_path, SETTINGS).ensure(2, ["a cat"], Sampler(), batch=1) == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", '{"settings": 3, "pictures": []}', '{"settings": {}, "pictures": null}', "[" * 9999]
+)
+def test_a_bank_json_of_another_shape_is_one_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "bank.json").write_text(text)
+    with pytest.raises(Refused, match="bank.json.*delete the folder, or choose another"):
+        MemoryBank(tmp_path, SETTINGS)

@@ -120,3 +120,26 @@ def test_what_depends_on_the_timestep_is_told_it_at_every_denoising_step(base):
     attach(base, Listener(), ["input.conv"])
     sample(base, "a cat", steps=4, guidance=3.0)
     assert len(told) == 4 and told == sorted(told, reverse=True) and told[0] == 999
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_the_pictures_are_the_same(base):
+    prompts = [f"a {noun}" for noun in ("cat", "dog", "apple", "cat", "dog")]
+    expected = sample(base, prompts, steps=1, batch=2)
+    sizes = []
+
+    def small_memory(_, given):
+        sizes.append(len(given[0]) // 2)  # with guidance, both branches
+        if len(given[0]) > 4:
+            raise torch.OutOfMemoryError("too little")
+
+    hook = base.denoiser.register_forward_pre_hook(small_memory)
+    try:
+        found = sample(base, prompts, steps=1, batch=5)
+        assert sizes == [5, 2, 2, 1]
+        assert [each.tobytes() for each in found] == [each.tobytes() for each in expected]
+        hook.remove()
+        hook = base.denoiser.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("none")))
+        with pytest.raises(torch.OutOfMemoryError):
+            sample(base, prompts, steps=1)
+    finally:
+        hook.remove()

@@ -97,7 +97,7 @@ def test_every_part_is_there_in_its_order(run: Path) -> None:
 
 def test_the_verdict_says_what_was_learned_and_forgotten_with_intervals(run: Path) -> None:
     words = read(run).words
-    assert "It learned the <biscuit> cat : subject fidelity 0.812 (95 % interval 0.784 to 0.837)" in words
+    assert "It took on the <biscuit> cat, at a price : subject fidelity 0.812 (95 % interval 0.784 to 0.837)" in words
     assert "a plain cat is no more like it than before, as far as could be measured : class leakage 0.437" in words
     assert "pictures of unrelated prompts moved away from the base's : drift features 0.031" in words
     assert "on its own prompts, text alignment and diversity fell" in words
@@ -121,10 +121,16 @@ def test_text_is_escaped_everywhere(run: Path) -> None:
 
 def test_every_picture_has_its_own_alt_text_and_size(run: Path) -> None:
     pictures = read(run).of("img")
-    # concept, opening pair, four prompts by 6 steps and by 5 strengths, 8 pairs
-    assert len(pictures) == 5 + 2 + 4 * 6 + 4 * 5 + 8 * 2
+    # concept, the opening picture, four pairs below it, four prompts by 6 steps and by 5 strengths, 8 pairs
+    assert len(pictures) == 5 + 1 + 4 * 2 + 4 * 6 + 4 * 5 + 8 * 2
     assert all(picture["alt"] and int(picture["width"]) and int(picture["height"]) for picture in pictures)
     assert any("<biscuit> cat at night (final, step 600)" in picture["alt"] for picture in pictures)
+
+
+def test_the_first_pictures_say_their_prompt_seed_and_strength_beside_the_base_s(run: Path) -> None:
+    words = read(run).words
+    assert "a <biscuit> cat at night (seed 3; the base, the adapter at strength 1)" in words
+    assert words.index("at strength 1)") < words.index("The concept")
 
 
 def test_plots_describe_themselves_and_tables_have_headers(run: Path) -> None:
@@ -179,7 +185,7 @@ def test_a_word_of_its_own_unmoved_pictures_and_a_chosen_step_are_told(run: Path
     selection = {"chosen": 75, "last": 200, "steps": [{}] * 8}
     (run / "metrics.json").write_text(json.dumps(metrics | {"selection": selection}))
     words = read(run).words
-    assert "It learned the <biscuit> :" in words and "<biscuit> cat : subject" not in words
+    assert "It took on the <biscuit>, at a price :" in words and "<biscuit> cat : subject" not in words
     assert "pictures of unrelated prompts are the base's own : drift features 0" in words
     assert "Step 75 was chosen among the checkpoints" in words and "Step 200, the last one" in words
     (run / "metrics.json").write_text(json.dumps(metrics | {"selection": selection | {"chosen": 200}}))
@@ -199,7 +205,7 @@ def test_small_pictures_are_kept_exactly_and_drawn_as_squares(run: Path) -> None
     import base64
     import io
 
-    first = read(run).of("img")[2]
+    first = read(run).of("img")[9]
     assert first["class"] == "pixels" and first["alt"].startswith("Training picture 1")
     embedded = Image.open(io.BytesIO(base64.b64decode(first["src"].partition(",")[2]))).convert("RGB")
     assert np.array_equal(np.asarray(embedded), np.asarray(Image.open(run / "concept" / "00.png")))
@@ -221,7 +227,7 @@ def test_an_interrupted_run_says_so_and_shows_what_there_is(tmp_path: Path, inve
     words = read(invent(tmp_path / "stopped", stopped_at=240)).words
     assert "has not finished: it is at step 240 of 600" in words
     assert "checkpoints/step-000200" in words and "While it learned" in words
-    assert "It learned" not in words and "By strength" not in words and "Use it" not in words
+    assert "It took on" not in words and "By strength" not in words and "Use it" not in words
 
 
 @pytest.mark.parametrize(
@@ -301,3 +307,12 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         write_report(tmp_path)
     with pytest.raises(Refused, match="no folder"):
         write_report(tmp_path / "nowhere")
+
+
+def test_the_page_of_a_run_that_goes_on_says_how_far_it_is_and_loads_itself_again(run: Path) -> None:
+    (run / "adapter.safetensors").unlink()
+    page = write_report(run, running=True).read_text(encoding="utf-8")
+    assert '<meta http-equiv="refresh"' in page and "when this page was written" in page
+    assert "of steps were left" in page and "has not finished" not in page
+    page = write_report(run).read_text(encoding="utf-8")
+    assert 'http-equiv="refresh"' not in page and "has not finished" in page

@@ -18,7 +18,7 @@ def entry(value: float, low: float | None, high: float | None, base: float | Non
 @pytest.mark.parametrize(
     "low, high, claim",
     [
-        (0.6, 0.8, "It learned the subject"),
+        (0.6, 0.8, "It took on the subject; whether the prompts still hold was not measured"),
         (0.3, 0.8, "Whether it learned the subject is not decided"),
         (0.1, 0.3, "It did not learn the subject"),
         (None, None, "with nothing to judge it by"),
@@ -28,6 +28,27 @@ def test_learning_is_claimed_only_when_the_interval_is_clear_of_the_base(
     low: float | None, high: float | None, claim: str
 ) -> None:
     assert claim in verdict(subject_fidelity=entry(0.5, low, high, 0.4))
+
+
+@pytest.mark.parametrize(
+    ("alignment", "diversity", "claims"),
+    [
+        ((0.70, 0.76), (0.80, 0.88), ["It learned the subject", "nothing was lost as far as could be measured"]),
+        ((0.40, 0.52), (0.80, 0.88), ["It took on the subject, at a price", "on its own prompts, text alignment fell"]),
+        ((0.70, 0.76), (0.05, 0.12), ["It took on the subject, at a price", "on its own prompts, diversity fell"]),
+        ((0.40, 0.52), (0.05, 0.12), ["at a price", "text alignment and diversity fell: text alignment 0.46"]),
+    ],
+)
+def test_learned_is_said_only_when_the_prompts_hold_as_well(alignment, diversity, claims) -> None:
+    """Each lost figure is named with its numbers; the demo's first report called .460 of .732 learned."""
+    text = verdict(
+        subject_fidelity=entry(0.804, 0.78, 0.83, 0.5),
+        text_alignment=entry(sum(alignment) / 2, *alignment, 0.732),
+        diversity=entry(sum(diversity) / 2, *diversity, 0.845),
+        class_leakage=entry(0.4, 0.3, 0.5, 0.4, "near base"),
+    )
+    assert all(claim in text for claim in claims)
+    assert ("It learned" in text) == ("nothing was lost" in text)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,13 @@
 """Adapter files: reading one, and putting it on the base that it was trained on."""
 
-import json
 from pathlib import Path
 
 from torch import Tensor
 
-from ..config import check
+from ..config import build
 from ..errors import Refused
-from ..files import load_tensors
+from ..files import load_tensors, parse_json
+from ..shapes import ADAPTER_HEADER, ADAPTER_ROLES, ADAPTER_TOKENS, hold
 from .adapter import Method
 from .attach import FORMAT_VERSION, AdaptableBase, Attachment, attach, package_version
 from .methods import METHODS
@@ -27,19 +27,23 @@ def read_adapter(path: str | Path) -> tuple[Method, list[str], dict[str, str], d
         raise Refused(
             f"{path} is a safetensors file but not an adapter of diffadapt (its format is {header.get('format')!r})"
         )
-    if int(header.get("format_version", 0)) > FORMAT_VERSION:
+    hold(header, ADAPTER_HEADER, f"{path}: its header")
+    if not header["format_version"].isdecimal() or int(header["format_version"]) > FORMAT_VERSION:
         raise Refused(
             f"{path} has format version {header['format_version']}, this diffadapt {package_version()} reads up to "
             f"{FORMAT_VERSION}; update diffadapt"
         )
     if header.get("method") not in METHODS:
         raise Refused(f"{path} was made with method {header.get('method')!r}; known: {', '.join(METHODS)}")
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise Refused(f"{path}: {name} holds {tensor.dtype} and no numbers of an adapter; save or train it again")
     try:
-        config = json.loads(header["config"])  # JSON has no tuples
-        method = METHODS[header["method"]](**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})
-        check(method)
-        return method, json.loads(header["roles"]), json.loads(header["tokens"]), tensors, header
-    except (KeyError, TypeError, ValueError) as error:
+        config = parse_json(header["config"], dict, f"{path}: config")
+        method = build(METHODS[header["method"]], config, name="config")
+        roles = parse_json(header["roles"], ADAPTER_ROLES, f"{path}: roles")
+        return method, roles, parse_json(header["tokens"], ADAPTER_TOKENS, f"{path}: tokens"), tensors, header
+    except Refused as error:
         raise Refused(f"{path} has a header that cannot be read ({error}); save or train the adapter again") from error
 
 
@@ -94,6 +98,13 @@ def copy_values(attachment: Attachment, path: str | Path) -> None:
 
 
 def _refuse_another_base(base: AdaptableBase, path: str | Path, header: dict[str, str]) -> None:
+    predicts = getattr(base, "prediction_type", "none")  # a network that is no denoiser predicts nothing
+    learned = header.get("prediction_type", predicts)  # files before it was written do not say
+    if learned != predicts:
+        raise Refused(
+            f"{path} was trained on a base that predicts {learned}, and this one was loaded to predict "
+            f"{predicts}; load it with prediction_type={learned!r} (--prediction-type {learned})"
+        )
     if header["base_fingerprint"] != base.fingerprint:
         raise Refused(
             f"{path} was trained on base {header['base']!r} ({header['base_fingerprint']}), this is {base.name!r} "

@@ -10,6 +10,7 @@ attachment.detach()                   # the base is again what it was, bit for b
 import dataclasses
 import datetime
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib.metadata import PackageNotFoundError, version
@@ -79,6 +80,8 @@ class Attachment:
 
     @strength.setter
     def strength(self, value: float) -> None:
+        if not math.isfinite(value):
+            raise Refused(f"strength: expected a finite number, got {value}")
         self._strength = float(value)
         self._apply_strength()
 
@@ -308,6 +311,7 @@ class Attachment:
             "tokens": json.dumps(self.tokens),
             "base": self.base.name,
             "base_fingerprint": self.base.fingerprint,
+            "prediction_type": getattr(self.base, "prediction_type", "none"),
             "diffadapt_version": package_version(),
             "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         }

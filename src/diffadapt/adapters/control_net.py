@@ -5,7 +5,6 @@ refuses it; what `attach_control_net` returns is used like any other attachment.
 """
 
 import inspect
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..config import check, option
+from ..config import build, check, option
 from ..errors import Refused
-from ..files import load_tensors
+from ..files import load_tensors, parse_json
+from ..shapes import hold
 from .adapter import Adapter, Method, SideInputs
 from .attach import Attachment
 from .hint import SIGNAL, Hint
@@ -141,12 +141,14 @@ def load_control_net(base: Any, path: str | Path) -> Attachment:
         Refused: it was trained on another base, or does not fit.
     """
     tensors, header = load_tensors(path)
+    hold(header, {"base": str, "base_fingerprint": str, "config": str}, f"{path}: its header")
     if header["base_fingerprint"] != base.fingerprint:
         raise Refused(
             f"{path} was trained on base {header['base']!r} ({header['base_fingerprint']}), this is {base.name!r} "
             f"({base.fingerprint}); load that base"
         )
-    attachment = attach_control_net(base, ControlNet(**json.loads(header["config"])), copy_weights=False)
+    method = build(ControlNet, parse_json(header["config"], dict, f"{path}: config"), name="config")
+    attachment = attach_control_net(base, method, copy_weights=False)
     try:
         attachment.load_state_dict(tensors)
         return attachment

@@ -223,9 +223,10 @@ class OFTAdapter(Mergeable):
             # Singular values of a skew matrix come in pairs, so |Q|_2 <= |Q|_F / sqrt(2): most blocks need no more.
             outside = (norm.squeeze(1) > math.sqrt(2) * spectral).nonzero().squeeze(1)
             if len(outside):
-                q = skew(self.q[outside].double(), self.block_size)
+                place = "cpu" if self.q.device.type == "mps" else self.q.device  # which has no float64
+                q = skew(self.q[outside].to(place, torch.float64), self.block_size)
                 largest = torch.linalg.eigvalsh(q.mT @ q)[:, -1:].clamp(min=0).sqrt()
-                self.q[outside] *= (spectral / largest).clamp(max=1).to(self.q.dtype)
+                self.q[outside] *= (spectral / largest).clamp(max=1).to(self.q)
 
 
 def skew(v: Tensor, size: int, diagonal: float = 0.0) -> Tensor:

@@ -1,6 +1,7 @@
 """The tokenizer and embedding table of a base, as the new tokens of its attachments need them."""
 
 import copy
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from ..errors import Refused
 from .adapter import Adapter
 from .token import TokenAdapter
 
+_TWINS = "the tokens {} differ in the case of letters alone, which the tokenizer of {!r} does not see; rename one"
 RANDOM_START = "<random>"  # as the text that a new token starts from: none, a random vector
 
 
@@ -22,7 +24,13 @@ def expand_vectors(base: Any, tokens: Mapping[str, str], vectors: int) -> dict[s
     """
     known = base.tokenizer.get_vocab()
     result = {}
+    if twins := [token for token in tokens if sum(same_word(base.tokenizer, token, other) for other in tokens) > 1]:
+        raise Refused(_TWINS.format(", ".join(twins), base.name))
+    taught = [token for attachment in base.attachments for token in attachment.tokens]
     for token, text in tokens.items():
+        twins = [other for other in taught if other != token and same_word(base.tokenizer, token, other)]
+        if twins:
+            raise Refused(_TWINS.format(f"{token} and {twins[0]}", base.name))
         if not token or token.split() != [token]:
             raise Refused(f"a token is one word without spaces, such as '<biscuit>'; got {token!r}")
         if token in known or token.lower() + "</w>" in known:
@@ -32,6 +40,28 @@ def expand_vectors(base: Any, tokens: Mapping[str, str], vectors: int) -> dict[s
             raise Refused(f"token {taken[0]!r} is in the base's tokenizer already; choose another name than {token!r}")
         result |= {token if i == 0 else f"{token}_{i}": text for i in range(vectors)}
     return result
+
+
+def folds_case(tokenizer: Any) -> bool:
+    """Whether a tokenizer reads capital letters as small ones, as CLIP's does."""
+    return tokenizer("A", add_special_tokens=False).input_ids == tokenizer("a", add_special_tokens=False).input_ids
+
+
+def same_word(tokenizer: Any, one: str, other: str) -> bool:
+    """Whether a tokenizer takes two tokens for one."""
+    return one == other or (one.lower() == other.lower() and folds_case(tokenizer))
+
+
+def _added(token: str) -> Any:
+    """A token as it is found in a prompt: one that begins or ends in a letter, "ana", not inside a word ("banana")."""
+    from tokenizers import AddedToken
+
+    return AddedToken(token, single_word=is_plain(token), normalized=True)
+
+
+def is_plain(token: str) -> bool:
+    """Whether a token begins or ends in a letter, digit or _, so that a longer word may hold it: "sks", not "<sks>"."""
+    return re.match(r"\w", token) is not None or re.search(r"\w$", token) is not None
 
 
 def only_identity(base: Any, noun: str) -> int:
@@ -85,7 +115,7 @@ def renew_tokenizer(base: Any) -> None:
             continue
         before = len(tokenizer)
         names = list(attachment.tokens)
-        if tokenizer.add_tokens(names) != len(names):
+        if tokenizer.add_tokens([_added(name) for name in names]) != len(names):
             raise Refused(
                 f"one of the tokens {', '.join(names)} is taught by another attachment already; detach it first"
             )

@@ -17,6 +17,7 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -56,6 +57,7 @@ class Base(Network):
     prediction_types: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction", "sample", "flow")
     learned_sigma: ClassVar[bool] = False  # whether the denoiser's output holds a variance behind the prediction
     unconditional_first: ClassVar[bool] = True  # with guidance, whether unconditional rows come before the others
+    given: Mapping[str, str] = MappingProxyType({})  # what it was loaded with, by the names that a run's config has
 
     def __init__(self, pipeline: Any, *, name: str, defaults: Defaults, prediction_type: str | None = None) -> None:
         self.name, self.pipeline = name, pipeline

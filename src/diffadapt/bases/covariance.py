@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import Refused
-from ..files import load_tensors, save_tensors
+from ..files import load_tensors, parse_json, save_tensors
 from .fingerprint import short_hash
 
 FORMAT = "diffadapt-covariance"
@@ -109,9 +109,11 @@ def load_covariance(path: str | Path) -> Covariance:
     tensors, header = load_tensors(path)
     if header.get("format") != FORMAT:
         raise Refused(f"{path} holds no covariance (its format is {header.get('format')!r}); see diffadapt covariance")
-    if int(header.get("format_version", 0)) > FORMAT_VERSION:
-        raise Refused(f"{path} has format version {header['format_version']}; update diffadapt to read it")
+    version = header.get("format_version", "0")
+    if not version.isdecimal() or int(version) > FORMAT_VERSION:
+        raise Refused(f"{path} has format version {version}; update diffadapt to read it")
     matrix = tensors.get("second_moment", torch.empty(0)).double()
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not torch.isfinite(matrix).all():
         raise Refused(f"{path} is damaged: expected a square matrix of numbers, got {tuple(matrix.shape)}")
-    return Covariance(matrix=(matrix + matrix.T) / 2, facts=json.loads(header.get("facts", "{}")))
+    facts = parse_json(header.get("facts", "{}"), dict, f"{path}: its header")
+    return Covariance(matrix=(matrix + matrix.T) / 2, facts=facts)

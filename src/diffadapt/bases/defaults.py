@@ -36,9 +36,7 @@ def read_defaults(folder: Path) -> Defaults:
     path = folder / FILE
     if not path.is_file():
         return Defaults()
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise Refused(f"{path}: expected a JSON object, got {type(found).__name__}")
+    found = read_json(path, dict)
     version = found.get("format_version", FORMAT_VERSION)
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise Refused(f"{path} is of format {version!r}, here up to {FORMAT_VERSION} is read; upgrade diffadapt")

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ..errors import Refused
+from ..files import is_there
 from .base import Base
 from .defaults import Defaults, read_defaults
 from .hub import fetch_pipeline, looks_like_hub_id
@@ -51,6 +52,8 @@ def load_base(
     loaded = torch.float32 if precision == torch.bfloat16 else precision
     with quiet():
         base = _open(name, loaded, config, prediction_type)
+        asked = {"base_config": os.fspath(config) if config else "", "prediction_type": prediction_type or ""}
+        base.given = {key: value for key, value in asked.items() if value}
         if loaded != precision:
             _ = base.fingerprint
         base.move_(place, precision)
@@ -58,21 +61,23 @@ def load_base(
 
 
 def _open(name: str, dtype: torch.dtype, config: str | os.PathLike[str] | None, prediction_type: str | None) -> Base:
-    path = Path(name).expanduser()
-    if config is not None and (name == "embedded" or path.is_dir() or not path.exists()):
+    path = Path(name).expanduser() if is_there(name) else Path(name)
+    if config is not None and (name == "embedded" or (is_there(name) and path.is_dir())):
         raise Refused(f"config goes with a single .safetensors file; base {name!r} brings its own")
     if name == "embedded":
         if not (EMBEDDED / INDEX).is_file():
             raise Refused(f"the embedded base is missing in this installation ({EMBEDDED}); install diffadapt again")
         path = EMBEDDED
-    elif path.is_file():
+    elif is_there(path) and path.is_file():
         check_file(path)
         folder = configuration_of(path) if config is None else Path(config).expanduser()
         family = _family(folder)
         check_components(folder, family.components, {})
         pipeline = open_single_file(path, folder, dtype)
         return family(pipeline, name=name, defaults=Defaults(), prediction_type=prediction_type)
-    elif not path.is_dir():
+    elif not is_there(path):
+        if config is not None:
+            raise Refused(f"there is no file at {name!r}; config goes with a single .safetensors file")
         path = _download(name)
     family = _family(path)
     check_components(path, family.components, family.weights)

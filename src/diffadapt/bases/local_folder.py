@@ -12,6 +12,7 @@ from torch import nn
 
 from ..errors import Refused
 from ..files import read_json
+from ..shapes import MODEL_INDEX
 
 INDEX = "model_index.json"
 PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"})
@@ -27,9 +28,8 @@ def check_class(index: Path, supported: Collection[str]) -> str:
     Raises:
         Refused: the file is not JSON or the class is not among the supported.
     """
-    found = read_json(index)
-    name = found.get("_class_name") if isinstance(found, dict) else None
-    if not isinstance(name, str) or name not in supported:
+    name = read_json(index, MODEL_INDEX)["_class_name"]
+    if name not in supported:
         raise Refused(
             f"{index} names the pipeline {name!r}; supported so far: {', '.join(supported)} "
             "(Stable Diffusion 1.x and 2.x), so choose a base of that kind"
@@ -45,10 +45,11 @@ def check_components(folder: Path, components: Sequence[str], weights: Mapping[s
         components: names that must be there.
         weights: component with weights -> stem of its file; empty when only the configuration files are needed.
     """
-    index = read_json(folder / INDEX)
+    index = read_json(folder / INDEX, MODEL_INDEX)
     for name in components:
         place = folder / name
-        if index.get(name, [None])[0] is None or not place.is_dir():
+        told = index.get(name)
+        if not isinstance(told, list) or not told or told[0] is None or not place.is_dir():
             raise Refused(f"{folder} has no {name}; expected folders {', '.join(components)}; copy it again")
         if not any(place.glob("*.json")):
             raise Refused(f"{place} holds no configuration (*.json); copy or download it again")

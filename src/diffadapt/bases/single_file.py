@@ -62,6 +62,14 @@ def configuration_of(path: Path) -> Path:
         ) from error
 
 
+def _single_file_errors() -> tuple[type[Exception], ...]:
+    """What diffusers raises for keys that it knows no part for, such as a text encoder's of another version."""
+    from diffusers.loaders import single_file_utils
+
+    error = getattr(single_file_utils, "SingleFileComponentError", None)
+    return (error,) if isinstance(error, type) and issubclass(error, Exception) else ()
+
+
 def open_single_file(path: Path, configuration: Path, dtype: Any) -> Any:
     """The StableDiffusionPipeline of a checked file, without its safety checker.
 
@@ -75,7 +83,7 @@ def open_single_file(path: Path, configuration: Path, dtype: Any) -> Any:
             str(path), config=str(configuration), torch_dtype=dtype, local_files_only=True,
             safety_checker=None, feature_extractor=None, image_encoder=None, requires_safety_checker=False,
         )  # fmt: skip
-    except LOAD_ERRORS as error:
+    except (*LOAD_ERRORS, *_single_file_errors()) as error:
         raise Refused(f"{path} does not fit the configuration {configuration}: {first_line(error)}") from error
     for part in ("unet", "vae", "text_encoder"):
         empty = [name for name, weight in getattr(pipeline, part).named_parameters() if weight.is_meta]

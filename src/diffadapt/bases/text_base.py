@@ -3,6 +3,7 @@
 import difflib
 import itertools
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,13 @@ class TextBase(Base):
     def _spelled(self, prompt: str) -> str:
         """A token of several vectors becomes "<t> <t>_1 <t>_2", as diffusers' own pipeline does."""
         added = self.tokenizer.added_tokens_encoder
-        for token in [token for token in added if f"{token}_1" in added and f"{token}_1" not in prompt]:
+        for token in [token for token in added if f"{token}_1" in added]:
+            first = re.compile(_as_a_word(token), re.IGNORECASE)  # as the tokenizer finds it
+            if re.search(_as_a_word(f"{token}_1"), prompt, re.IGNORECASE):
+                continue
             further = itertools.takewhile(added.__contains__, (f"{token}_{i}" for i in itertools.count(1)))
-            prompt = prompt.replace(token, " ".join([token, *further]))
+            whole = " ".join([token, *further])
+            prompt = first.sub(lambda _, whole=whole: whole, prompt)
         return prompt
 
     def encode_ids(self, ids: Tensor) -> Tensor:
@@ -59,9 +64,10 @@ class TextBase(Base):
         if self.world:
             kinds, nouns = self.world.get("kinds", ()), self.world.get("nouns", ())
             if noun not in (*kinds, *nouns):
-                near = difflib.get_close_matches(noun, [*kinds, *nouns], n=1, cutoff=0.0)
+                near = difflib.get_close_matches(noun, [*kinds, *nouns], n=1, cutoff=0.8)  # a slip of the keys
+                meant = f"did you mean {near[0]!r}? " if near else "take the kind that it is one of. "
                 raise Refused(
-                    f"class noun {noun!r} is no word that base {self.name!r} was trained on; did you mean {near[0]!r}? "
+                    f"class noun {noun!r} is no word that base {self.name!r} was trained on; {meant}"
                     f"It knows the kinds {', '.join(kinds)} and the nouns {', '.join(nouns)}"
                 )
             return
@@ -106,3 +112,9 @@ class TextBase(Base):
                 )
             self._covariance = found
         return self._covariance
+
+
+def _as_a_word(token: str) -> str:
+    """The pattern of a token where it stands by itself: one that begins or ends in a letter is no part of a word."""
+    before = r"(?<!\w)" if re.match(r"\w", token) else ""
+    return before + re.escape(token) + (r"(?!\w)" if re.search(r"\w$", token) else "")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import Refused
+from ..files import is_there
 
 if TYPE_CHECKING:
     from ..bases import Base
@@ -94,17 +95,21 @@ def split_adapter(text: str, strength: float = 1.0, *, folders: bool = False) ->
         folders: as in `adapters`.
     """
     path, colon, tail = text.rpartition(":")
-    if Path(text).exists() or not colon:
+    if is_there(text) or not colon:
         path = text
     else:
         try:
             strength = float(tail)
         except ValueError:
             path = text
-    found = Path(path).expanduser()
-    file = found / "adapter.safetensors" if found.is_dir() else found
-    if not file.is_file():
-        raise Refused(f"no adapter at {file}; expected a .safetensors file or the folder of a finished run")
+    there = is_there(path)
+    found = Path(path).expanduser() if there else Path(path)
+    file = found / "adapter.safetensors" if there and found.is_dir() else found
+    if not there or not file.is_file():
+        from ..sampling.adapter_files import usable_checkpoints
+
+        more = usable_checkpoints(found) if there and found.is_dir() else ""
+        raise Refused(f"no adapter at {file}; expected a .safetensors file or the folder of a finished run{more}")
     if not folders and found.is_dir() and (found / "hint.safetensors").is_file():
         raise Refused(
             f"{found} follows a control signal, so that only `sample` takes it; name one of its files instead"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import Refused
 
+MANY = "runs"
 SUMMARY = "set finished runs of one subject side by side"
 EXAMPLES = """\
   diffadapt compare runs/demo/run runs/demo/lora --out side-by-side.html

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+MANY = "settings"
 SUMMARY = "teach the embedded base a character with OFT and LoRA, from drawing to comparison"
 EXAMPLES = """\
   diffadapt demo

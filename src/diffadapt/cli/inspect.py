@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Refused
+from ..files import is_there, parse_json
 
 SUMMARY = "say what an adapter file or a run holds"
 EXAMPLES = """\
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     path = Path(arguments.path).expanduser()
-    if not path.exists():
+    if not is_there(path):
         raise Refused(f"nothing at {path}; give an adapter file or the folder of a run")
     facts = describe_run(path, arguments) if path.is_dir() else describe_file(path, arguments)
     print(json.dumps(facts, indent=1, default=str) if arguments.json else "\n".join(as_text(facts)))
@@ -63,7 +64,8 @@ def describe_file(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             raise
         known = header.get("format") == CONTROL_NET
         facts["note"] = "a ControlNet, which sample takes as an adapter" if known else "not an adapter of diffadapt"
-    facts |= {key: json.loads(value) if key in _LISTED else value for key, value in header.items()}
+    read = {key: parse_json(value, None, f"{path}: {key}") for key, value in header.items() if key in _LISTED}
+    facts |= {**header, **read}
     facts["sizes"] = {
         "file": f"{path.stat().st_size:,} bytes",
         "tensors": len(tensors),
@@ -78,7 +80,7 @@ def describe_file(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def describe_movement(path: Path, base: str, arguments: argparse.Namespace) -> dict[str, Any] | str:
     """What an adapter does to the weights of its base, or why that was not measured."""
-    at_hand = base == "embedded" or Path(base).expanduser().exists()
+    at_hand = base == "embedded" or is_there(base)
     if not (arguments.base or at_hand):
         return f"not measured; name the base to load for it: --base {base}"
     from ..bases import load_base
@@ -110,6 +112,7 @@ def describe_run(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "run": str(folder),
         "state": "finished" if found.complete else f"stopped at step {found.last_step} of {found.steps or 'unknown'}",
+        "checkpoints": [path.parent.name for path in sorted(folder.glob("checkpoints/step-*/adapter.safetensors"))],
         "pictures": len(found.concept),
         "settings": dict(found.config),
     }

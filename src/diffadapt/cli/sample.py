@@ -7,15 +7,19 @@ line.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from ..errors import Refused
+from ..files import read_text, text_lines
 from .arguments import adapters, add_adapters, add_base, add_bias, load, read_bias
 
+MANY = "prompt"
 SUMMARY = "make pictures from prompts"
 EXAMPLES = """\
   diffadapt sample "a cat on a red background" --seed 3
   diffadapt sample "a <biscuit> cat at night" --adapter runs/biscuit:0.8 --out pictures
+  diffadapt sample "a <biscuit> cat at night" "a <biscuit> cat in snow" --adapter runs/biscuit -n 4 --sheet
   diffadapt sample --prompts prompts.txt --adapter runs/biscuit --adapter runs/style:0.5
   diffadapt sample "a cat --n dog --w 64 --h 64 --d 3 --l 4 --s 20"
   diffadapt sample "a <teddy> next to a <cup>" --adapter runs/teddy --adapter runs/cup --bias "<cup>=0.5"
@@ -33,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the signal that a control adapter follows, of the picture's size; once for all prompts, or once for each",
     )  # fmt: skip
     add_bias(parser)
+    parser.add_argument("-n", "--number", type=int, default=1, metavar="N", help="pictures of each prompt (default 1)")
+    parser.add_argument("--sheet", action="store_true", help="also write all of them on one sheet, with the prompts")
     parser.add_argument("--out", default="samples", metavar="DIR", help="where the pictures go (default: samples)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first picture; the next has N + 1")
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps; default: the base's")
@@ -49,28 +55,46 @@ def run(arguments: argparse.Namespace) -> int:
     texts = [*arguments.prompt, *(read_prompts(arguments.prompts) if arguments.prompts else ())]
     if not texts:
         raise Refused("no prompt; give one in quotes, or --prompts FILE")
-    if arguments.batch < 1:
-        raise Refused(f"--batch: expected at least 1, got {arguments.batch}")
+    for name in ("batch", "number"):
+        if getattr(arguments, name) < 1:
+            raise Refused(f"--{name}: expected at least 1, got {getattr(arguments, name)}")
     chosen = adapters(arguments, folders=True)
     bias = read_bias(arguments.bias)
     folder = Path(arguments.out).expanduser()
     if folder.exists() and not folder.is_dir():
         raise Refused(f"--out {folder} is a file; give a folder")
+    from ..data.contact_sheet import contact_sheet
     from ..data.picture import write_png
-    from ..sampling.sample import parse_prompt_line, sample
+    from ..data.prompt_check import cut_at, prompt_notes
+    from ..sampling.sample import adapted, check_lines, parse_prompt_line, repeated, sample
 
-    lines = [parse_prompt_line(text) for text in texts]
+    number = arguments.number
+    lines = repeated([parse_prompt_line(text) for text in texts], number)
     control = arguments.control[0] if len(arguments.control) == 1 else arguments.control or None
-    pictures = sample(
-        load(arguments), lines, adapters=chosen, control=control, bias=bias, seed=arguments.seed, steps=arguments.steps,
-        guidance=arguments.guidance, negative=arguments.negative, batch=arguments.batch, width=arguments.width,
-        height=arguments.height, progress=True,
-    )  # fmt: skip
+    if isinstance(control, list):
+        control = [each for each in control for _ in range(number)]
+    base = load(arguments)
+    check_lines(base, lines)
+    with adapted(base, chosen) as attached:
+        prompts = [line.prompt for line in lines[::number]]
+        for note in prompt_notes(base, prompts):
+            print(f"note: {note}", file=sys.stderr)
+        for prompt in prompts:
+            if cut := cut_at(base, prompt):
+                print(f"note: {cut!r} is cut off, the prompt is too long for the text encoder", file=sys.stderr)
+        pictures = sample(
+            base, lines, adapters=[(each, each.strength) for each in attached], control=control, bias=bias,
+            seed=arguments.seed, steps=arguments.steps, guidance=arguments.guidance, negative=arguments.negative,
+            batch=arguments.batch, width=arguments.width, height=arguments.height, progress=True,
+        )  # fmt: skip
     first = next_number(folder)
     for i, picture in enumerate(pictures):
         path = folder / f"{first + i:04d}.png"
         write_png(path, picture)
         print(path)
+    if arguments.sheet:
+        rows = [(texts[i], pictures[i * number : (i + 1) * number]) for i in range(len(texts))]
+        print(write_png(folder / f"sheet-{first:04d}.png", contact_sheet(rows)))
     return 0
 
 
@@ -81,12 +105,7 @@ def read_prompts(file: str) -> list[str]:
         Refused: it cannot be read, or holds no prompt.
     """
     path = Path(file).expanduser()
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except OSError as error:
-        raise Refused(f"cannot read the prompts in {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise Refused(f"{path} is not UTF-8 text; save it as UTF-8") from error
+    lines = [line.strip() for line in text_lines(read_text(path))]
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
         raise Refused(f"{path} holds no prompt; expected one a line")

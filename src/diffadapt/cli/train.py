@@ -10,7 +10,9 @@ from typing import Any
 
 from ..config import override, read_toml
 from ..errors import Refused
+from ..files import is_there
 
+MANY = "settings"  # the argument that takes whatever stands behind a flag, too
 SUMMARY = "train an adapter on a few pictures, or on pictures with control signals"
 EXAMPLES = """\
   diffadapt train concept.folder=photos/biscuit concept.noun=cat out=runs/biscuit
@@ -55,7 +57,7 @@ def read_settings(settings: list[str]) -> dict[str, Any]:
     Raises:
         Refused: more than one file, no such file, not TOML, nothing at all.
     """
-    files = [text for text in settings if "=" not in text or Path(text).exists()]
+    files = [text for text in settings if "=" not in text or is_there(text)]
     assignments = [text for text in settings if text not in files]
     if len(files) > 1:
         raise Refused(f"expected one config file, got {' and '.join(files)}; options are written key=value")
@@ -63,6 +65,8 @@ def read_settings(settings: list[str]) -> dict[str, Any]:
         raise Refused("nothing to train; give a config file, or concept.folder=FOLDER concept.noun=NOUN")
     table: dict[str, Any] = {}
     if files:
+        if not is_there(files[0]):
+            raise Refused(f"no config file or run at {files[0]!r}; give one, or options written key=value")
         path = Path(files[0]).expanduser()
         table = read_toml(path / "run.toml" if path.is_dir() else path)
     return override(table, assignments)

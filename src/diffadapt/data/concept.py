@@ -2,6 +2,7 @@
 
 import copy
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -142,6 +143,14 @@ class Concept:
         """
         return self._at(resolution)[1]
 
+    def empty_masks(self, resolution: int) -> list[str]:
+        """The files whose mask counts nothing inside the square crop; masked training would learn nothing of them."""
+        masks = self.masks(resolution)
+        if masks is None:
+            return []
+        bright = masks.flatten(1).amax(1) >= 0.5
+        return [example.path.name for example, any_ in zip(self.examples, bright.tolist(), strict=True) if not any_]
+
     def crop_table(self) -> list[dict[str, object]]:
         """One row a picture, ready for JSON: file, original [w, h], box [l, t, r, b] in original pixels, caption."""
         return [
@@ -198,7 +207,9 @@ def load_concept(folder: str | Path, noun: str, *, token: str | None = None) -> 
         raise Refused('the class noun is empty; say what the pictures show one of, for example noun="cat"')
     examples, notes = list_folder(folder)
     if token is None:
-        slug = re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-")
+        letters = unicodedata.normalize("NFKD", folder.resolve().name.lower())  # an accent is a character of its own
+        plain = "".join(letter for letter in letters if not unicodedata.combining(letter))
+        slug = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
         if not slug:
             raise Refused(f'no token can be made of the folder name "{folder.name}"; give one, such as token="<it>"')
         token = f"<{slug}>"

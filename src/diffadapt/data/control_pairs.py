@@ -9,7 +9,6 @@ A folder of captioned pictures, and for their signals one of
 A signal has the size of its picture, and is cropped like it.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor
 from ..controls import SIGNALS, find_signal
 from ..errors import Refused
 from .cache import content_key
-from .folder import Example, list_folder
+from .folder import Example, list_folder, plain_name, read_metadata
 from .picture import SUFFIXES, find_crop, fit, open_picture, to_tensor
 
 METADATA = "metadata.jsonl"
@@ -229,8 +228,9 @@ def _read_from(files: Mapping[Path, Path], examples: Sequence[Example], where: s
 def _of_the_same_names(place: Path, examples: Sequence[Example]) -> dict[Path, Path]:
     if not place.is_dir():
         raise Refused(f"signals {str(place)!r} is neither a folder nor one of {', '.join(SIGNALS)}")
-    by_stem = {path.stem: path for path in sorted(place.iterdir()) if path.suffix.lower() in SUFFIXES}
-    return {example.path: by_stem[example.path.stem] for example in examples if example.path.stem in by_stem}
+    by_stem = {plain_name(path.stem): path for path in sorted(place.iterdir()) if path.suffix.lower() in SUFFIXES}
+    stems = {example.path: plain_name(example.path.stem) for example in examples}
+    return {path: by_stem[stem] for path, stem in stems.items() if stem in by_stem}
 
 
 def _named_in_metadata(folder: Path) -> dict[Path, Path]:
@@ -242,15 +242,15 @@ def _named_in_metadata(folder: Path) -> dict[Path, Path]:
             f"are: a folder, or one of {', '.join(SIGNALS)}"
         )
     found = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        row = json.loads(line) if line.strip() else {}
+    by_name = {plain_name(path.relative_to(folder).as_posix()): path for path in folder.rglob("*")}
+    for number, row in read_metadata(path):
         name = row.get("conditioning_file_name")
         if name is None:
             continue
         file = folder / str(name)
         if not file.resolve().is_relative_to(folder.resolve()) or not file.is_file():
             raise Refused(f"{path} line {number}: there is no signal {name!r} in {folder}; correct the line")
-        found[folder / row["file_name"]] = file
+        found[by_name[plain_name(row["file_name"])]] = file
     return found
 
 

@@ -1,27 +1,33 @@
 """A folder of pictures as people keep them: which files are pictures, and what the files beside them say.
 
 Read beside `cat 3.jpg`: its caption in `cat 3.txt` or `cat 3.caption` (UTF-8), or in `metadata.jsonl`, one JSON object
-a line, `{"file_name": "cat 3.jpg", "text": "..."}` (the imagefolder convention); its mask in `cat 3-masklabel.png`.
-A sidecar wins over `metadata.jsonl`, `.txt` over `.caption`. Hidden files are ignored; every other file that is not
-used is named in the notes.
+a line, `{"file_name": "cat 3.jpg", "text": "..."}` (the imagefolder convention; `caption` and `prompt` are taken for
+`text`); its mask in `cat 3-masklabel.png`. Names are compared without the case of letters and in one form of accents
+(`CAT 3.TXT`; e with an accent as one character or two). A sidecar wins over `metadata.jsonl`, `.txt` over `.caption`.
+Hidden files are ignored; every other file that is not used is named in the notes.
 """
 
 import hashlib
-import json
 import re
+import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
 from ..errors import Refused
+from ..files import parse_json, read_text, text_lines
+from ..shapes import METADATA_ROW
 from .picture import SUFFIXES, Crop, fit, on_white, open_mask, open_picture, to_tensor
 
 CAPTION_SUFFIXES = (".txt", ".caption")
 MASK_ENDING = "-masklabel"
 _CONTROL_ENDING = "-condlabel"  # OneTrainer's control pictures lie beside the pictures, too
 _METADATA = "metadata.jsonl"
+_CAPTION_COLUMNS = ("text", "caption", "prompt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,14 +107,20 @@ def list_folder(folder: str | Path) -> tuple[list[Example], list[str]]:
     notes: list[str] = []
     examples = []
     used = {folder / _METADATA}
+    there: dict[Path, dict[str, Path]] = {folder: {plain_name(path.name): path for path in files}}
     for path in pictures + nested:
         caption = told.get(path.relative_to(folder).as_posix())
-        sidecars = [side for ending in CAPTION_SUFFIXES if (side := path.with_suffix(ending)).is_file()]
+        if path.parent not in there:
+            there[path.parent] = {plain_name(each.name): each for each in sorted(path.parent.iterdir())}
+        beside = there[path.parent]
+        names = [plain_name(path.with_suffix(ending).name) for ending in CAPTION_SUFFIXES]
+        sidecars = [beside[name] for name in names if name in beside and beside[name].is_file()]
         if sidecars:
             caption = _read_caption(sidecars[0]) or caption
             if len(sidecars) > 1:
                 notes.append(f"{sidecars[1].name}: not used, {sidecars[0].name} comes first")
         mask = path.with_name(f"{path.stem}{MASK_ENDING}.png")
+        mask = beside.get(plain_name(mask.name), mask)
         examples.append(Example(path=path, caption=caption, mask=mask if mask.is_file() else None))
         used |= {path, mask, *sidecars, *path.parents}
     for path in files:
@@ -118,6 +130,11 @@ def list_folder(folder: str | Path) -> tuple[list[Example], list[str]]:
         found = f"; found {_some([path.name for path in files])}" if files else " (it is empty)"
         raise Refused(f"{folder} holds no picture{found}; expected {kinds}")
     return examples, notes
+
+
+def plain_name(name: str) -> str:
+    """A file's name as it is compared: without the case of letters, accents in one form."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def natural_order(path: Path) -> tuple[list[tuple[int, int, str]], str]:
@@ -148,45 +165,58 @@ def _why_skipped(path: Path, kinds: str) -> str:
 
 def _read_caption(path: Path) -> str | None:
     """A caption file as one line of text, or None when it is blank."""
-    return " ".join(_read_text(path).split()) or None
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise Refused(f"{path} is not UTF-8 (byte 0x{byte:02x} at {error.start}); save it as UTF-8") from error
-    except OSError as error:
-        raise Refused(f"{path} cannot be read ({error.strerror})") from error
+    return " ".join(read_text(path).split()) or None
 
 
 def _read_metadata(path: Path) -> dict[str, str | None]:
     """`metadata.jsonl` as {file name relative to the folder, with slashes: caption or None}."""
     told: dict[str, str | None] = {}
-    for number, line in enumerate(_read_text(path).splitlines(), start=1):
-        if not line.strip():
-            continue
-        where = f"{path} line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise Refused(f"{where} is not JSON ({error}); expected one object a line") from error
-        name = row.get("file_name") if isinstance(row, dict) else None
-        if not isinstance(name, str) or not name:
-            raise Refused(f'{where} has no "file_name"; expected {{"file_name": "00.jpg", "text": "..."}}')
+    beside = {plain_name(each.relative_to(path.parent).as_posix()): each for each in path.parent.rglob("*")}
+    for number, row in read_metadata(path):
+        where, name = f"{path} line {number}", row["file_name"]
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name or "\0" in name:
             raise Refused(f'{where}: file_name "{name}" leads out of the folder; expected a path inside it, with /')
-        if pure.suffix.lower() not in SUFFIXES or not (path.parent / pure).is_file():
+        found = beside.get(plain_name(str(pure)))
+        if pure.suffix.lower() not in SUFFIXES or found is None or not found.is_file():
             raise Refused(f'{where}: there is no picture "{name}" in {path.parent}; correct or remove the line')
+        pure = PurePosixPath(found.relative_to(path.parent).as_posix())
         if str(pure) in told:
             raise Refused(f'{where}: "{name}" is named twice; keep one line for each picture')
-        text = row.get("text")
-        if text is not None and not isinstance(text, str):
-            raise Refused(f'{where}: "text" is {type(text).__name__}; expected a string')
-        told[str(pure)] = " ".join(text.split()) or None if text is not None else None
+        told[str(pure)] = _caption_of(row, where)
     return told
+
+
+def read_metadata(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """(number of the line, row) of every line of a `metadata.jsonl` that is not blank.
+
+    Raises:
+        Refused: a line is not JSON or has no "file_name".
+    """
+    lines = [(number, line) for number, line in enumerate(text_lines(read_text(path)), start=1) if line.strip()]
+    rows = [(number, parse_json(line, METADATA_ROW, f"{path} line {number}")) for number, line in lines]
+    for number, row in rows:
+        if not row["file_name"]:
+            raise Refused(f'{path} line {number} has no "file_name"; expected {{"file_name": "00.jpg", "text": "..."}}')
+    return rows
+
+
+def _caption_of(row: Mapping[str, Any], where: str) -> str | None:
+    """The caption of a line, in whichever of its usual columns it is.
+
+    Raises:
+        Refused: it is no text, or two columns say different things.
+    """
+    texts = {}
+    for column in _CAPTION_COLUMNS:
+        text = row.get(column)
+        if text is not None and not isinstance(text, str):
+            raise Refused(f'{where}: "{column}" is {type(text).__name__}; expected a string')
+        if text and text.strip():
+            texts[column] = " ".join(text.split())
+    if len(set(texts.values())) > 1:
+        raise Refused(f"{where}: {' and '.join(texts)} say different things; keep one of them as the caption")
+    return next(iter(texts.values()), None)
 
 
 def _some(names: list[str]) -> str:

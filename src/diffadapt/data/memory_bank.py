@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import Failed, Refused
 from ..files import read_json, write_atomic, write_json
+from ..shapes import BANK
 from .picture import to_tensor
 
 Make = Callable[[list[str], list[int]], Sequence[Image.Image]]
@@ -60,13 +61,20 @@ class MemoryBank:
         self._count = 0
         path = self.folder / "bank.json"
         if not path.exists():
+            if self.folder.exists() and (
+                not self.folder.is_dir() or any(not each.name.startswith(".") for each in self.folder.iterdir())
+            ):
+                raise Refused(
+                    f"{self.folder} is in use and holds no memory bank; choose an empty or new folder, since nothing "
+                    "in it is overwritten"
+                )
             return
-        bank = read_json(path)
         try:
-            held, rows = bank["settings"], bank["pictures"]
-            self._rows = [{key: row[key] for key in ("file", "prompt", "seed", "sha256")} for row in rows]
-        except (KeyError, TypeError) as error:
-            raise Refused(f"{path} is not a memory bank's; delete the folder, or choose another") from error
+            bank = read_json(path, BANK)
+        except Refused as error:
+            raise Refused(f"{error}; this is no memory bank's file: delete the folder, or choose another") from error
+        held = bank["settings"]
+        self._rows = [{key: row[key] for key in ("file", "prompt", "seed", "sha256")} for row in bank["pictures"]]
         for key, wanted in asdict(settings).items():
             if held.get(key) != wanted:
                 raise Refused(
@@ -135,13 +143,14 @@ class MemoryBank:
             if len(pictures) != len(indices) or any(picture.size != (side, side) for picture in pictures):
                 sizes = [picture.size for picture in pictures]
                 raise Failed(f"asked the base for {len(indices)} pictures of {side}x{side}, got {sizes}")
+            if not self._rows:  # first, so that the folder is a bank's before there are pictures in it
+                self._write()
             for i, prompt, seed, picture in zip(indices, asked, seeds, pictures, strict=True):
                 data = _png(picture)
                 file = write_atomic(self.folder / f"{i:05d}.png", data).name
                 row = {"file": file, "prompt": prompt, "seed": seed, "sha256": hashlib.sha256(data).hexdigest()}
                 self._rows[i : i + 1] = [row]  # in order, so i is at most one past the end
-            bank = {"format": 1, "settings": asdict(self.settings), "pictures": self._rows}
-            write_json(self.folder / "bank.json", bank)
+            self._write()
         self._count = count
         return len(missing)
 
@@ -165,6 +174,10 @@ class MemoryBank:
         if data is None:
             raise Refused(f"{self._path(index)} is gone or was changed since it was sampled; start the run again")
         return to_tensor(Image.open(io.BytesIO(data)).convert("RGB")).float() / 255
+
+    def _write(self) -> None:
+        bank = {"format": 1, "settings": asdict(self.settings), "pictures": self._rows}
+        write_json(self.folder / "bank.json", bank)
 
     def _path(self, index: int) -> Path:
         return self.folder / f"{index:05d}.png"

@@ -8,7 +8,6 @@
 LoCon's `lora_mid` (a convolution between the two) is multiplied into `lora_down`, which changes nothing of the product.
 """
 
-import json
 import math
 import re
 from collections import defaultdict
@@ -21,6 +20,8 @@ from torch import Tensor, nn
 
 from ..adapters.attach import AdaptableBase
 from ..errors import Refused
+from ..files import parse_json
+from ..shapes import NUMBER, hold
 from .found_lora import FoundLoRA
 from .names import known_names
 
@@ -100,23 +101,19 @@ def add_pairs(
 
 def peft_alpha(config: Mapping[str, Any], layer: str, rank: int) -> float:
     """The alpha of a layer as a PEFT config has it, so that alpha / rank is what PEFT multiplies by."""
-    patterns = config.get("alpha_pattern") or {}
-    value = next((each for key, each in patterns.items() if re.match(rf"(.*\.)?({key})$", layer)), None)
+    patterns = hold(config.get("alpha_pattern") or {}, {str: NUMBER}, "alpha_pattern of the LoRA's config")
+    try:
+        value = next((each for key, each in patterns.items() if re.match(rf"(.*\.)?({key})$", layer)), None)
+    except re.error as error:
+        raise Refused(f"alpha_pattern of the LoRA's config is no pattern: {error}") from error
     value = config.get("lora_alpha", 8) if value is None else value
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise Refused(f"the LoRA's config has lora_alpha {value!r} for {layer}; expected a number")
+    hold(value, NUMBER, f"lora_alpha of the LoRA's config, for {layer}")
     return float(value) * (math.sqrt(rank) if config.get("use_rslora") else 1)
 
 
 def _header_config(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
     """{"unet.lora_alpha": ...}: what newer versions of diffusers write of PEFT's config into the header."""
-    try:
-        config = json.loads(header.get(_METADATA, "{}"))
-    except ValueError as error:
-        raise Refused(f"{path} has a header whose {_METADATA} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise Refused(f"{path} has a header whose {_METADATA} is no table")
-    return config
+    return parse_json(header.get(_METADATA, "{}"), dict, f"{path}: {_METADATA} of its header")
 
 
 def _plain(name: str) -> str:

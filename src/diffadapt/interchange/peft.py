@@ -24,6 +24,7 @@ from ..adapters.attach import AdaptableBase
 from ..adapters.oft import OFTAdapter
 from ..errors import Refused
 from ..files import load_tensors, read_json, save_tensors, write_json
+from ..shapes import PEFT_CONFIG
 from .found import Found
 from .found_lora import FoundLoRA
 from .lora_reading import add_pairs, peft_alpha
@@ -152,10 +153,9 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    config = read_json(folder / CONFIG)
-    if not isinstance(config, dict) or config.get("peft_type") not in ("LORA", "OFT"):
-        kind = config.get("peft_type") if isinstance(config, dict) else None
-        raise Refused(f"{folder} is a PEFT directory of {kind}; diffadapt reads those of LORA and OFT")
+    config = read_json(folder / CONFIG, PEFT_CONFIG)
+    if config["peft_type"] not in ("LORA", "OFT"):
+        raise Refused(f"{folder} is a PEFT directory of {config['peft_type']}; diffadapt reads those of LORA and OFT")
     return config
 
 

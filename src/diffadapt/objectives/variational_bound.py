@@ -37,7 +37,7 @@ def variational_bound(
     """
     if variance.shape != latents.shape:
         raise Refused(f"expected variance channels {tuple(latents.shape)}, got {tuple(variance.shape)}")
-    a = alphas_cumprod.double().to(latents.device)
+    a = alphas_cumprod.cpu().double()  # tables on the CPU, since not every GPU has float64
     before = torch.cat([a.new_ones(1), a[:-1]])
     beta = 1 - a / before
     tilde = beta * (1 - before) / (1 - a)  # variance of the posterior
@@ -45,7 +45,7 @@ def variational_bound(
     of_data = beta * before.sqrt() / (1 - a)
 
     def at(table: Tensor) -> Tensor:
-        return table[timesteps].float()[:, None, None, None]
+        return table.float().to(latents.device)[timesteps][:, None, None, None]
 
     x_0 = (noisy - at((1 - a).sqrt()) * noise.detach()) / at(a.sqrt())
     apart = at(of_data) * (x_0 - latents)  # of the two means; their shares of x_t are the same

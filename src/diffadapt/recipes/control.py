@@ -104,9 +104,10 @@ def train_control(
         pairs.read([0], resolution)
         if is_main:
             identities = {"identity": pairs.identity(), "held_out": held_out.identity() if held_out else ""}
-            claim_folder(folder, dump_toml({"base": base.fingerprint, **settings, "pairs": identities}))
+            of_base = {"base": base.fingerprint, "prediction_type": base.prediction_type}
+            claim_folder(folder, dump_toml({**of_base, **settings, "pairs": identities}))
             table = {**pairs.source, "held_out": len(held_out or ())}
-            job = {"recipe": "control", "base": base.name, "out": str(folder), **settings, "pairs": table}
+            job = {"recipe": "control", "base": base.name, **base.given, "out": str(folder), **settings, "pairs": table}
             write_run_file(folder, base, dump_toml(job))
             _write_pairs(folder, shown.first(COUNT), resolution)
         for note in pairs.notes:

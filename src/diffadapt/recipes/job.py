@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..adapters import TRAINED, Method
+from ..adapters import TRAINED, Method, Selective
 from ..bases import Base, load_base
 from ..config import REQUIRED, Option, build, option, options, unknown
 from ..controls import SIGNALS
@@ -32,6 +32,7 @@ from ..data.styles import load_styles
 from ..errors import Refused
 from ..training.run import Run
 from .control import ControlConfig, train_control
+from .own_settings import own_settings
 from .style import StyleConfig, train_style
 from .subject import SubjectConfig, train_subject
 
@@ -40,20 +41,23 @@ from .subject import SubjectConfig, train_subject
 class ConceptTable:
     """The table [concept]."""
 
-    folder: str = option(REQUIRED, "folder with 1 to 30 pictures of one thing")
+    folder: str = option(REQUIRED, "folder with 1 to 30 pictures of one thing", path=True)
     noun: str = option(REQUIRED, "what it is one of, such as cat")
     token: str | None = option(None, "the new word for it; unset means <NAME> with the name of the folder")
-    also: tuple[str, ...] = option((), "further concepts learned beside it, each FOLDER=NOUN or FOLDER=NOUN=TOKEN")
+    also: tuple[str, ...] = option(
+        (), "further concepts learned beside it, each FOLDER=NOUN or FOLDER=NOUN=TOKEN", path=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairsTable:
     """The table [pairs]."""
 
-    folder: str = option(REQUIRED, "folder with captioned pictures")
+    folder: str = option(REQUIRED, "folder with captioned pictures", path=True)
     signals: str | None = option(
         None,
         f"folder of signals, or one of {', '.join(SIGNALS)} to compute them; unset means metadata.jsonl names them",
+        path=True,
     )
     kind: str | None = option(None, f"what the signals of files are, to be scored: {', '.join(SIGNALS)}")
     held_out: int = option(32, "pairs, the last ones, that are not trained on but sampled and scored", low=0)
@@ -92,7 +96,7 @@ class Recipe:
 
 
 def _start_subject(job: "Job", device: str | None) -> Run:
-    concept = join_concepts([load_concept(job.data.folder, job.data.noun, token=job.data.token), *_also(job.data.also)])
+    concept = job.concept()
     base = job.load_base(device)
     return train_subject(base, concept, method=job.method, out=job.out, seed=job.top.seed, config=job.train)
 
@@ -160,13 +164,15 @@ class TopLevel:
     """What stands above the tables."""
 
     recipe: str = option("subject", "what kind of training", choices=tuple(RECIPES))
-    base: str = option("embedded", "embedded, a hub id, a diffusers folder or a .safetensors file")
-    base_config: str = option("", "for a .safetensors base: a diffusers folder with its configuration and tokenizer")
+    base: str = option("embedded", "embedded, a hub id, a diffusers folder or a .safetensors file", path=True)
+    base_config: str = option(
+        "", "for a .safetensors base: a diffusers folder with its configuration and tokenizer", path=True
+    )
     prediction_type: str = option(
         "", "epsilon or v_prediction, for files that do not say; empty believes the base", choices=("", *PREDICTIONS)
     )
-    out: str = option("", "the run's folder; empty means runs/NAME, with the name of the data's folder")
-    seed: int = option(0, "of everything random", low=0)
+    out: str = option("", "the run's folder; empty means runs/NAME, with the name of the data's folder", path=True)
+    seed: int = option(0, "of everything random", low=0, high=2**63 - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,12 +196,18 @@ class Job:
         """Does it: reads the data, loads the base and trains."""
         return self.recipe.start(self, device)
 
+    def concept(self) -> Concept:
+        """The data of a subject: its concept, or several to be learned together."""
+        data = self.data
+        return join_concepts([load_concept(data.folder, data.noun, token=data.token), *_also(data.also)])
+
     def load_base(self, device: str | None = None) -> Base:
-        """The base that the top of the file names."""
+        """The base that the top of the file names; see `base_precision`."""
         top = self.top
         return load_base(
-            top.base, device=device, config=top.base_config or None, prediction_type=top.prediction_type or None
-        )
+            top.base, device=device, config=top.base_config or None, prediction_type=top.prediction_type or None,
+            dtype=base_precision(self.method, self.train.mixed_precision, device),
+        )  # fmt: skip
 
     def table(self) -> dict[str, Any]:
         """The same as `read_job` reads it, resolved; `config.dump_toml` writes it."""
@@ -206,6 +218,27 @@ class Job:
             "method": method_table(self.method),
             "train": self.train,
         }
+
+
+def base_precision(method: Method, mixed_precision: str, device: str | None) -> str | None:
+    """The precision that a frozen base is loaded in: on a GPU the one that is computed in, which halves its memory.
+
+    What trains stays in float32. A method that trains the base's own weights starts from them, so it needs them whole.
+
+    Args:
+        method: what trains.
+        mixed_precision: no, bf16 or fp16.
+        device: as asked for; None is a GPU where there is one.
+
+    Returns:
+        "bfloat16", "float16", or None for float32
+    """
+    import torch
+
+    on_gpu = torch.cuda.is_available() if device is None else str(device).startswith("cuda")
+    if not on_gpu or isinstance(method, Selective):
+        return None
+    return {"bf16": "bfloat16", "fp16": "float16"}.get(mixed_precision)
 
 
 def read_job(table: Mapping[str, Any]) -> Job:
@@ -223,6 +256,8 @@ def read_job(table: Mapping[str, Any]) -> Job:
     above = {key: value for key, value in table.items() if key not in tables and key != "made_by"}
     method_class = _choose(recipe.methods, tables["method"].pop("name", "lora"), "method.name")
     known = [each.name for each in job_options(method_class, recipe)]
+    if recipe.settings is SubjectConfig:
+        tables["train"] = {**own_settings(str(above.get("base", "embedded")), method_class.name), **tables["train"]}
     return Job(
         top=build(TopLevel, above, known=known),
         data=build(recipe.data, tables[recipe.table], name=recipe.table, known=known),
@@ -252,7 +287,7 @@ def _inner(table: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _choose(known: Mapping[str, Any], name: Any, option_name: str) -> Any:
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         nearest = unknown(str(name), known).rpartition("did you mean ")[2]
         raise Refused(f"{option_name}: expected {' or '.join(known)}, got {str(name)!r}; did you mean {nearest}")
     return known[name]

@@ -103,7 +103,14 @@ def train_style(
         start_from({"adapter": attachment}, config.start_from)
         if is_main:
             claim_folder(folder, dump_toml({"base": base.fingerprint, **settings, "style": _identity(styles)}))
-            job = {"recipe": "style", "base": base.name, "out": str(folder), **settings, "style": _table(styles)}
+            job = {
+                "recipe": "style",
+                "base": base.name,
+                **base.given,
+                "out": str(folder),
+                **settings,
+                "style": _table(styles),
+            }
             write_run_file(folder, base, dump_toml(job))
         for note in [*styles.notes, *_doubts(styles, method)]:
             say(f"note: {note}", quiet=quiet)

@@ -22,10 +22,11 @@ from ..data.cache import TensorCache
 from ..data.concept import Concept
 from ..data.memory_bank import BankSettings, MemoryBank
 from ..data.picture import to_picture
+from ..data.prompt_check import caption_notes
 from ..errors import Refused
 from ..evaluation.evaluate import evaluate
 from ..objectives import Denoising, Masked, Objective, PriorPreservation
-from ..progress import say
+from ..progress import Steps, say
 from ..sampling.adapter_files import start_from
 from ..sampling.sample import PromptLine, generate
 from ..training.batches import Batches, Texts
@@ -49,7 +50,9 @@ class SubjectConfig(LoopConfig):
     prior_weight: float = option(1.0, "weight of prior preservation; 0 switches it off", low=0)
     prior_pictures: int = option(48, "class pictures sampled once from the base", low=1)
     prior_prompts: tuple[str, ...] = option((), "prompts of the class pictures; empty means 'a NOUN'")
-    memory_bank: str = option("", "folder of the class pictures; empty means memory_banks beside the run's folder")
+    memory_bank: str = option(
+        "", "folder of the class pictures; empty means memory_banks beside the run's folder", path=True
+    )
     train_token: bool = option(True, "learn the token's vector; false takes the token as a rare word of the tokenizer")
     masked: bool = option(False, "count the loss inside the concept's masks only")
     templates: tuple[str, ...] = option(
@@ -108,6 +111,8 @@ def train_subject(
     folder, resolution = Path(out), config.resolution or base.resolution
     settings = {"seed": seed, "method": {"name": method.name, **vars(method)}, "train": config}
 
+    cut_captions = caption_notes(base, concept)
+
     # --- what trains: first, so that what does not fit is refused before anything is written ------------------------
     tokens = concept.tokens if config.train_token else None
     attachment = attach(base, method, list(config.roles) or None, tokens=tokens, seed=seed)
@@ -116,7 +121,7 @@ def train_subject(
         start_from({"adapter": attachment}, config.start_from)
         if is_main:
             _write_header(folder, base, concept, settings, resolution)
-        for note in concept.notes:
+        for note in [*concept.notes, *cut_captions]:
             say(f"note: {note}", quiet=quiet)
 
         # --- batches: latents of the concept and of its class, each encoded once --------------------------------------
@@ -176,6 +181,11 @@ def _refuse_what_does_not_fit(base: Base, concept: Concept, method: Method, conf
         raise Refused(f"{method.title} learns a new word for the concept; leave train_token on")
     if config.masked and concept.masks(config.resolution or base.resolution) is None:
         raise Refused(f"masked = true, but no picture in {concept.folder} has a mask (alpha, or NAME-masklabel.png)")
+    if config.masked and (empty := concept.empty_masks(config.resolution or base.resolution)):
+        raise Refused(
+            f"masked = true, and the mask of {', '.join(empty)} is empty inside the square crop, so that there is "
+            "nothing to learn from; draw it anew, or remove it"
+        )
     if config.select and (config.keep_checkpoints or not config.checkpoint_every):
         raise Refused(
             "select chooses among the checkpoints; set checkpoint_every, such as 25, and keep_checkpoints = 0"
@@ -199,11 +209,13 @@ def _write_header(folder: Path, base: Base, concept: Concept, settings: dict[str
         "noun": concept.noun,
         "token": concept.token,
         "contents": list(concept.contents),
+        "captions": concept.captions(),
     }
-    claim_folder(folder, dump_toml({"base": base.fingerprint, **settings, "concept": pictures}))
+    of_base = {"base": base.fingerprint, "prediction_type": base.prediction_type}
+    claim_folder(folder, dump_toml({**of_base, **settings, "concept": pictures}))
     table = {"folder": str(concept.folder), "noun": concept.noun, "token": concept.token}
     table |= {"also": [f"{part.folder}={part.noun}={part.token}" for part in concept.parts[1:]]}
-    job = {"recipe": "subject", "base": base.name, "out": str(folder), **settings, "concept": table}
+    job = {"recipe": "subject", "base": base.name, **base.given, "out": str(folder), **settings, "concept": table}
     write_run_file(folder, base, dump_toml(job))
     write_pictures(folder, concept.pixels(resolution), concept.crop_table())
 
@@ -230,14 +242,18 @@ def _class_pictures(
             )
             for prompt, seed in zip(asked, its_seeds, strict=True)
         ]
-        return [to_picture(pixels) for pixels in generate(base, lines, batch=len(lines))]
+        made = [to_picture(pixels) for pixels in generate(base, lines, batch=len(lines))]
+        bar.advance(by=len(made))
+        return made
 
     bank = MemoryBank(place, settings)
+    missing = bank.missing(config.prior_pictures)
+    if missing:
+        say(f"sampling {len(missing)} pictures of the class ({prompts[0]!r}) into {place}", quiet=quiet)
+    bar = Steps("class pictures", max(1, len(missing)), quiet=quiet or not missing)
     if accelerator.is_main_process:
-        missing = bank.missing(config.prior_pictures)
-        if missing:
-            say(f"sampling {len(missing)} pictures of the class ({prompts[0]!r}) into {place}", quiet=quiet)
-        bank.ensure(config.prior_pictures, prompts, make)
+        with bar:
+            bank.ensure(config.prior_pictures, prompts, make)
     accelerator.wait_for_everyone()
     if not accelerator.is_main_process:
         bank = MemoryBank(place, settings)

@@ -46,7 +46,7 @@ class PictureTable:
     rows: Sequence[PictureRow]
 
 
-def embed_picture(path: str | Path, *, alt: str, longest: int = 320) -> Picture | None:
+def embed_picture(path: str | Path | io.BytesIO, *, alt: str, longest: int = 320) -> Picture | None:
     """Reads a picture into the page, shrunk so that its longer side is at most `longest` pixels.
 
     Small pictures are kept without loss; the others become WebP at quality 80. A file that is missing or is not a
@@ -85,6 +85,8 @@ def number(value: float | None) -> str:
     """Three significant digits without an exponent where that is readable; a dash for what is not there."""
     if value is None or not math.isfinite(value):
         return "\u2013"
+    if 0 < abs(value) < 1e-7:  # what rounding leaves of nothing
+        return "\u22480"
     if value == 0 or abs(value) >= 1e6 or abs(value) < 1e-4:
         return f"{value:.3g}"
     if abs(value) >= 1000 or (float(value).is_integer() and abs(value) >= 10):
@@ -99,7 +101,11 @@ def signed(change: float | None, like: float) -> str:
         return "\u2013"
     decimals = len(number(like).partition(".")[2])
     text = f"{abs(change):,.{decimals}f}" if "e" not in number(like) else number(abs(change))
-    return text if float(text.replace(",", "")) == 0 else ("+" if change > 0 else "\u2212") + text
+    return (
+        text
+        if text.startswith("\u2248") or float(text.replace(",", "")) == 0
+        else ("+" if change > 0 else "\u2212") + text
+    )
 
 
 def duration(seconds: float | None) -> str:

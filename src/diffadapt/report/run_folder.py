@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Refused
-from ..files import load_tensors
+from ..files import load_tensors, text_lines
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -139,7 +139,7 @@ def _text(path: Path, remarks: list[str]) -> str:
 def _toml(text: str, remarks: list[str]) -> Mapping[str, Any]:
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         remarks.append("run.toml is not whole; its text is shown below as it is.")
         return {}
 
@@ -148,7 +148,7 @@ def _json(path: Path, remarks: list[str]) -> Any:
     text = _text(path, remarks)
     try:
         return json.loads(text) if text else None
-    except ValueError:
+    except (ValueError, RecursionError):
         remarks.append(f"{path.name} is not whole and was left out.")
         return None
 
@@ -161,11 +161,11 @@ def _log(path: Path, remarks: list[str]) -> list[dict[str, Any]]:
     """One record a step, rising; a resumed run may have written a step twice, and then the later one counts."""
     records: dict[int, dict[str, Any]] = {}
     broken = 0
-    for line in _text(path, remarks).splitlines():
+    for line in text_lines(_text(path, remarks)):
         try:
             record = json.loads(line)
             records[int(record["step"])] = record | {"step": int(record["step"])}
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
             broken += bool(line.strip())
     if broken:
         remarks.append(f"{broken} line{'s' if broken > 1 else ''} of log.jsonl could not be read and were left out.")

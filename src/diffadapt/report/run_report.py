@@ -12,7 +12,7 @@ from ..config import build
 from ..errors import Refused
 from ..files import write_atomic
 from .movement import read_movement
-from .page import Picture, PictureTable, duration, file_size, longest_side, render
+from .page import Picture, PictureTable, duration, file_size, longest_side, number, render, spread
 from .plots import interval_mark
 from .run_folder import RunFolder, finite, read_run_folder
 from .run_pictures import (
@@ -30,6 +30,8 @@ from .run_pictures import (
 from .run_plots import geometry_plot, loss_plot, noise_plot
 from .usage import usage
 from .verdict import KINDS, read_figures, read_verdict
+
+RELOAD = 15  # seconds after which the page of a run that goes on loads itself again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +52,16 @@ class Subject:
         return self.said or " ".join(part for part in (self.token, self.noun) if part) or self.name
 
 
-def write_report(run_folder: str | Path) -> Path:
+def write_report(run_folder: str | Path, *, running: bool = False) -> Path:
     """Writes `report.html` into a run folder, from whatever is there, and returns its path.
 
     The page is one file that needs nothing else: pictures are embedded, plots are SVG, no scripts. A part that is
     missing in the folder is left out; a run that stopped early gets a page that says so. An existing report is
     replaced atomically.
+
+    Args:
+        run_folder: of the run.
+        running: the run goes on, so that the page loads itself again now and then.
 
     Raises:
         Refused: there is no such folder, or it is no run folder.
@@ -77,10 +83,12 @@ def write_report(run_folder: str | Path) -> Path:
         subject=subject,
         verdict=read_verdict(figures, f"the {subject.phrase}", subject.noun),
         started=str(_made_by(run).get("started", "")),
-        notices=_notices(run, measured=bool(figures)),
+        notices=[_progress(run)] if running else _notices(run, measured=bool(figures)),
+        reload=RELOAD if running else 0,
         facts=_facts(run),
         large=any(not picture.pixel_art for picture in seen),
-        opening=_opening(concept, step_table),
+        opening=_opening(concept),
+        first=_first(step_table),
         concept=concept,
         controlled=bool(run.signals),
         by_step=step_table,
@@ -135,11 +143,28 @@ def _made_by(run: RunFolder) -> Mapping[str, Any]:
     return made_by if isinstance(made_by, dict) else {}
 
 
+def _progress(run: RunFolder) -> str:
+    """How far a run that goes on is, and how long it will take, as far as its log says."""
+    if not run.log or not run.steps:
+        return "Training begins; this page loads itself again as it goes on."
+    taken = [seconds for record in run.log if (seconds := finite(record.get("seconds"))) is not None]
+    left = statistics.median(taken) * max(0, run.steps - run.last_step) if taken else None
+    loss = finite(run.log[-1].get("loss"))
+    return (
+        f"Training was at step {run.last_step} of {run.steps} when this page was written"
+        + (f", with a loss of {number(loss)}" if loss is not None else "")
+        + (f"; about {duration(left)} of steps were left" if left is not None else "")
+        + ". The page is written with each samples and checkpoint, and loads itself again."
+    )
+
+
 def _notices(run: RunFolder, measured: bool) -> list[str]:
     notices = list(run.remarks)
     if not run.complete:
+        usable = [path.parent.name for path in sorted(run.folder.glob("checkpoints/step-*/adapter.safetensors"))]
         asked = f" of {run.steps}" if run.steps else ""
         kept = f" The last checkpoint is {run.last_checkpoint.relative_to(run.folder)}." if run.last_checkpoint else ""
+        kept += f" These can be sampled with: {', '.join(usable)}." if usable else ""
         notices.insert(
             0,
             f"This run has not finished: it is at step {run.last_step}{asked}, and there is no adapter.safetensors."
@@ -206,14 +231,24 @@ def costs(run: RunFolder) -> list[tuple[str, str]]:
     return [(name, value) for name, value in rows if value]
 
 
-def _opening(concept: Concept, table: PictureTable | None) -> list[tuple[Picture, str]]:
-    """The pair beside the title: the first training picture, and what the last column makes of the first prompt."""
-    last = table.rows[0].pictures[-1] if table and table.rows and len(table.columns) > 1 else None
-    first = concept[0][0] if concept else None
-    if first is None or last is None or table is None:
+def _opening(concept: Concept) -> list[tuple[Picture, str]]:
+    """Beside the title: the first training picture."""
+    return [(concept[0][0], "a training picture")] if concept and concept[0][0] else []
+
+
+def _first(table: PictureTable | None) -> list[tuple[Picture, Picture, str]]:
+    """What is looked at first: up to four prompts, the base's picture and the last one, and what they are."""
+    if table is None or len(table.columns) < 2 or table.columns[0] != "base":
         return []
     at = table.columns[-1]
-    return [(first, "a training picture"), (last, "with the adapter" if at.startswith("final") else f"at {at}")]
+    last = "the adapter at strength 1" if at.startswith("final") else f"the adapter at {at}"
+    rows = [row for row in table.rows if row.pictures[0] and row.pictures[-1]]
+    chosen = [rows[i] for i in spread(len(rows), 4)]
+    return [
+        (row.pictures[0], row.pictures[-1], f"{row.title} ({row.note + '; ' if row.note else ''}the base, {last})")
+        for row in chosen
+        if row.pictures[0] and row.pictures[-1]
+    ]
 
 
 def _metadata_json(run: RunFolder, key: str) -> Any:

@@ -120,7 +120,7 @@ def read_verdict(figures: list[Figure], subject: str, noun: str = "") -> list[Cl
     claims = [
         _claim(
             _headline([figure for figure in figures if figure.kind == "fidelity"]),
-            good=f"It learned {subject}",
+            good=_learned(figures, subject),
             bad=f"It did not learn {subject}",
             undecided=f"Whether it learned {subject} is not decided",
             unknown=f"Its likeness to {subject} was measured with nothing to judge it by",
@@ -132,6 +132,7 @@ def read_verdict(figures: list[Figure], subject: str, noun: str = "") -> list[Cl
             undecided="Whether it follows the signal is not decided",
             unknown="How well it follows the signal was measured with nothing to judge it by",
         ),
+        _price(figures),
         _claim(
             quality,
             good="on unrelated prompts it lost nothing",
@@ -142,7 +143,6 @@ def read_verdict(figures: list[Figure], subject: str, noun: str = "") -> list[Cl
         _leak_claim(leak, f"a plain {noun}" if noun else "its plain class"),
         _claim(distance, unknown=_moved_away(distance)),
         None if drift else Claim(text="what it forgot was not measured", evidence=""),
-        _price(figures),
     ]
     return [claim for claim in claims if claim]
 
@@ -171,15 +171,32 @@ def _leak_claim(figure: Figure | None, plain: str) -> Claim | None:
     return Claim(text=text, evidence=_evidence(figure))
 
 
+def _learned(figures: list[Figure], subject: str) -> str:
+    """What a likeness that is clear of the base's is worth: learned only where the prompts hold as well.
+
+    A picture of the subject for whatever is asked has the highest fidelity, and is nothing that anybody wants.
+    """
+    judged = [each for each in figures if each.kind in ("alignment", "diversity") and each.standing != "unknown"]
+    if any(each.verdict == "bad" for each in judged):
+        return f"It took on {subject}, at a price"
+    if not any(each.kind == "alignment" for each in judged):
+        return f"It took on {subject}; whether the prompts still hold was not measured"
+    return f"It learned {subject}"
+
+
 def _price(figures: list[Figure]) -> Claim | None:
-    """What changed for the worse on the subject's own prompts."""
-    worse = [each for each in figures if each.kind in ("alignment", "diversity") and each.verdict == "bad"]
+    """What became of the subject's own prompts, with its figures; None where nothing of it was judged."""
+    judged = [each for each in figures if each.kind in ("alignment", "diversity") and each.standing != "unknown"]
+    worse = [each for each in judged if each.verdict == "bad"]
     changes: list[str] = []
     for standing, verb in (("below", "fell"), ("above", "rose")):
         names = [figure.name for figure in worse if figure.standing == standing]
         if names:
             changes.append(f"{' and '.join(names)} {verb}")
-    return Claim(text=f"on its own prompts, {', and '.join(changes)}", evidence="") if changes else None
+    if not judged:
+        return None
+    text = f"{', and '.join(changes)}" if changes else "nothing was lost as far as could be measured"
+    return Claim(text=f"on its own prompts, {text}", evidence=", ".join(_evidence(each) for each in worse or judged))
 
 
 def _headline(figures: list[Figure]) -> Figure | None:

@@ -21,8 +21,17 @@ def adapter_files(path: str | Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     if not (path / NAMES[0]).is_file():
-        raise Refused(f"no adapter at {path / NAMES[0]}; expected a .safetensors file or the folder of a finished run")
+        raise Refused(
+            f"no adapter at {path / NAMES[0]}; expected a .safetensors file or the folder of a finished run"
+            + usable_checkpoints(path)
+        )
     return [path / name for name in NAMES if (path / name).is_file()]
+
+
+def usable_checkpoints(run: Path) -> str:
+    """The end of a message about a run that has no adapter yet: which of its checkpoints can be used in its place."""
+    found = sorted(run.glob(f"checkpoints/step-*/{NAMES[0]}"))
+    return f"; this run is not finished, its newest checkpoint is {found[-1]}" if found else ""
 
 
 def load_file(base: Base, path: Path) -> Attachment:

@@ -5,6 +5,7 @@ pictures = sample(base, "a cat at night", adapters=[("runs/edges", 1.0)], contro
 """
 
 import inspect
+import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,9 @@ from ..progress import Steps
 from .adapter_files import adapter_files, load_file
 from .control_signal import Control, check_control, each_control, read_signal
 from .remembered import remembered
+
+LAST_SEED = 2**63 - 1  # of torch's generator
+LARGEST_SIDE = 16384  # pixels; no base makes larger ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +79,13 @@ def parse_prompt_line(line: str) -> PromptLine:
     return result
 
 
+def repeated(lines: Sequence[PromptLine], number: int) -> list[PromptLine]:
+    """Each line `number` times; one with a seed of its own counts on from it."""
+    return [
+        line if line.seed is None else replace(line, seed=line.seed + i) for line in lines for i in range(number)
+    ]  # fmt: skip
+
+
 @contextmanager
 def adapted(base: Base, adapters: Sequence[tuple[str | Path | Attachment, float]]) -> Iterator[list[Attachment]]:
     """Within the block the base carries the adapters at their strengths; afterwards it is as before.
@@ -120,6 +131,8 @@ def biased(attachments: Sequence[Attachment], bias: Mapping[str, float]) -> Iter
         if word not in concepts:
             known = ", ".join(concepts) or "none"
             raise Refused(f"got a bias for {word!r}, but the concepts with a gate that are attached are: {known}")
+        if not math.isfinite(bias[word]):
+            raise Refused(f"the bias for {word!r} must be a finite number, got {bias[word]}")
     before = {word: concepts[word].bias for word in bias}
     for word, value in bias.items():
         concepts[word].bias = value
@@ -178,8 +191,8 @@ def sample(
         PromptLine(
             prompt=line.prompt,
             negative=negative if line.negative is None else line.negative,
-            width=line.width or width or base.resolution,
-            height=line.height or height or base.resolution,
+            width=int(_first(line.width, width, base.resolution)),
+            height=int(_first(line.height, height, base.resolution)),
             seed=seed + i if line.seed is None else line.seed,
             guidance=_first(line.guidance, guidance, base.default_guidance),
             steps=int(_first(line.steps, steps, base.default_steps)),
@@ -193,7 +206,10 @@ def sample(
 
 
 def generate(base: Base, lines: Sequence[PromptLine], *, batch: int = 8, progress: bool = False) -> list[Tensor]:
-    """`sample` on complete prompt lines and with whatever is attached now -> pixels (3, H, W) in [0, 1] each."""
+    """`sample` on complete prompt lines and with whatever is attached now -> pixels (3, H, W) in [0, 1] each, on CPU.
+
+    Where a batch does not fit into the GPU's memory it is halved until it does; pictures do not depend on it.
+    """
     check_lines(base, lines)
     check_control(base, [(line.prompt, line.control is not None) for line in lines])
     results: list[Tensor | None] = [None] * len(lines)
@@ -202,10 +218,19 @@ def generate(base: Base, lines: Sequence[PromptLine], *, batch: int = 8, progres
         groups.setdefault((line.width, line.height, line.guidance, line.steps), []).append(i)
     with Steps("sample", len(lines), quiet=not progress) as bar:
         for members in groups.values():
-            for start in range(0, len(members), batch):
-                rows = members[start : start + batch]
-                for i, pixels in zip(rows, _generate_batch(base, [lines[i] for i in rows]), strict=True):
+            while members:
+                rows = members[:batch]
+                try:
+                    made = _generate_batch(base, [lines[i] for i in rows])
+                except torch.OutOfMemoryError:
+                    if len(rows) == 1:
+                        raise
+                    batch = len(rows) // 2
+                    torch.cuda.empty_cache()  # does nothing where there is no GPU
+                    continue
+                for i, pixels in zip(rows, made, strict=True):
                     results[i] = pixels
+                members = members[len(rows) :]
                 bar.advance(by=len(rows))
     return [pixels for pixels in results if pixels is not None]
 
@@ -233,8 +258,9 @@ def _generate_batch(base: Base, lines: list[PromptLine]) -> Tensor:
 
     hook = base.denoiser.register_forward_pre_hook(hand_out_timesteps, with_kwargs=True)
     try:
-        with remembered(base):
-            return base.generate(
+        half = base.dtype != torch.float32  # adapters and new words are float32, whatever the base is
+        with remembered(base), torch.autocast(base.device.type, dtype=base.dtype, enabled=half):
+            pictures = base.generate(
                 condition,
                 guidance=first.guidance,
                 steps=first.steps,
@@ -242,6 +268,7 @@ def _generate_batch(base: Base, lines: list[PromptLine]) -> Tensor:
                 height=first.height,
                 generators=[torch.Generator().manual_seed(line.seed or 0) for line in lines],
             )
+        return pictures.float().cpu()
     finally:
         hook.remove()
 
@@ -291,14 +318,17 @@ def check_lines(base: Base, lines: Sequence[PromptLine]) -> None:
     """Raises Refused for a size the base cannot make or options out of range."""
     for line in lines:
         for side in (line.width, line.height):
-            if side is not None and (side < 8 or side % 8):
+            if side is not None and (side < 8 or side % 8 or side > LARGEST_SIDE):
                 raise Refused(
-                    f"width and height must be multiples of 8 pixels from 8 up, got {side} for {line.prompt!r}"
+                    f"width and height must be multiples of 8 pixels from 8 to {LARGEST_SIDE}, got {side} for "
+                    f"{line.prompt!r}"
                 )
-        if line.steps is not None and line.steps < 1:
-            raise Refused(f"steps must be at least 1, got {line.steps}")
-        if line.guidance is not None and line.guidance < 0:
-            raise Refused(f"guidance must not be negative, got {line.guidance}")
+        if line.steps is not None and not 1 <= line.steps <= base.num_train_timesteps:
+            raise Refused(f"steps must be 1 to {base.num_train_timesteps}, the base's own, got {line.steps}")
+        if line.guidance is not None and not 0 <= line.guidance < math.inf:
+            raise Refused(f"guidance must be a finite number from 0 up, got {line.guidance}")
+        if line.seed is not None and not 0 <= line.seed <= LAST_SEED:
+            raise Refused(f"a seed is a whole number from 0 to {LAST_SEED}, got {line.seed}")
 
 
 def _first(*values: float | None) -> float:

@@ -4,7 +4,8 @@
     checkpoints/step-000200/state.safetensors     raw parameters, optimizer moments, moving averages
     checkpoints/step-000200/state.json            the step, and what the run was set to
 
-`state.json` is written last: a folder without it is not a checkpoint and is passed over.
+`state.json` is written last, with the digests of the other files: a folder without it is not a checkpoint and is passed
+over, and one whose files are not as they were written is passed over aloud.
 """
 
 import shutil
@@ -16,7 +17,9 @@ import torch
 from torch import Tensor
 
 from ..errors import Refused
-from ..files import load_tensors, read_json, save_tensors, write_json
+from ..files import file_digest, load_tensors, read_json, save_tensors, write_json
+from ..progress import say
+from ..shapes import CHECKPOINT
 
 
 def save_checkpoint(
@@ -25,7 +28,8 @@ def save_checkpoint(
     """Writes `folder/step-NNNNNN` and removes all but the newest `keep` checkpoints (0 keeps all)."""
     place = place_of(folder, step)
     save_tensors(place / "state.safetensors", tensors)
-    write_json(place / "state.json", {"step": step, **facts})
+    digests = {path.name: file_digest(path) for path in sorted(place.glob("*.safetensors"))}
+    write_json(place / "state.json", {"step": step, **facts, "sha256": digests})
     if keep:
         for old in checkpoints(folder)[:-keep]:
             (old / "state.json").unlink()  # first, so that a kill in the middle leaves no half checkpoint
@@ -44,18 +48,40 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
-    """The newest complete checkpoint: its step, tensors and facts; None when there is none.
+    """The newest checkpoint that is as it was written: its step, tensors and facts; None when there is none at all.
 
-    A checkpoint that cannot be read (a disk that failed) is passed over in favour of the one before it.
+    A checkpoint that is damaged (a disk that failed, a changed file) is passed over, with a word about it, in favour of
+    the one before it.
+
+    Raises:
+        Refused: there are checkpoints, and every one of them is damaged.
     """
+    damaged = ""
     for place in reversed(checkpoints(folder)):
         try:
-            facts = read_json(place / "state.json")
-            tensors, _ = load_tensors(place / "state.safetensors")
-        except Refused:
-            continue
-        return int(facts["step"]), tensors, facts
+            return read_checkpoint(place)
+        except Refused as error:
+            damaged = str(error)
+            say(f"passed over: {damaged}")
+    if damaged:
+        raise Refused(f"no checkpoint in {folder} is whole ({damaged}); start again in a new folder")
     return None
+
+
+def read_checkpoint(place: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
+    """One checkpoint: its step, tensors and facts.
+
+    Raises:
+        Refused: a file of it is missing or is not as it was written, or it says another step than its folder.
+    """
+    facts = read_json(place / "state.json", CHECKPOINT)
+    if place.name != place_of(place.parent, facts["step"]).name:
+        raise Refused(f"{place} says that it is step {facts['step']}; it was changed")
+    for name, digest in facts["sha256"].items():
+        if name != Path(name).name or file_digest(place / name) != digest:
+            raise Refused(f"{place / name} is not as it was written (its digest differs)")
+    tensors, _ = load_tensors(place / "state.safetensors")
+    return facts["step"], tensors, facts
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -1,16 +1,16 @@
 """What follows a training: pictures at several strengths, measurements, and the report."""
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..errors import Refused
-from ..files import read_json, write_json
+from ..files import parse_json, read_json, read_text, text_lines, write_json
 from ..progress import say
 from ..report import write_report
 from ..sampling.adapter_files import adapter_files
+from ..shapes import LOG_LINE, METRICS
 from .progress_samples import ProgressSamples
 from .run import Run
 
@@ -38,14 +38,14 @@ def finish(
     """
     if samples:
         samples.save_strengths(folder, STRENGTHS)
-    metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else {}
+    metrics = read_json(folder / "metrics.json", METRICS) if (folder / "metrics.json").exists() else {}
     if measure and "values" not in metrics:
         try:
             metrics = measure()
         except Refused as error:  # a photo base without its encoders: the run is worth a report all the same
             say(f"not evaluated: {error}", quiet=quiet)
-    log = (folder / "log.jsonl").read_text().splitlines() if (folder / "log.jsonl").exists() else []
-    rows = [json.loads(line) for line in log]
+    log = text_lines(read_text(folder / "log.jsonl")) if (folder / "log.jsonl").exists() else []
+    rows = [parse_json(line, LOG_LINE, "a line of log.jsonl") for line in log]
     resumed_at = facts.pop("resumed_at", 0)
     earlier = sum(row.get("seconds", 0.0) for row in rows if row["step"] <= resumed_at)  # of calls before this
     metrics |= facts | {

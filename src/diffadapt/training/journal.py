@@ -6,9 +6,12 @@ from typing import Any
 
 from ..evaluation.geometry import geometry
 from ..progress import Steps, say
+from ..report import write_report
 from .learner import Learner
 from .log import RunLog
 from .progress_samples import ProgressSamples
+
+PAGE_EVERY = 30  # seconds; a run that keeps a checkpoint every second need not write its report as often
 
 
 class Journal:
@@ -49,6 +52,7 @@ class Journal:
             self.samples.save_base(list(self.learner.attachments.values()))
         if self.first:
             self.log = RunLog(self.learner.folder / "log.jsonl", resume_at=self.done)
+            self._write_page()
         self.bar.__enter__()
         return self
 
@@ -86,5 +90,13 @@ class Journal:
         if self.samples and due:
             with self.learner.averaged():
                 self.samples.save(f"step-{now:06d}")
-        if self.first and config.checkpoint_every and (now % config.checkpoint_every == 0 or last):
+        kept = bool(config.checkpoint_every) and (now % config.checkpoint_every == 0 or last)
+        if self.first and kept:
             self.learner.checkpoint(now)
+        if self.first and (due or kept and time.monotonic() - self._page > PAGE_EVERY):
+            self._write_page()
+
+    def _write_page(self) -> None:
+        """The run's report as it stands, which loads itself again in the browser while training goes on."""
+        write_report(self.learner.folder, running=True)
+        self._page = time.monotonic()

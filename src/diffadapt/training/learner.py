@@ -171,7 +171,12 @@ class Learner:
         """Gradients averaged over all processes; what trains is small, so one flat tensor does."""
         if self.accelerator.num_processes == 1:
             return
-        grads = [p.grad for p in self.parameters if p.grad is not None]
+        for (
+            parameter
+        ) in self.parameters:  # one that a process had no use for has no gradient there, and elsewhere it has
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        grads = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         flat = self.accelerator.reduce(torch.cat([g.reshape(-1) for g in grads]), reduction="mean")
         assert isinstance(flat, Tensor)
         for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
@@ -199,7 +204,7 @@ class Learner:
         if self.accelerator.is_main_process:
             self.save(self.folder, {"settings": settings})
         count = sum(parameter.numel() for parameter in self.parameters)
-        return {"trainable_parameters": count, "peak_memory_mb": round(peak_memory_mb(), 1)}
+        return {"trainable_parameters": count, "peak_memory_mb": round(peak_memory_mb(self.accelerator.device), 1)}
 
     def save(self, folder: Path, metadata: Mapping[str, str] | None = None) -> None:
         """Writes `<name>.safetensors` of every attachment, averaged where there is a moving average."""

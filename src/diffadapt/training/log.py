@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Failed
-from ..files import write_atomic
+from ..files import parse_json, read_text, text_lines, write_atomic
+from ..shapes import LOG_LINE
 
 
 class RunLog:
@@ -22,7 +23,7 @@ class RunLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in _lines(path) if _step(line) <= resume_at] if path.exists() and resume_at else []
         write_atomic(path, "".join(line + "\n" for line in kept))
-        self._file = open(path, "a")  # noqa: SIM115  (closed by close())
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  (closed by close())
         self._path = path
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -44,16 +45,18 @@ class RunLog:
 
 
 def _lines(path: Path) -> list[str]:
-    return [line for line in path.read_text().splitlines() if line.endswith("}")]  # a killed write leaves half a line
+    return [line for line in text_lines(read_text(path)) if line.endswith("}")]  # a killed write leaves half a line
 
 
 def _step(line: str) -> int:
-    return int(json.loads(line)["step"])
+    return int(parse_json(line, LOG_LINE, "a line of log.jsonl")["step"])
 
 
 def _rounded(value: Any) -> Any:
     if isinstance(value, float):
-        return value if value == 0 or not math.isfinite(value) else float(f"{value:.6g}")
+        if not math.isfinite(value):  # the gradient norm of a step that the loss scaler passed over; null in JSON
+            return None
+        return float(f"{value:.6g}")
     if isinstance(value, Mapping):
         return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -21,7 +21,9 @@ class LoopConfig:
     weight_decay: float = option(1e-2, "AdamW's decoupled weight decay of the layers; tokens have none", low=0)
     max_grad_norm: float = option(1.0, "gradients are scaled down to this norm; 0 leaves them", low=0)
     snr_gamma: float = option(5.0, "Min-SNR gamma of the loss weights; 0 weighs all noise levels alike", low=0)
-    start_from: str = option("", "adapter file or finished run of the same method to go on from; empty starts anew")
+    start_from: str = option(
+        "", "adapter file or finished run of the same method to go on from; empty starts anew", path=True
+    )
     roles: tuple[str, ...] = option((), "roles to adapt, such as cross_attention.*; empty means the method's default")
     ema_decay: float = option(0.0, "decay of the moving average that is saved; 0 saves the last values", low=0, high=1)
     caption_dropout: float = option(0.0, "share of captions replaced by the empty prompt", low=0, high=1)

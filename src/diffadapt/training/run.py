@@ -19,7 +19,7 @@ from ..bases import Base
 from ..config import dump_toml
 from ..data.picture import to_picture, write_png
 from ..errors import Refused
-from ..files import write_atomic, write_json
+from ..files import read_text, sweep, text_lines, write_atomic, write_json
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ def hardware() -> str:
     return f"{platform.machine()} CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
 
-def peak_memory_mb() -> float:
-    """The most memory this process has held, in MB: of the GPU if there is one, else resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e6
+def peak_memory_mb(device: torch.device) -> float:
+    """The most memory this process has held, in MB: on the GPU where the work is done, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
     status = Path("/proc/self/status")
     if status.exists():  # the high-water mark of this program alone; getrusage keeps that of the shell that started it
-        return float(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) / 1e3  # pyright: ignore[reportOptionalSubscript]
+        return float(re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="utf-8"))[1]) / 1e3  # pyright: ignore[reportOptionalSubscript]
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes on macOS
@@ -93,10 +93,11 @@ def claim_folder(folder: Path, settings: str) -> bool:
         Refused: the folder holds something else, or a run of other settings.
     """
     mark = folder / "settings.toml"
+    sweep(folder)
     if mark.exists():
-        if mark.read_text() == settings:
+        if (held := read_text(mark)) == settings:
             return True
-        was, now = mark.read_text().splitlines(), settings.splitlines()
+        was, now = text_lines(held), text_lines(settings)
         difference = next(
             ((a, b) for a, b in zip(was, now, strict=False) if a != b), ("fewer settings", "more settings")
         )

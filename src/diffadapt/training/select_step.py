@@ -16,6 +16,7 @@ from ..metrics.features import Features
 from ..metrics.harmonic import harmonic_mean
 from ..progress import Steps
 from ..sampling.sample import adapted
+from ..shapes import SELECTION
 from .checkpoint import checkpoints, place_of
 
 NAME = "adapter.safetensors"
@@ -48,7 +49,7 @@ def select_step(
     if not places:
         raise Refused(f"no checkpoint in {folder} to choose from; set checkpoint_every, such as 25")
     table = folder / "selection.json"
-    found: dict[str, Any] = read_json(table) if table.exists() else {"steps": []}
+    found: dict[str, Any] = read_json(table, SELECTION) if table.exists() else {"steps": []}
     judges = [Judge(base, part, prompts=prompts, seed=seed, same_noise=False) for part in concept.parts]
     encoder = load_encoders(base)[0]
     with Steps("select", len(places), done=len(found["steps"]), quiet=quiet) as bar:

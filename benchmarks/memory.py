@@ -1,0 +1,90 @@
+"""Memory of a training step at Stable Diffusion 1.5's true shapes, counted on fake tensors: no GPU, no weights.
+
+python benchmarks/memory.py [--side 512]
+
+The frozen base in float32 and in bfloat16, with autocast to bfloat16; one concept picture and one of its class a step.
+Counted are weights, activations, gradients and AdamW's moments; a GPU's context and its allocator's rounding come on
+top. The autoencoder and text encoder are counted as resident.
+"""
+
+import argparse
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from diffadapt.adapters.adapter import Adapter
+from diffadapt.adapters.lora import LoRA
+from diffadapt.adapters.oft import OFT
+from diffadapt.training.memory import counted_step
+
+SD15 = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}  # the rest are the class's defaults
+OTHERS = 123_060_480 + 83_653_863  # parameters of the text encoder and of the autoencoder
+METHODS = {"lora, rank 16": LoRA(rank=16), "oft, 4 blocks": OFT(blocks=4), "full": None}
+ATTENTION = (".to_q", ".to_k", ".to_v", ".to_out.0")
+
+
+def attention_layers(unet: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    return ((name, module) for name, module in list(unet.named_modules()) if name.endswith(ATTENTION))
+
+
+def trained(unet: nn.Module, method: LoRA | OFT | None) -> list[nn.Parameter]:
+    """Puts the method on the attention layers, or lets everything train; returns what trains."""
+    unet.requires_grad_(method is None)
+    if method is None:
+        return list(unet.parameters())
+    generator, own = torch.Generator().manual_seed(0), []
+    for name, layer in attention_layers(unet):
+        holder, _, last = name.rpartition(".")
+        adapter: Adapter = method.build(layer, name, "", generator)
+        setattr(unet.get_submodule(holder), last, adapter)
+        own += [parameter for _, parameter in adapter.own_parameters()]
+    return own
+
+
+def row(method: LoRA | OFT | None, base: torch.dtype, checkpointing: bool, side: int, rows: int) -> float:
+    """GB at the peak."""
+    with FakeTensorMode():
+        torch.set_default_dtype(base)
+        unet = UNet2DConditionModel(**SD15).train(False)
+        torch.set_default_dtype(torch.float32)
+        parameters = trained(unet, method)
+        if checkpointing:
+            unet.enable_gradient_checkpointing()
+            unet.train()
+        noisy = torch.randn(rows, 4, side // 8, side // 8)
+        text, times = torch.randn(rows, 77, 768, dtype=base), torch.full((rows,), 500)
+
+        def loss() -> torch.Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                predicted = unet(noisy.to(base), times, encoder_hidden_states=text).sample
+            return F.mse_loss(predicted.float(), noisy)
+
+        everything = [*unet.parameters(), *unet.buffers(), noisy, text]
+        peak = counted_step(everything, torch.optim.AdamW(parameters, foreach=False), loss)
+    return (peak + OTHERS * base.itemsize) / 1e9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", type=int, default=512, help="pixels (default 512)")
+    parser.add_argument("--rows", type=int, default=2, help="pictures a step, class pictures included (default 2)")
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), help="of " + "; ".join(METHODS))
+    arguments = parser.parse_args()
+    print("| method | checkpointing | base in float32 | base in bfloat16 |\n|---|---|---|---|")
+    for name in arguments.methods:
+        for checkpointing in (False, True):
+            figures = [
+                row(METHODS[name], dtype, checkpointing, arguments.side, arguments.rows)
+                for dtype in (torch.float32, torch.bfloat16)
+                if name != "full" or dtype == torch.float32  # what trains stays in float32
+            ]
+            cells = [f"{figure:.2f} GB" for figure in figures] + ["as float32"] * (2 - len(figures))
+            print(f"| {name} | {'on' if checkpointing else 'off'} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Looks at a folder of pictures as a training would, before minutes are wasted: one page and a list of what to mend.
+
+The page shows each picture as it will be cropped, its caption as it will be used, its mask, and what is cut off.
+"""
+
+import argparse
+from pathlib import Path
+
+from ..errors import Refused
+from .arguments import add_base, load
+
+SUMMARY = "look at a folder of pictures before training on it"
+EXAMPLES = """\
+  diffadapt check photos/biscuit --noun cat
+  diffadapt check photos/biscuit --noun cat --token "<biscuit>" --base stable-diffusion-v1-5/stable-diffusion-v1-5
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "folder", metavar="FOLDER", help="1 to 30 pictures of one thing, captions and masks beside them"
+    )
+    parser.add_argument("--noun", required=True, help="what they show one of, such as cat")
+    parser.add_argument("--token", help="the new word for it; default: <NAME> with the name of the folder")
+    parser.add_argument("--resolution", type=int, metavar="PIXELS", help="of the training; default: the base's")
+    parser.add_argument(
+        "--out", default="check.html", metavar="FILE", help="the page, a new file (default: check.html)"
+    )
+    add_base(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    out = Path(arguments.out).expanduser()
+    if out.exists():
+        raise Refused(f"{out} exists already; choose a new name with --out, nothing is overwritten")
+    from ..data.concept import load_concept
+    from ..data.prompt_check import caption_notes
+    from ..report.data_page import write_data_page
+
+    concept = load_concept(arguments.folder, arguments.noun, token=arguments.token)
+    base = load(arguments)
+    base.check_noun(concept.noun)
+    side = arguments.resolution or base.resolution
+    if side % 8 or side < 8:
+        raise Refused(f"--resolution: expected a multiple of 8 pixels, got {side}")
+    concept.pixels(side)  # whose notes say what is enlarged
+    notes = [*concept.notes, *caption_notes(base, concept)]
+    notes += [f"{name}: its mask is empty inside the square crop" for name in concept.empty_masks(side)]
+    if base.world and any(max(crop.original) > 4 * base.resolution for crop in concept.crops):
+        notes.append(
+            f"these look like photographs, and base {base.name!r} has seen drawings of {base.resolution} pixels alone; "
+            "expect a drawing in their colours, or take Stable Diffusion"
+        )
+    write_data_page(concept, side, notes, out)
+    for note in notes:
+        print(f"note: {note}")
+    print(out)
+    return 0

@@ -1,0 +1,81 @@
+"""What a base will make of a prompt or caption before anything is computed: words it cannot know, words cut off."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import Refused
+from .concept import Concept
+
+
+def prompt_notes(base: Any, prompts: Sequence[str]) -> list[str]:
+    """One sentence for each word in the prompts that the base cannot know; empty where all is known or nothing is told.
+
+    Args:
+        base: a loaded base, with what is attached to it now.
+        prompts: as they are sampled.
+    """
+    taught = {token.lower() for token in base.tokenizer.added_tokens_encoder}
+    unknown = {
+        word
+        for prompt in prompts
+        for word in re.findall(r"<[^<>\s]+>", prompt)
+        if word.lower() not in taught
+    }  # fmt: skip
+    notes = [f"{word} is no word that was taught; add the adapter that knows it" for word in sorted(unknown)]
+    if base.world:  # whose tokenizer was made of the words that it was shown: each of them is one token
+        plain = re.sub(r"<[^<>\s]+>", " ", " ".join(prompts)).lower()
+        words = [word for word in dict.fromkeys(re.findall(r"[^\W\d_]+", plain)) if word not in taught]
+        strange = [word for word in words if len(base.tokenizer.tokenize(word)) > 1]
+        if strange:
+            notes.append(
+                f"base {base.name!r} was never shown {', '.join(strange)}, so that the picture will not show it; its "
+                "words: diffadapt list bases"
+            )
+    return notes
+
+
+def cut_at(base: Any, prompt: str) -> str:
+    """What of a prompt the text encoder never sees, since it takes a fixed number of tokens; "" where all fits."""
+    length = _length(base)
+    if _count(base, prompt) <= length:
+        return ""
+    words = re.findall(r"\S+\s*", prompt)
+    kept = len(words)
+    while kept and _count(base, "".join(words[:kept])) > length:
+        kept -= 1
+    return "".join(words[kept:]).strip()
+
+
+def caption_notes(base: Any, concept: Concept) -> list[str]:
+    """One sentence for each caption that is cut.
+
+    Raises:
+        Refused: it is cut before the concept's word, so that the picture would teach nothing.
+    """
+    notes = []
+    for index, example in enumerate(concept.examples):
+        caption = concept.caption(index)
+        token = next((each for each in concept.tokens if each.lower() in caption.lower()), concept.token)
+        # the word counts as one token, whether it was taught already or not
+        cut = cut_at(base, re.sub(re.escape(token), lambda _: "a", caption, flags=re.IGNORECASE))
+        if not cut:
+            continue
+        position = caption.lower().find(token.lower())
+        before = re.sub(re.escape(token), lambda _: "a", caption[: position + len(token)], flags=re.IGNORECASE)
+        if position < 0 or _count(base, before) > _length(base):
+            raise Refused(
+                f"the caption of {example.path.name} is cut before {token}: the text encoder of {base.name!r} takes "
+                f"{_length(base)} tokens, so that the picture would teach nothing; shorten it"
+            )
+        notes.append(f"{example.path.name}: its caption is too long, and {cut!r} is cut off")
+    return notes
+
+
+def _length(base: Any) -> int:
+    return min(base.tokenizer.model_max_length, base.text_encoder.config.max_position_embeddings)
+
+
+def _count(base: Any, text: str) -> int:
+    """Tokens of a text, those for its start and end included."""
+    return len(base.tokenizer(text, verbose=False).input_ids)

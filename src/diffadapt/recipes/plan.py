@@ -1,0 +1,192 @@
+"""What a training of a subject would do, said before it does it: what trains, pictures, memory, disk, time.
+
+Parameters, files and pictures are exact. Memory is counted on fake tensors, without what a GPU's context and allocator
+add. Time is that of one step and one picture on this machine, times their number; other work on the machine changes it.
+"""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from ..adapters import Attachment, Method, SideInputs, attach
+from ..bases import Base
+from ..data.concept import Concept
+from ..sampling.sample import default_line, generate
+from ..training.finish import STRENGTHS
+from ..training.memory import CountedMemory
+from ..training.progress_samples import COUNT
+from .subject import SubjectConfig
+
+_PNG = 1.5  # bytes a pixel, of photographs; drawings take less
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What `plan_subject` returns.
+
+    Attributes:
+        roles: role -> number of layers that are adapted.
+        parameters: that train, the new word's included.
+        adapter_bytes: of the finished file's tensors.
+        pictures: what for -> how many are made.
+        memory_bytes: at the peak of a step: weights, activations, gradients, moments; None where it cannot be counted.
+        disk_bytes: of the run's folder, about.
+        seconds: of training and of pictures on this machine, about; empty when it was not measured.
+    """
+
+    roles: dict[str, int]
+    parameters: int
+    adapter_bytes: int
+    pictures: dict[str, int]
+    memory_bytes: int | None
+    disk_bytes: int
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def plan_subject(base: Base, concept: Concept, *, method: Method, config: SubjectConfig, timed: bool = True) -> Plan:
+    """What `train_subject` with these arguments would do; nothing is written and the base stays as it is.
+
+    Args:
+        base, concept, method, config: as for `train_subject`.
+        timed: measure a step and a picture on this machine, which takes about as long as five of them.
+
+    Raises:
+        Refused: the settings do not fit the base.
+    """
+    if method.replaces_noun:
+        concept = concept.standing_alone()
+    tokens = concept.tokens if config.train_token else None
+    attachment = attach(base, method, list(config.roles) or None, tokens=tokens)
+    try:
+        role_of = base.select([*base.roles])
+        parameters = sum(parameter.numel() for parameter in attachment.parameters())
+        size = sum(tensor.numel() * tensor.element_size() for tensor in attachment.state_dict().values())
+        pictures = count_pictures(concept, config)
+        side = config.resolution or base.resolution
+        state = size + 4 * parameters * (2 + bool(config.ema_decay))
+        kept = config.steps // config.checkpoint_every if config.checkpoint_every else 0
+        kept = min(kept, config.keep_checkpoints) if config.keep_checkpoints else kept
+        shown = sum(pictures.values()) - pictures.get("evaluation", 0)
+        return Plan(
+            roles=dict(Counter(role_of[path] for path in attachment.layers)),
+            parameters=parameters,
+            adapter_bytes=size,
+            pictures=pictures,
+            memory_bytes=_memory(base, attachment, config),
+            disk_bytes=round(size + kept * (size + state) + _PNG * side**2 * shown),
+            seconds=_time(base, concept, attachment, config, pictures) if timed else {},
+        )
+    finally:
+        attachment.detach()
+
+
+def count_pictures(concept: Concept, config: SubjectConfig) -> dict[str, int]:
+    """How many pictures a run makes, by what they are for; those that are there already (the memory bank) included."""
+    few = -(-COUNT // len(concept.parts)) * len(concept.parts) + len(concept.parts) - 1  # of a set
+    on_the_way = math.ceil(config.steps / config.sample_every) if config.sample_every else 0
+    checkpoints = math.ceil(config.steps / config.checkpoint_every) if config.checkpoint_every else 0
+    subject, plain = config.evaluation_prompts * config.evaluation_pictures, max(4, config.evaluation_pictures)
+    unrelated = min(25, 2 * config.evaluation_prompts)
+    measured = 2 * (subject + plain + unrelated) * len(concept.parts) if subject else 0
+    counts = {
+        "the class, for prior preservation": config.prior_pictures if config.prior_weight else 0,
+        "the base and the way": few * (1 + on_the_way) if on_the_way else 0,
+        "strengths": few * len(STRENGTHS),
+        "choosing the step": config.select * checkpoints * len(concept.parts),
+        "evaluation": measured,
+    }
+    return {name: count for name, count in counts.items() if count}
+
+
+def _rows(config: SubjectConfig) -> int:
+    return config.batch_size * (2 if config.prior_weight else 1)
+
+
+def _step(base: Base, attachment: Attachment, config: SubjectConfig) -> tuple[Callable[[], None], Callable[[], None]]:
+    """A training step on noise and an empty prompt, whose shapes and work are those of a real one, in two parts.
+
+    Returns:
+        what comes before the denoiser (text, side inputs), and the denoiser's way there and back
+    """
+    side, rows = config.resolution or base.resolution, _rows(config)
+    small, channels, device = side // base.downsampling, int(base.denoiser.config.in_channels), base.device
+    precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.mixed_precision)
+    times = torch.full((rows,), base.num_train_timesteps // 2, device=device)
+    autocast = torch.autocast(device.type, dtype=precision, enabled=precision is not None)
+    conditions = []
+
+    def before() -> None:
+        with torch.no_grad(), autocast:
+            conditions[:] = [base.condition([""] * rows)]
+        attachment.begin(SideInputs.of(conditions[0], timesteps=times))
+
+    def there_and_back() -> None:
+        noisy = torch.randn(rows, channels, small, small, device=device)
+        with autocast:
+            loss = base.denoise(noisy, times, conditions[0]).float().square().mean()
+        if loss.requires_grad:  # with a new word alone the gradient goes on into the text encoder, which is small
+            loss.backward()
+
+    return before, there_and_back
+
+
+def _memory(base: Base, attachment: Attachment, config: SubjectConfig) -> int | None:
+    """Bytes at the peak of a step: what stands, and the activations, counted on fake tensors; None where that fails."""
+    parts = (base.denoiser, base.text_encoder, base.vae)
+    standing = sum(each.numel() * each.element_size() for part in parts for each in part.parameters())
+    parameters = sum(parameter.numel() for parameter in attachment.parameters())
+    before, there_and_back = _step(base, attachment, config)
+    if config.gradient_checkpointing:
+        base.denoiser.enable_gradient_checkpointing()
+        base.denoiser.train()
+    try:
+        before()
+        with FakeTensorMode(allow_non_fake_inputs=True), CountedMemory() as counted:
+            there_and_back()
+    except DataDependentOutputException:  # a method that looks at values, which fake tensors do not have
+        return None
+    finally:
+        base.denoiser.eval()
+        base.denoiser.disable_gradient_checkpointing()
+        for parameter in attachment.parameters():
+            parameter.grad = None
+    return standing + counted.peak + parameters * 8 + parameters * (4 if config.ema_decay else 0)
+
+
+def _time(
+    base: Base, concept: Concept, attachment: Attachment, config: SubjectConfig, pictures: dict[str, int]
+) -> dict[str, float]:
+    """Seconds of the training and of the pictures, from one of each."""
+    before, there_and_back = _step(base, attachment, config)
+    line = default_line(base, concept.class_prompt, 0, steps=2)
+
+    def step() -> None:
+        before()
+        there_and_back()
+
+    one_step, two_denoised = _seconds(base, step), _seconds(base, lambda: generate(base, [line]))
+    for parameter in attachment.parameters():
+        parameter.grad = None
+    one_picture = two_denoised / 2 * base.default_steps
+    return {
+        "training": one_step * config.steps * config.gradient_accumulation,
+        "pictures": one_picture * sum(pictures.values()),
+    }
+
+
+def _seconds(base: Base, action: Callable[[], Any]) -> float:
+    """Of one call, after one that warms up."""
+    action()
+    if base.device.type == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    action()
+    if base.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began

@@ -1,0 +1,93 @@
+"""`diffadapt check`, and what `sample` says before it computes."""
+
+import pytest
+from PIL import Image, ImageDraw
+
+from diffadapt.adapters import Token, attach
+from diffadapt.cli.main import main
+from diffadapt.data.concept import load_concept
+from diffadapt.data.contact_sheet import contact_sheet
+from diffadapt.data.prompt_check import caption_notes, cut_at, prompt_notes
+from diffadapt.errors import Refused
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "biscuit"
+    folder.mkdir()
+    for i in range(2):
+        picture = Image.new("RGBA", (200, 160), (200, 90 * i, 40, 0))
+        ImageDraw.Draw(picture).ellipse((60, 30, 150, 130), fill=(10, 80, 200, 255))
+        picture.save(folder / f"{i}.png")
+    return folder
+
+
+def test_the_page_shows_each_picture_its_mask_and_its_caption_as_used(photos, tiny_v_folder, tmp_path, capsys):
+    (photos / "1.txt").write_text("a cat on red")
+    command = ["check", str(photos), "--noun", "cat", "--base", str(tiny_v_folder), "--device", "cpu"]
+    assert main([*command, "--out", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count("<img ") == 4 and "a &lt;biscuit&gt; cat on red" in page and "200 x 160" in page
+    printed = capsys.readouterr().out
+    assert printed.strip().endswith("page.html") and "these look like photographs" in printed
+    assert main([*command, "--out", str(tmp_path / "page.html")]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_a_mask_that_is_empty_inside_the_crop_is_named(photos):
+    mask = Image.new("L", (200, 160), 0)
+    for box in ((0, 60, 12, 80), (188, 60, 200, 80)):  # at both ends, so that the crop between them has none of it
+        mask.paste(255, box)
+    mask.save(photos / "0-masklabel.png")
+    assert load_concept(photos, "cat").empty_masks(32) == ["0.png"]
+
+
+def test_a_caption_that_is_too_long_is_named_and_one_cut_before_its_word_is_refused(photos, tiny_v_base):
+    (photos / "0.txt").write_text("a <biscuit> cat " + "on red " * 20)
+    assert cut_at(tiny_v_base, "a cat") == ""
+    (note,) = caption_notes(tiny_v_base, load_concept(photos, "cat"))
+    assert note.startswith("0.png: its caption is too long, and 'red on red")
+    (photos / "1.txt").write_text("on red " * 20 + "a <biscuit> cat")
+    with pytest.raises(Refused, match="1.png is cut before <biscuit>: .* takes 16 tokens"):
+        caption_notes(tiny_v_base, load_concept(photos, "cat"))
+
+
+def test_words_that_nobody_taught_and_words_that_the_base_never_saw_are_named(tiny_v_base, tiny_base):
+    notes = prompt_notes(tiny_v_base, ["a <biscuit> cat on red", "a teapot on a red background"])
+    assert notes[0] == "<biscuit> is no word that was taught; add the adapter that knows it"
+    assert "was never shown teapot, so" in notes[1] and len(notes) == 2
+    attach(tiny_v_base, Token(), tokens={"<biscuit>": "cat"})
+    assert prompt_notes(tiny_v_base, ["a <Biscuit> cat on red"]) == []
+    assert prompt_notes(tiny_base, ["a teapot"]) == []  # a base without a small world
+
+
+def test_several_pictures_of_each_prompt_and_a_sheet_of_all(tiny_v_folder, tmp_path, capsys):
+    prompts = ["a cat", "a dog on red --d 7"]
+    more = [
+        "-n",
+        "2",
+        "--sheet",
+        "--steps",
+        "1",
+        "--out",
+        str(tmp_path),
+        "--base",
+        str(tiny_v_folder),
+        "--device",
+        "cpu",
+    ]
+    assert main(["sample", *prompts, *more]) == 0
+    printed = capsys.readouterr().out.split()
+    names = ["0000.png", "0001.png", "0002.png", "0003.png", "sheet-0000.png"]
+    assert [path.rpartition("/")[2] for path in printed] == names
+    pictures = [Image.open(path).tobytes() for path in printed[:4]]
+    assert len(set(pictures)) == 4  # seeds count on, the line's own as well
+    assert main(["sample", "a dog on red --d 8", *more[3:]]) == 0
+    assert Image.open(capsys.readouterr().out.strip()).tobytes() == pictures[3]
+
+
+def test_a_sheet_shows_small_pictures_as_squares_and_large_ones_smaller():
+    small = contact_sheet([("a" * 500, [Image.new("RGB", (64, 64), "red")] * 3)])
+    assert small.width == 8 + 3 * (128 + 8) and small.height == 8 + 20 + 128 + 8
+    large = contact_sheet([("a", [Image.new("RGB", (1024, 512))]), ("b", [Image.new("RGB", (1024, 1024))] * 2)])
+    assert large.width == 8 + 2 * (256 + 8) and large.height == 8 + (20 + 128 + 8) + (20 + 256 + 8)

@@ -1,0 +1,89 @@
+"""`method.name=X` alone is trained as X should be, on each kind of base; what is said wins."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffadapt.adapters import OFT, LoRA, Selective, Token
+from diffadapt.config import read_toml
+from diffadapt.data.concept import load_concept
+from diffadapt.files import load_tensors
+from diffadapt.recipes.job import base_precision, read_job
+from diffadapt.recipes.own_settings import own_config, own_settings
+from diffadapt.recipes.subject import SubjectConfig, train_subject
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def job(method, **more):
+    return read_job({"concept": {"folder": "x", "noun": "cat"}, "method": {"name": method}, **more})
+
+
+@pytest.mark.parametrize("base", ["embedded", "stable-diffusion-v1-5/stable-diffusion-v1-5"])
+@pytest.mark.parametrize("method", ["lora", "oft", "selective", "perfusion", "token", "c_lora"])
+def test_a_method_s_name_brings_its_own_settings_and_what_is_said_wins(base, method):
+    own = own_settings(base, method)
+    assert own.keys() <= {field.name for field in fields(SubjectConfig)}
+    assert job(method, base=base).train == own_config(base, method)
+    told = job(method, base=base, train={"steps": 7, "learning_rate": 0.5}).train
+    assert (told.steps, told.learning_rate) == (7, 0.5)
+    assert told.schedule == own_config(base, method).schedule
+
+
+def test_the_rates_that_ruined_a_method_are_not_taken_from_lora():
+    assert (job("perfusion").train.learning_rate, job("perfusion").train.schedule) == (0.03, "constant")
+    assert job("selective").train.learning_rate == 2e-4
+    photos = {name: job(name, base="sd15.safetensors").train for name in ("lora", "oft", "selective")}
+    assert {name: config.learning_rate for name, config in photos.items()} == {
+        "lora": 1e-4, "oft": 6e-5, "selective": 5e-6,
+    }  # fmt: skip
+    assert all(config.batch_size == 1 and config.gradient_checkpointing for config in photos.values())
+
+
+@pytest.mark.parametrize(
+    ("file", "base", "method"),
+    [
+        ("embedded-subject-full", "embedded", "selective"),
+        ("embedded-subject-token", "embedded", "token"),
+        ("embedded-subject-perfusion", "embedded", "perfusion"),
+        ("sd15-subject-lora", "sd15", "lora"),
+        ("sd15-subject-oft", "sd15", "oft"),
+        ("sd15-subject-perfusion", "sd15", "perfusion"),
+    ],
+)
+def test_the_settings_agree_with_the_configs(file, base, method):
+    told = read_toml(CONFIGS / f"{file}.toml")["train"]
+    for name, value in own_settings(base, method).items():
+        if name in told and name != "steps":
+            assert told[name] == value, name
+
+
+@pytest.mark.parametrize(
+    ("method", "mixed", "device", "expected"),
+    [
+        (LoRA(), "bf16", "cuda", "bfloat16"),
+        (LoRA(), "fp16", "cuda:1", "float16"),
+        (LoRA(), "no", "cuda", None),
+        (LoRA(), "bf16", "cpu", None),
+        (Selective(), "bf16", "cuda", None),
+    ],
+)
+def test_a_frozen_base_is_loaded_in_the_precision_that_is_computed_in(method, mixed, device, expected):
+    assert base_precision(method, mixed, device) == expected
+
+
+@pytest.mark.parametrize("method", [LoRA(rank=2), OFT(block_size=8), Token()], ids=lambda method: method.name)
+def test_training_on_a_base_in_bfloat16_learns_the_same_within_its_rounding(base, photos, tmp_path, method):
+    settings = {"method": method, "steps": 3, "batch_size": 2, "prior_weight": 0, "warmup": 0, "sample_every": 0}
+    settings |= {"evaluation_prompts": 0, "quiet": True, "mixed_precision": "bf16"}
+    concept, losses = load_concept(photos, "cat"), {}
+    for dtype in (torch.float32, torch.bfloat16):
+        base.pipeline.to(dtype)
+        run = train_subject(base, concept, out=tmp_path / str(dtype), **settings)
+        rows = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+        losses[dtype] = [row["loss"] for row in rows]
+        assert all(tensor.dtype == torch.float32 for tensor in load_tensors(run.adapter)[0].values())
+    assert losses[torch.bfloat16] == pytest.approx(losses[torch.float32], rel=0.05)

@@ -1,0 +1,92 @@
+"""What is said before a training is what the training then does."""
+
+import pytest
+import torch
+
+from diffadapt.adapters import LoRA, Token
+from diffadapt.cli.main import main
+from diffadapt.data.concept import load_concept
+from diffadapt.recipes.plan import plan_subject
+from diffadapt.recipes.subject import SubjectConfig, train_subject
+from diffadapt.training.memory import CountedMemory
+
+CONFIG = SubjectConfig(
+    steps=5, batch_size=1, warmup=1, prior_pictures=3, checkpoint_every=2, sample_every=2, evaluation_prompts=2,
+    evaluation_pictures=2,
+)  # fmt: skip
+
+
+def test_pictures_parameters_and_file_are_those_of_the_run(base, photos, tmp_path):
+    base.default_steps = 1
+    concept, method = load_concept(photos, "cat"), LoRA(rank=2)
+    plan = plan_subject(base, concept, method=method, config=CONFIG, timed=False)
+    assert not base.attachments and not (tmp_path / "run").exists()
+    made = []
+    decode, count = base.vae.decode, made.append
+
+    def counted(latents, *more, **named):
+        count(len(latents))
+        return decode(latents, *more, **named)
+
+    base.vae.decode = counted
+    try:
+        run = train_subject(base, concept, method=method, config=CONFIG, out=tmp_path / "run", quiet=True)
+    finally:
+        base.vae.decode = decode
+    assert sum(plan.pictures.values()) == sum(made)
+    assert plan.parameters == run.metrics["trainable_parameters"]
+    assert 0 < run.metrics["adapter_bytes"] - plan.adapter_bytes < 20_000  # the header
+    assert set(plan.roles) == {role for role in base.roles if role.startswith(("self_attention.", "cross_attention."))}
+
+
+def test_a_word_alone_adapts_no_layer_and_time_is_measured(base, photos):
+    concept = load_concept(photos, "cat")
+    plan = plan_subject(base, concept, method=Token(), config=SubjectConfig(prior_weight=0, steps=10))
+    assert plan.roles == {} and plan.parameters == 32
+    assert plan.seconds["training"] > 0 and plan.seconds["pictures"] > 0
+
+
+def test_memory_grows_with_the_batch_and_shrinks_with_checkpointing(base, photos):
+    concept = load_concept(photos, "cat")
+
+    def memory(**settings):
+        config = SubjectConfig(prior_weight=0, **settings)
+        return plan_subject(base, concept, method=LoRA(rank=2), config=config, timed=False).memory_bytes
+
+    small, large = memory(batch_size=2), memory(batch_size=8)
+    weights = sum(
+        4 * each.numel() for part in (base.denoiser, base.text_encoder, base.vae) for each in part.parameters()
+    )
+    assert weights < small < large
+    assert memory(batch_size=8, gradient_checkpointing=True) < large
+    assert not base.denoiser.training and all(each.grad is None for each in base.denoiser.parameters())
+
+
+def test_storages_are_counted_once_while_they_live():
+    with CountedMemory() as counted:
+        a = torch.zeros(1000)
+        view = a.view(10, 100)
+        assert counted.live == 4000
+        b = a + view.view(-1)
+        assert counted.live == counted.peak == 8000
+        del b
+        assert counted.live == 4000 and counted.peak == 8000
+        del a, view
+        assert counted.live == 0
+
+
+def test_the_command_prints_it_and_writes_nothing(tiny_v_folder, photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    given = [f"concept.folder={photos}", "concept.noun=cat", f"base={tiny_v_folder}", "method.rank=2", "--no-time"]
+    before = set(tmp_path.rglob("*"))
+    assert main(["plan", *given, "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["trains", "parameters", "file", "pictures", "memory", "disk"]
+    assert "self_attention.query (" in lines[0] and "100 for the class, for prior preservation" in lines[3]
+    assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("recipe", ["control"])
+def test_another_recipe_is_refused(photos, recipe, capsys):
+    assert main(["plan", f"recipe={recipe}", f"pairs.folder={photos}"]) == 2
+    assert "plan knows the recipe subject" in capsys.readouterr().err
