@@ -1,7 +1,7 @@
-"""Tensors that need computing only once: latents of pictures, embeddings of prompts.
+"""A cache of tensors that are computed once: latents of pictures, embeddings of prompts.
 
-A key is made of the content that the tensor depends on (`content_key`), so an edited picture or another base is
-another key, and nothing here can be stale.
+A key is a hash of all content that the tensor depends on (`content_key`): an edited picture or another base has
+another key, so entries are never stale.
 
     cache = TensorCache("runs/.cache")
     key = content_key("latents", base.fingerprint, concept.contents[0], resolution)
@@ -20,7 +20,7 @@ from ..files import load_tensors, save_tensors
 
 
 def content_key(*parts: str | int | float | bytes | Tensor) -> str:
-    """SHA-256 (hex) over parts. Order, type, shape and dtype count, and neighbours never run together."""
+    """SHA-256 (hex) of the parts. Order, type, shape and dtype count, and so do the boundaries between parts."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, Tensor):
@@ -36,11 +36,11 @@ def content_key(*parts: str | int | float | bytes | Tensor) -> str:
 class TensorCache:
     """Tensors by key, in memory and, with a folder, on disk (one safetensors file each, written atomically).
 
-    A file that is damaged is computed again. A disk that cannot be written stops the writing, not the run; the reason
-    is in `notes`.
+    A damaged file is computed again. If the disk cannot be written, the cache goes on in memory; the reason is in
+    `notes`.
 
     Args:
-        folder: where the files go (made when needed), or None for memory only.
+        folder: of the files (made when needed), or None for memory only.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
@@ -50,14 +50,14 @@ class TensorCache:
         self._writable = True
 
     def get(self, key: str, compute: Callable[[], Tensor]) -> Tensor:
-        """The tensor of a key, from memory, else from disk, else computed and kept.
+        """Return the tensor of a key: from memory, else from disk, else computed and stored.
 
         Args:
             key: from `content_key`; lower-case hexadecimal.
-            compute: called without gradient, at most once a key.
+            compute: called without gradient, at most once per key.
 
         Returns:
-            A tensor on the CPU, bit for bit what `compute` returned the first time. It is shared with later callers:
+            A tensor on the CPU, bit for bit what `compute` returned the first time. Later callers get the same object:
             do not write into it.
         """
         if key not in self._memory:

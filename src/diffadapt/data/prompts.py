@@ -1,8 +1,8 @@
-"""Prompts to measure with: the concept in other contexts, and what has nothing to do with the concept (drift).
+"""Prompts for evaluation: the concept in other contexts, and prompts unrelated to the concept (drift).
 
 For ordinary bases the first kind are the 25 prompts of the DreamBooth benchmark (Ruiz et al. 2023, arXiv:2208.12242;
 github.com/google/dreambooth, dataset/prompts_and_classes.txt, CC-BY 4.0): one list for objects, one for live subjects.
-A base with a small vocabulary, the embedded one, is asked within the grammar of its world instead.
+A base with a small vocabulary, such as the embedded one, gets prompts in the grammar of its world instead.
 """
 
 import re
@@ -42,7 +42,7 @@ LIVE_PROMPTS: tuple[str, ...] = (
     *_PROPERTIES,
 )  # fmt: skip
 
-# A class noun is live when its last word is here and no word of it says that it is a likeness.
+# A class noun is live if its last word is in LIVE_NOUNS and none of its words is in _LIKENESSES.
 LIVE_NOUNS: frozenset[str] = frozenset({
     *(noun for noun, kind in KIND_OF.items() if kind == "animal"),
     "animal", "pet", "puppy", "kitten", "pony", "foal", "calf", "lamb", "sheep", "donkey", "bear", "panda", "hare",
@@ -55,7 +55,7 @@ _LIKENESSES = frozenset({
     "robot",
 })  # fmt: skip
 
-# Our own list for bases with an open vocabulary: everyday things, places, people, materials, styles; nothing rare.
+# Our own list for bases with an open vocabulary: everyday things, places, people, materials, styles.
 GENERAL_PROMPTS: tuple[str, ...] = (
     "a photo of a mountain lake at sunrise", "a bowl of fruit on a kitchen table", "a red bicycle against a brick wall",
     "a sailing boat on a calm sea", "an old stone bridge over a river", "a city street at night in the rain",
@@ -85,8 +85,8 @@ def benchmark_prompts(noun: str, token: str, world: World | None) -> list[str]:
 
     Args:
         noun: the class noun, "cat".
-        token: the concept's token, "<biscuit>"; empty for the same prompts without the concept, which the untouched
-            base is asked.
+        token: the concept's token, "<biscuit>"; empty for the same prompts without the concept, for the
+            untouched base.
         world: the world of a base with a small vocabulary, or None for the DreamBooth benchmark's own prompts.
 
     Returns:
@@ -100,7 +100,7 @@ def benchmark_prompts(noun: str, token: str, world: World | None) -> list[str]:
 
 
 def spread(prompts: Sequence[str], most: int) -> list[str]:
-    """At most `most` of the prompts, evenly spread, the first among them."""
+    """At most `most` of the prompts, evenly spaced, starting with the first."""
     count = min(most, len(prompts))
     return [prompts[i * len(prompts) // count] for i in range(count)]
 
@@ -108,13 +108,13 @@ def spread(prompts: Sequence[str], most: int) -> list[str]:
 def drift_prompts(
     world: World | None, count: int = 25, seed: int = 0, *, without: str | Sequence[str] = ()
 ) -> list[str]:
-    """Prompts that have nothing to do with a concept: what the base draws for them should not change.
+    """Prompts unrelated to a concept, whose pictures adaptation should not change.
 
     Args:
         world: the world of a base with a small vocabulary, or None for `GENERAL_PROMPTS`.
-        count: how many, all different.
-        seed: which ones.
-        without: the concept's noun or nouns; no word of them occurs in a prompt.
+        count: number of prompts, all different.
+        seed: of the selection.
+        without: the concept's noun or nouns; prompts contain none of their words.
 
     Raises:
         Refused: there are not `count` different prompts without those words.
@@ -143,7 +143,7 @@ def _scene_prompts(world: World, count: int, rng: np.random.Generator, banned: s
         return []
     rest = World(nouns=nouns, styles=styles, backgrounds=backgrounds)
     prompts: dict[str, None] = {}
-    for _ in range(50 * count):  # a small world repeats itself; enough tries to see all of it
+    for _ in range(50 * count):  # a small world repeats itself: enough draws to see all of it
         if len(prompts) == count:
             break
         prompt = caption(sample_scene(rng, rest))
@@ -153,7 +153,7 @@ def _scene_prompts(world: World, count: int, rng: np.random.Generator, banned: s
 
 
 def _world_prompts(noun: str, subject: str, world: World) -> list[str]:
-    """In the order of words of `scenes.caption`: size, style, noun, position, background."""
+    """Prompts in the word order of `scenes.caption`: size, style, noun, position, background."""
     grounds = [BACKGROUNDS[word][0] for word in world.backgrounds]
     rng = np.random.default_rng(0)
     grounds = [grounds[i] for i in rng.permutation(len(grounds))]
@@ -168,15 +168,15 @@ def _world_prompts(noun: str, subject: str, world: World) -> list[str]:
         name = f"{known[index % len(known)]} {others[index % len(others)]}"
         return ("an " if name[0] in "aeiou" else "a ") + name
 
-    where = [POSITIONS[word][0] for word in ("left", "right", "top", "bottom")]
+    places = [POSITIONS[word][0] for word in ("left", "right", "top", "bottom")]
     prompts = [f"a {subject} {ground(i)}" for i in range(min(9, len(grounds)))]
-    prompts += [f"a {subject} {place} {ground(9 + i)}" for i, place in enumerate(where)]
+    prompts += [f"a {subject} {place} {ground(9 + i)}" for i, place in enumerate(places)]
     prompts += [f"a {size} {subject} {ground(13 + i)}" for i, size in enumerate(("small", "large"))]
     prompts += [f"a {known[i % len(known)]} {subject} {ground(15 + i)}" for i in range(4)]
     prompts += [f"a {subject} next to {other(i)} {ground(19 + i)}" for i in range(4)]
     prompts += [f"{other(4)} above a {subject} {ground(23)}", f"a {subject} above {other(5)} {ground(24)}"]
-    # What a smaller world leaves open is filled with sizes at places.
-    spare = [f"a small {subject} {place} {ground(i)}" for i in range(len(grounds)) for place in where]
+    # A smaller world gives fewer different prompts: fill up with small subjects at each position.
+    spare = [f"a small {subject} {place} {ground(i)}" for i in range(len(grounds)) for place in places]
     return list(dict.fromkeys(prompts + spare))[:25]
 
 

@@ -114,7 +114,7 @@ def load_sprite(path: str | Path) -> Tensor:
 
 
 def sample_scene(rng: np.random.Generator, world: World, *, two_objects: float = 0.2) -> Scene:
-    """Draws a scene. `two_objects` is the share of scenes with two objects, in [0, 1]."""
+    """Sample a random scene. `two_objects` is the share of scenes with two objects, in [0, 1]."""
     background = world.backgrounds[rng.integers(len(world.backgrounds))]
     red, green, blue = (float(v) for v in rng.uniform(-8, 8, 3))
     tint = (red, green, blue)
@@ -140,7 +140,7 @@ def sample_scene(rng: np.random.Generator, world: World, *, two_objects: float =
 
 
 def place(rng: np.random.Generator, noun: str, style: str, size: str, position: str) -> Placed:
-    """Puts one object where the size and position words say, with a little jitter."""
+    """Place one object by its size and position words, with a little jitter."""
     low, high = SIZES[size]
     side = int(rng.integers(low, high + 1))
     _, right, down = POSITIONS[position]
@@ -156,10 +156,10 @@ def _placed(noun: str, style: str, size: str, position: str, x: float, y: float,
 
 
 def caption(scene: Scene, rng: np.random.Generator | None = None) -> str:
-    """Puts a scene into words: "a small 3d cat on the left on a red background".
+    """Caption of a scene: "a small 3d cat on the left on a red background".
 
-    Without `rng` everything is said. With it, each attribute is sometimes left out and a noun is sometimes replaced
-    by its kind ("animal"), so that short prompts and class nouns work.
+    Without `rng` every attribute is named. With it, each is sometimes left out and a noun is sometimes replaced by
+    its kind ("animal"), so that short prompts and class nouns work.
     """
 
     def say(probability: float) -> bool:
@@ -204,11 +204,11 @@ def render(
     Args:
         scenes: N scenes.
         sprites: (noun, style) -> (4, 72, 72) premultiplied RGBA in [0, 1], as `load_sprites` returns.
-        device: where to compose; sprites are moved there.
+        device: of the computation; sprites are moved to it.
 
     Returns:
         pictures (N, 3, 64, 64) in [0, 1]; masks (N, 2, 64, 64) in [0, 1], the visible share of each object
-        (zeros where a scene has one object).
+        (zeros for the missing second object).
     """
     pictures = draw_backgrounds(scenes, device=device)
     masks = torch.zeros(len(scenes), 2, RESOLUTION, RESOLUTION, device=device)
@@ -218,8 +218,8 @@ def render(
             continue
         placed = [scenes[i].objects[layer] for i in rows]
         stack = torch.stack([sprites[thing.noun, thing.style] for thing in placed]).to(device)
-        rgba = _warp(stack, [thing.box for thing in placed])
-        alpha = rgba[:, 3:]
+        rgba = _warp(stack, [thing.box for thing in placed])  # (rows, 4, 64, 64)
+        alpha = rgba[:, 3:]  # (rows, 1, 64, 64)
         pictures[rows] = pictures[rows] * (1 - alpha) + rgba[:, :3]
         masks[rows, :layer] *= 1 - alpha
         masks[rows, layer] = alpha[:, 0]
@@ -229,13 +229,13 @@ def render(
 def draw_backgrounds(scenes: Sequence[Scene], *, device: str | torch.device = "cpu") -> Tensor:
     """The empty backgrounds of scenes, (N, 3, 64, 64) in [0, 1]. A horizon is soft over about four pixels."""
     rows = [BACKGROUNDS[scene.background] for scene in scenes]
-    tint = torch.tensor([scene.tint for scene in scenes], device=device)[:, :, None, None]
+    tint = torch.tensor([scene.tint for scene in scenes], device=device)[:, :, None, None]  # (N, 3, 1, 1)
     top = torch.tensor([row[1] for row in rows], device=device, dtype=torch.float32)[:, :, None, None]
     bottom = torch.tensor([row[2] for row in rows], device=device, dtype=torch.float32)[:, :, None, None]
     horizon = torch.tensor([row[3] if row[3] is not None else 2.0 for row in rows], device=device)[:, None, None, None]
     y = (torch.arange(RESOLUTION, device=device) + 0.5)[None, None, :, None] / RESOLUTION
     below = torch.sigmoid((y - horizon) * RESOLUTION)
-    colour = top * (1 - below) + bottom * below + tint
+    colour = top * (1 - below) + bottom * below + tint  # (N, 3, 64, 1)
     return (colour / 255).expand(-1, -1, -1, RESOLUTION).clone()
 
 
@@ -245,9 +245,9 @@ def _warp(stack: Tensor, boxes: Iterable[tuple[float, float, float, float]]) -> 
     grid = torch.arange(RESOLUTION, device=stack.device, dtype=torch.float32) + 0.5
     x = (grid[None, :] - left[:, None]) / (right - left)[:, None] * 2 - 1  # (N, 64), the sprite spans [-1, 1]
     y = (grid[None, :] - top[:, None]) / (bottom - top)[:, None] * 2 - 1
-    where = torch.stack([x[:, None, :].expand(-1, RESOLUTION, -1), y[:, :, None].expand(-1, -1, RESOLUTION)], dim=-1)
-    fine = F.grid_sample(stack, where, mode="bilinear", padding_mode="zeros", align_corners=False)
-    coarse = F.grid_sample(F.avg_pool2d(stack, 2), where, mode="bilinear", padding_mode="zeros", align_corners=False)
+    places = torch.stack([x[:, None, :].expand(-1, RESOLUTION, -1), y[:, :, None].expand(-1, -1, RESOLUTION)], dim=-1)
+    fine = F.grid_sample(stack, places, mode="bilinear", padding_mode="zeros", align_corners=False)
+    coarse = F.grid_sample(F.avg_pool2d(stack, 2), places, mode="bilinear", padding_mode="zeros", align_corners=False)
     # Below half the stored size a bilinear read of the full sprite would skip pixels: blend towards the halved one.
     scale = ((right - left) / SPRITE).clamp(0.5, 0.75)[:, None, None, None]
     share = (scale - 0.5) / 0.25

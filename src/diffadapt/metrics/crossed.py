@@ -1,4 +1,4 @@
-"""Means over factors that cross, and how wide an interval will be before anything is run.
+"""Intervals of means over crossed factors, and the width to expect of an interval before anything is run.
 
 Where every training seed is scored on the same pictures, seeds and pictures cross: a seed that is good is good on all
 pictures, a picture that is hard is hard for all seeds. Drawing pictures within each seed, as of nested factors, counts
@@ -17,14 +17,14 @@ from .bootstrap import Interval
 
 
 def interval_of_crossed_mean(values: Tensor, *, level: float = 0.95) -> Interval:
-    """The mean of a table whose rows and columns are both drawn from many, with its interval.
+    """The mean of a table whose rows and columns are both random samples, with its interval.
 
     On normal values of 3 seeds x 32 pictures a 95 % interval holds the true mean in 91 to 98 % of the cases, whichever
     of seeds, pictures and chance is large.
 
     Args:
         values: (I, J), I and J >= 2; of `a - b` the paired difference of two contenders.
-        level: share of such intervals that hold the true mean, in (0, 1).
+        level: share of such intervals that contain the true mean, in (0, 1).
 
     Returns:
         the interval; its `n` is the smaller of I and J
@@ -33,11 +33,11 @@ def interval_of_crossed_mean(values: Tensor, *, level: float = 0.95) -> Interval
         Refused: another shape, or values that are not finite; scipy is missing.
     """
     if values.ndim != 2 or min(values.shape) < 2 or not values.isfinite().all():
-        raise Refused(f"crossed mean: expected (I, J) finite values, I, J >= 2, came shape {tuple(values.shape)}")
-    x = values.detach().double().cpu()
+        raise Refused(f"crossed mean: expected (I, J) finite values, I, J >= 2, got shape {tuple(values.shape)}")
+    x = values.detach().double().cpu()  # (I, J)
     rows, columns = x.shape
     mean = x.mean()
-    a, b = x.mean(1, keepdim=True) - mean, x.mean(0, keepdim=True) - mean
+    a, b = x.mean(1, keepdim=True) - mean, x.mean(0, keepdim=True) - mean  # (I, 1) and (1, J)
     squares = (  # mean squares and their degrees of freedom
         (float(columns * a.square().sum()) / (rows - 1), rows - 1),
         (float(rows * b.square().sum()) / (columns - 1), columns - 1),
@@ -45,7 +45,7 @@ def interval_of_crossed_mean(values: Tensor, *, level: float = 0.95) -> Interval
     )
     (of_rows, _), (of_columns, _), (of_rest, _) = squares
     variance = of_rows + of_columns - of_rest
-    if variance < max(of_rows, of_columns):  # a component came out below zero: it is none
+    if variance < max(of_rows, of_columns):  # a variance component is estimated below zero: take it as 0
         kept = max(squares[:2])
         variance, freedom = kept
     else:
@@ -55,17 +55,17 @@ def interval_of_crossed_mean(values: Tensor, *, level: float = 0.95) -> Interval
 
 
 def expected_half_width(pilot: Tensor, *, subjects: int, seeds: int = 1, level: float = 0.95) -> float:
-    """Half of the width that the interval of a mean over subjects and seeds will have, as a pilot predicts it.
+    """Half width to expect of the interval of a mean over subjects and seeds, estimated from a pilot.
 
     Args:
         pilot: (S, K) one figure a run, S >= 2 subjects, K >= 1 seeds of each; of `a - b` for a paired difference. With
-            one seed, what differs between seeds is in what differs between subjects.
-        subjects, seeds: of the experiment to come.
+            one seed, the variance between seeds is part of the variance between subjects.
+        subjects, seeds: numbers of the planned experiment.
         level: of its interval.
     """
     x = pilot.detach().double()
     if x.ndim != 2 or len(x) < 2 or not x.isfinite().all() or subjects < 2 or seeds < 1:
-        raise Refused(f"half width: expected (S, K) finite values, S >= 2, came {tuple(x.shape)}; 2 or more subjects")
+        raise Refused(f"half width: expected (S, K) finite values, S >= 2, got {tuple(x.shape)}; 2 or more subjects")
     within = float(x.var(1).mean()) if x.shape[1] > 1 else 0.0
     between = max(float(x.mean(1).var()) - within / x.shape[1], 0.0)
     variance = between / subjects + within / (subjects * seeds)

@@ -1,4 +1,4 @@
-"""What a sequence of tasks has kept: accuracies and distances of every task, right after learning and at the end.
+"""Forgetting over a sequence of tasks: scores and distances of every task, after learning it and at the end.
 
 Of C-LoRA (Smith et al. 2023, arXiv:2304.06027) and of the class-incremental literature (CODA-Prompt's code, Smith et
 al. 2023, arXiv:2211.13218). R[i, j] is the score on task j after task i, known for j <= i.
@@ -18,7 +18,7 @@ MMD_AS = "squared MMD, unbiased, kernel (x . y / D + 1)^3, on unit features"
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """A sequence in three figures, of scores where more is better.
+    """Average and forgetting of a sequence of tasks, for scores where higher is better.
 
     Args:
         average: A_N = mean_j R[N, j], over all tasks at the end.
@@ -33,16 +33,16 @@ class Kept:
 
 
 def kept(scores: Tensor) -> Kept:
-    """The figures of a matrix of scores.
+    """Average and forgetting from a matrix of scores.
 
     Args:
-        scores: (N, N), row i after task i; what is above the diagonal is not read.
+        scores: (N, N), row i after task i; entries above the diagonal are ignored.
 
     Raises:
         Refused: not square, or not finite on and below the diagonal.
     """
     if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or not len(scores):
-        raise Refused(f"scores: expected (N, N), one row after each task, came {tuple(scores.shape)}")
+        raise Refused(f"scores: expected (N, N), one row after each task, got {tuple(scores.shape)}")
     known = scores.double().tril()
     if not known.isfinite().all():
         raise Refused("scores: a value on or below the diagonal is not finite; evaluate every task after every task")
