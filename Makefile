@@ -4,6 +4,7 @@
 #   make fuzz                    damaged files and odd words for minutes: every answer is a result or one sentence
 #   make demo                    teach the embedded base a character with OFT and LoRA; prints the reports' paths
 #   make lint                    ruff and pyright
+#   make mutants                 change one thing in the loop or an objective at a time: does a test fail? (20 minutes)
 #   make bench                   speed and memory beside PEFT (minutes)
 #   make evidence DATA=...       run what is missing of the papers' claims, then judge them (hours if all is missing)
 #   make clean                   remove .venv and caches; runs/ stays
@@ -24,7 +25,7 @@ STAMP := $(VENV)/.set-up
 PIP_FLAGS = -q --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 SAY := @printf '\n== %s\n'
 
-.PHONY: test fuzz demo lint bench evidence setup clean help
+.PHONY: test fuzz demo lint mutants bench evidence setup clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -68,6 +69,11 @@ lint: $(STAMP)
 	$(SAY) "pyright"
 	$(BIN)/pyright --venvpath . src
 
+mutants: $(STAMP)
+	$(SAY) "mutants"
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children $(PROCESSES) $(ARGS)
+	$(BIN)/mutmut results
+
 bench: $(STAMP)
 	$(SAY) "benchmarks"
 	$(BIN)/python benchmarks/step_time.py $(ARGS)
@@ -78,4 +84,4 @@ evidence: $(STAMP)
 	$(BIN)/diffadapt evidence report
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache build dist src/*.egg-info
+	rm -rf .venv .pytest_cache .ruff_cache mutants build dist src/*.egg-info

@@ -16,8 +16,6 @@ from diffadapt.evidence import Evidence, Settings
 from diffadapt.evidence.runner import run_claim
 from diffadapt.evidence.worker import Job
 
-pytestmark = pytest.mark.slow
-
 
 def invoke(folder: Path, base: Path, *, workers: int = 1, minutes: float | None = None) -> list[str]:
     """One invocation; what it says."""
@@ -36,6 +34,7 @@ def result_files(folder: Path) -> list[Path]:
     return sorted((folder / "results" / "TOY-1").glob("*.json"), key=lambda path: path.stem)
 
 
+@pytest.mark.slow
 def test_failing_units_are_recorded_and_are_all_that_the_next_invocation_runs(folder: Path, tiny_folder: Path):
     (folder / "mood.txt").write_text("fail")
     said = invoke(folder, tiny_folder, workers=2)
@@ -74,6 +73,7 @@ def test_fewer_than_one_worker_is_refused(folder: Path):
         )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_keeps_what_is_finished_and_goes_on(folder: Path, tiny_folder: Path, capsys, ctrl_c):
     (folder / "mood.txt").write_text("slow")
     command = ["evidence", "run", "TOY-1", "--base", str(tiny_folder), "--seeds", "0", "--device", "cpu"]

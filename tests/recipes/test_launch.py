@@ -17,6 +17,7 @@ LAUNCHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_the_same_command_runs_under_a_launcher(launcher, tiny_v_folder: Path, photos: Path, tmp_path: Path):
     out = tmp_path / "run"

@@ -28,6 +28,7 @@ class Killed(BaseException):
     """Like SIGKILL as far as files go: nothing of ours catches it, temporary files stay behind."""
 
 
+@pytest.mark.slow
 def test_killed_at_any_write_a_run_ends_with_the_same_bits(base, photos, tmp_path, monkeypatch):
     concept = load_concept(photos, "cat")
     settings = {"method": LoRA(rank=1), "config": FAST, "quiet": True}
@@ -80,6 +81,7 @@ train_subject(load_base(base), load_concept(photos, "cat"), method=LoRA(rank=1),
 """
 
 
+@pytest.mark.slow
 def test_kill_9_in_the_middle_of_a_process_and_again(tiny_v_folder, photos, tmp_path):
     command = [sys.executable, "-c", PROGRAM, str(tiny_v_folder), str(photos)]
     subprocess.run([*command, str(tmp_path / "whole")], check=True)
