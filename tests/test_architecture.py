@@ -3,7 +3,7 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -121,6 +121,43 @@ def allowed_in(path: Path) -> set[str] | None:
     if here in ("__init__", "__main__"):
         return None
     return SHARED if here in SHARED else SHARED | MAY_IMPORT[here] | {here}
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    """Imports for type checkers count, those inside functions do not."""
+    known = {module_of(path): path for path in FILES}
+    left = {name: {each for each in loaded_with(path, known) if each != name} for name, path in known.items()}
+
+    def outside() -> list[str]:
+        """Those that import none of what is left, or that none of it imports."""
+        imported = {each for others in left.values() for each in others}
+        return [name for name, others in left.items() if not others & left.keys() or name not in imported]
+
+    while free := outside():
+        for name in free:
+            del left[name]
+    refuse(f"{name} imports {', '.join(sorted(others & left.keys()))}, in a circle" for name, others in left.items())
+
+
+def module_of(path: Path) -> str:
+    return ".".join(("diffadapt", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+
+
+def loaded_with(path: Path, known: Mapping[str, Path]) -> Iterator[str]:
+    """The modules of the package that a file names outside of functions."""
+    package = ("diffadapt", *path.relative_to(PACKAGE).parts[:-1])
+
+    def visit(node: ast.AST) -> Iterator[str]:
+        if isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield f"{module}.{alias.name}" if f"{module}.{alias.name}" in known else module
+        for child in ast.iter_child_nodes(node):
+            if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield from visit(child)
+
+    return (module for module in visit(tree_of(path)) if module in known)
 
 
 def test_diffusers_and_transformers_stay_in_their_places():

@@ -14,16 +14,13 @@ no list of methods exists anywhere but in `methods.py`.
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..conditioning import Conditioning
 from ..errors import Refused
-
-if TYPE_CHECKING:
-    from .attach import Attachment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +150,24 @@ class GatedConcept(Shared):
     bias: float
 
 
+class Attached(Protocol):
+    """What a method sees of the attachment that holds its adapters; `attach.Attachment` is one."""
+
+    base: Any
+    method: "Method"
+    tokens: dict[str, str]
+    adapters: dict[str, Adapter]
+    shared: Shared | None
+
+    @property
+    def layers(self) -> dict[str, Adapter]: ...
+    @property
+    def words(self) -> Any: ...
+    @property
+    def is_merged(self) -> bool: ...
+    def observing(self) -> Any: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """A method's settings, what it is, and how it builds the adapter of one layer.
@@ -205,17 +220,17 @@ class Method(ABC):
             Refused: the settings do not fit the layer; names `path`.
         """
 
-    def settle(self, attachment: "Attachment") -> Shared | None:
+    def settle(self, attachment: "Attached") -> Shared | None:
         """Makes what the adapters share; called once, when all are built and know the layers that they stand on.
 
         Raises:
             Refused: the settings do not fit the base or its tokens.
         """
 
-    def share(self, attachment: "Attachment", side: SideInputs) -> None:
+    def share(self, attachment: "Attached", side: SideInputs) -> None:
         """Computes once what all layers need; called once per training step and once per generation."""
 
-    def notes(self, attachment: "Attachment") -> Mapping[str, float]:
+    def notes(self, attachment: "Attached") -> Mapping[str, float]:
         """Numbers of the step just done for the run's log, by name; called after the optimizer step."""
         return {}
 

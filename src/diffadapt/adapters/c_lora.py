@@ -28,7 +28,7 @@ Strength multiplies the whole change: W_0 + strength (P_t + A_t B_t).
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -37,10 +37,7 @@ from torch.autograd.function import once_differentiable
 
 from ..config import option
 from ..errors import Refused
-from .adapter import Adapter, Mergeable, Method
-
-if TYPE_CHECKING:
-    from .attach import Attachment
+from .adapter import Adapter, Attached, Mergeable, Method
 
 IMPORTANCE = ("abs_of_sum", "sum_of_abs", "sum_of_squares", "inputs", "fisher")
 OBSERVED = ("inputs", "fisher")  # those that look at a task's data before it ends
@@ -74,7 +71,7 @@ class CLoRA(Method):
     def summary(self) -> str:
         return f"{self.title}, rank {self.rank}"
 
-    def notes(self, attachment: "Attachment") -> Mapping[str, float]:
+    def notes(self, attachment: Attached) -> Mapping[str, float]:
         """The penalty's gradient norm, to be held against the whole gradient's, and the sum of |A B| of this task."""
         layers = [each for each in attachment.adapters.values() if isinstance(each, CLoRAAdapter)]
         squares = sum(each.penalty_gradient_square() for each in layers)

@@ -19,17 +19,14 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..config import option
 from ..errors import Refused
-from .adapter import Adapter, Mergeable, Method, SideInputs, effective_bias, effective_weight
-
-if TYPE_CHECKING:
-    from .attach import Attachment
+from .adapter import Adapter, Attached, Mergeable, Method, SideInputs, effective_bias, effective_weight
 
 CONSTRAINTS = ("none", "angle", "frobenius", "official", "peft")
 RESCALES = ("none", "joint", "after")
@@ -88,7 +85,7 @@ class OFT(Method):
         factor = {"frobenius": 0.5, "official": block_size**2 / math.sqrt(r), "peft": 1 / math.sqrt(r)}
         return math.inf, radius * factor.get(self.constraint, math.inf)
 
-    def share(self, attachment: "Attachment", side: SideInputs) -> None:
+    def share(self, attachment: Attached, side: SideInputs) -> None:
         solve_together(adapter for adapter in attachment.adapters.values() if isinstance(adapter, OFTAdapter))
 
 

@@ -26,18 +26,15 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..config import option
 from ..errors import Refused
-from .adapter import Adapter, GatedConcept, Mergeable, Method, SideInputs
+from .adapter import Adapter, Attached, GatedConcept, Mergeable, Method, SideInputs
 from .tokenizer import innermost, only_identity
-
-if TYPE_CHECKING:
-    from .attach import Attachment
 
 # Where the super-category's encoding is averaged; "{}" is the word. The second list is in the embedded base's grammar.
 TEMPLATES = (
@@ -96,10 +93,10 @@ class Perfusion(Method):
         kind = LinearPerfusionAdapter if self.gate == "linear" and everywhere else PerfusionAdapter
         return kind(layer, path)
 
-    def settle(self, attachment: "Attachment") -> "ConceptEdit":
+    def settle(self, attachment: Attached) -> "ConceptEdit":
         return ConceptEdit(attachment, self)
 
-    def share(self, attachment: "Attachment", side: SideInputs) -> None:
+    def share(self, attachment: Attached, side: SideInputs) -> None:
         assert isinstance(attachment.shared, ConceptEdit)
         attachment.shared.begin(side)
 
@@ -118,7 +115,7 @@ class ConceptEdit(GatedConcept):
     anchor: Tensor
     category: Tensor
 
-    def __init__(self, attachment: "Attachment", method: Perfusion) -> None:
+    def __init__(self, attachment: Attached, method: Perfusion) -> None:
         super().__init__()
         base = self.base = attachment.base
         self.method, self.bias, self.temperature = method, method.bias, method.temperature

@@ -26,7 +26,7 @@ import contextlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -34,10 +34,7 @@ from torch import Tensor, nn
 
 from ..config import option
 from ..errors import Refused
-from .adapter import Adapter, Method
-
-if TYPE_CHECKING:
-    from .attach import Attachment
+from .adapter import Adapter, Attached, Method
 
 VARIANCES = ("none", "std_of_sum", "sigma_map", "sigma_pooled", "full_adain")
 TEXT_ROLES = ("cross_attention.key", "cross_attention.value")  # their inputs are words, not visual features
@@ -78,7 +75,7 @@ class StyleInject(Method):
         variance = "none" if role in TEXT_ROLES and self.text == "none" else self.variance
         return StyleInjectAdapter(layer, self, path, generator, variance=variance)
 
-    def notes(self, attachment: "Attachment") -> Mapping[str, float]:
+    def notes(self, attachment: Attached) -> Mapping[str, float]:
         """Entropy in bits of the last step's routing, averaged over layers.
 
         `router_entropy` is that of the mean over the batch: log2 n when the branches are used alike, 0 when one is
@@ -230,7 +227,7 @@ def _refuse_misfit(inner: nn.Module, method: StyleInject, path: str) -> None:
 
 
 @contextlib.contextmanager
-def observed_routes(attachment: "Attachment") -> Iterator[dict[str, list[Tensor]]]:
+def observed_routes(attachment: Attached) -> Iterator[dict[str, list[Tensor]]]:
     """Within the block, collects what every router answers.
 
     Yields:

@@ -2,22 +2,18 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..errors import Refused
-from .adapter import Adapter
+from .adapter import Adapter, Attached
 from .token import TokenAdapter
 from .tokenizer import RANDOM_START, expand_vectors, initial_vectors, renew_tokenizer
 
-if TYPE_CHECKING:
-    from .attach import Attachment
-
 
 @contextmanager
-def observing(attachment: "Attachment") -> Iterator[None]:
+def observing(attachment: Attached) -> Iterator[None]:
     """Within the block the adapters take in what their layers receive, and the gradients that come back, if any.
 
     For methods that keep statistics of a task; a backward pass of the sum of per-row losses gives per-row gradients.
@@ -37,7 +33,7 @@ def observing(attachment: "Attachment") -> Iterator[None]:
 
 
 @torch.no_grad()
-def fold_(attachment: "Attachment", tokens: Mapping[str, str], seed: int) -> None:
+def fold_(attachment: Attached, tokens: Mapping[str, str], seed: int) -> None:
     """Ends a task of a sequence.
 
     Methods that keep tasks apart (C-LoRA) freeze what was learned and start anew beside it; others go on from where
