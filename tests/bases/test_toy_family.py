@@ -79,7 +79,7 @@ class Toy(Base):
     def open_(cls, folder: Path, dtype: torch.dtype) -> Any:
         transformer = Transformer()
         transformer.load_state_dict(load_file(folder / "transformer" / "model.safetensors"))
-        config = SimpleNamespace(prediction_type="epsilon")
+        config = SimpleNamespace(prediction_type="epsilon", num_train_timesteps=STEPS)
         scheduler = SimpleNamespace(config=config, alphas_cumprod=torch.linspace(0.99, 0.01, STEPS))
         return SimpleNamespace(transformer=transformer.to(dtype), scheduler=scheduler)
 
@@ -161,6 +161,20 @@ def test_the_learned_variance_is_no_part_of_the_prediction(base):
     noisy, times, condition = torch.randn(2, 3, SIDE, SIDE), torch.tensor([3, 80]), base.condition(["cat", ""])
     both = base.denoiser(hidden_states=noisy, timestep=times, class_labels=condition.class_labels).sample
     assert both.shape[1] == 6 and torch.equal(base.denoise(noisy, times, condition), both[:, :3])
+
+
+def test_a_scheduler_of_flow_matching_gives_its_own_path_from_data_to_noise(base):
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    scheduler = base.pipeline.scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=STEPS)
+    schedule = base.noise_schedule
+    assert schedule.prediction_type == "flow" and schedule.length == base.num_train_timesteps == STEPS
+    latents, noise, times = torch.randn(3, 3, 4, 4), torch.randn(3, 3, 4, 4), torch.tensor([1, 50, 99])
+    noisy = schedule.add_noise(latents, noise, times)
+    torch.testing.assert_close(noisy, scheduler.scale_noise(latents, times.float(), noise))
+    alpha, sigma = schedule.levels(times, latents)
+    share = (alpha.square() / (alpha.square() + sigma.square())).flatten()
+    torch.testing.assert_close(base.alphas_cumprod[times], share)
 
 
 @pytest.mark.parametrize("method", [LoRA(rank=2), OFT(block_size=4)])

@@ -141,8 +141,11 @@ class Base(Network):
 
     @property
     def prediction_type(self) -> str:
-        """What the denoiser predicts: "epsilon", "v_prediction", "sample" or "flow"."""
-        return str(self.pipeline.scheduler.config.prediction_type)
+        """What the denoiser predicts: "epsilon", "v_prediction", "sample" or "flow".
+
+        Schedulers of flow matching have no such setting, since there is nothing to choose.
+        """
+        return str(getattr(self.pipeline.scheduler.config, "prediction_type", "flow"))
 
     @property
     def noise_schedule(self) -> NoiseSchedule:
@@ -152,11 +155,15 @@ class Base(Network):
     @property
     def alphas_cumprod(self) -> Tensor:
         """(T,) float32 share of signal power at each training step."""
+        if self.prediction_type == "flow":
+            s = torch.arange(self.num_train_timesteps) / self.num_train_timesteps
+            return (1 - s).square() / ((1 - s).square() + s.square())
         return self.pipeline.scheduler.alphas_cumprod.float()
 
     @property
     def num_train_timesteps(self) -> int:
-        return len(self.alphas_cumprod)
+        """T, the number of training steps."""
+        return int(self.pipeline.scheduler.config.num_train_timesteps)
 
     # --- condition, denoise -------------------------------------------------------------------------------------------
 
