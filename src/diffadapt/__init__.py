@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .evaluation.evaluate_style import evaluate_style
     from .interchange import export_adapter, import_adapter
     from .recipes.control import ControlConfig, train_control
+    from .recipes.distill import DistillConfig, train_distill
     from .recipes.style import StyleConfig, train_style
     from .recipes.subject import SubjectConfig, train_subject
     from .sampling.sample import sample
@@ -48,6 +49,7 @@ _HOME = {
     "ControlConfig": "recipes.control",
     "ControlNet": "adapters.control_net",
     "ControlPairs": "data.control_pairs",
+    "DistillConfig": "recipes.distill",
     "Failed": "errors",
     "Hint": "adapters",
     "LoRA": "adapters",
@@ -76,6 +78,7 @@ _HOME = {
     "load_styles": "data.styles",
     "sample": "sampling.sample",
     "train_control": "recipes.control",
+    "train_distill": "recipes.distill",
     "train_style": "recipes.style",
     "train_subject": "recipes.subject",
 }
@@ -88,6 +91,7 @@ __all__ = [
     "ControlConfig",
     "ControlNet",
     "ControlPairs",
+    "DistillConfig",
     "Failed",
     "Hint",
     "LoRA",
@@ -116,6 +120,7 @@ __all__ = [
     "load_styles",
     "sample",
     "train_control",
+    "train_distill",
     "train_style",
     "train_subject",
 ]

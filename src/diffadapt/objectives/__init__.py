@@ -2,8 +2,20 @@
 
 from ..noise_schedule import NoiseSchedule
 from .denoising import Denoising
+from .distillation import Distillation, Teacher
 from .masked import Masked
 from .objective import Batch, Draw, Model, Objective
 from .prior_preservation import PriorPreservation
 
-__all__ = ["Batch", "Denoising", "Draw", "Masked", "Model", "NoiseSchedule", "Objective", "PriorPreservation"]
+__all__ = [
+    "Batch",
+    "Denoising",
+    "Distillation",
+    "Draw",
+    "Masked",
+    "Model",
+    "NoiseSchedule",
+    "Objective",
+    "PriorPreservation",
+    "Teacher",
+]

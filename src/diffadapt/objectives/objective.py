@@ -41,6 +41,7 @@ class Batch:
         sources: where each row comes from.
         weights: (N,) as drawn, or None.
         mask: (N, 1, h, w) non-negative weights of places, ones where a picture has none; None without any mask.
+        captions: of the rows, for an objective that asks another model about them; "" where dropped.
     """
 
     latents: Tensor
@@ -50,6 +51,7 @@ class Batch:
     sources: tuple[str, ...]
     weights: Tensor | None = None
     mask: Tensor | None = None
+    captions: tuple[str, ...] = ()
 
     def of(self, source: str) -> Tensor:
         """(N,) bool: the rows that come from a source."""

@@ -11,8 +11,9 @@
     name = "lora"
     rank = 4
 
-The recipe says which table the data have: [concept] for a subject, [pairs] for control, [style] for styles.
-`diffadapt train` reads the file, a run writes it, and `diffadapt list options` prints what may stand in it.
+The recipe says which table the data have: [concept] for a subject, [pairs] for control, [style] for styles, [distill]
+for teachers. `diffadapt train` reads the file, a run writes it, and `diffadapt list options` prints what may stand in
+it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ from ..adapters import TRAINED, Method, Selective
 from ..bases import Base, load_base
 from ..config import REQUIRED, Option, build, option, options, unknown
 from ..controls import SIGNALS
+from ..data.captioned import load_captioned
 from ..data.concept import Concept, load_concept
 from ..data.control_pairs import load_control_pairs
 from ..data.joined import join_concepts
@@ -32,6 +34,7 @@ from ..data.styles import load_styles
 from ..errors import Refused
 from ..training.run import Run
 from .control import ControlConfig, train_control
+from .distill import DistillConfig, train_distill
 from .own_settings import own_settings
 from .style import StyleConfig, train_style
 from .subject import SubjectConfig, train_subject
@@ -73,6 +76,17 @@ class StyleTable:
     also: tuple[str, ...] = option((), "further folders, each of one style")
     held_out: int = option(8, "pictures of each style, the last ones, that are kept back to measure by", low=0)
     shards: bool = option(False, "the folder holds shards (*.tar), which are streamed; nothing is kept back")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillTable:
+    """The table [distill]."""
+
+    folder: str = option(REQUIRED, "the teacher: a diffusers folder, hub id or file, as base takes them")
+    also: tuple[str, ...] = option((), "further teachers, learned by the same adapter")
+    captions: str = option(REQUIRED, "text file of generic captions, one a line")
+    teacher_captions: str = option("", "the same lines in the teachers' words; empty gives them the student's")
+    pictures: str = option("", "folder of captioned pictures that the teachers are asked about as well; empty: none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +147,31 @@ def _start_style(job: "Job", device: str | None) -> Run:
     return train_style(base, styles, method=job.method, out=job.out, seed=job.top.seed, config=job.train)
 
 
+def _start_distill(job: "Job", device: str | None) -> Run:
+    table: DistillTable = job.data
+    captions = _lines(table.captions)
+    theirs = _lines(table.teacher_captions) if table.teacher_captions else None
+    pictures = load_captioned(table.pictures) if table.pictures else None
+    base = job.load_base(device)
+    named = [(Path(teacher).name, teacher) for teacher in (table.folder, *table.also)]
+    if len({name for name, _ in named}) < len(named):
+        raise Refused(f"two teachers are called {', '.join(name for name, _ in named)}; rename a folder")
+    teachers = {name: load_base(teacher, device=device) for name, teacher in named}
+    return train_distill(
+        base, teachers, captions, teacher_captions=theirs, pictures=pictures, source=asdict(table), method=job.method,
+        out=job.out, seed=job.top.seed, config=job.train,
+    )  # fmt: skip
+
+
+def _lines(path: str) -> list[str]:
+    """The lines of a text file that are not blank."""
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(f"{path} cannot be read ({error}); expected a text file in UTF-8, one caption a line") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
 def _methods(recipe: str) -> dict[str, type[Method]]:
     """The methods that a recipe trains, by name."""
     return {name: method for name, method in TRAINED.items() if recipe in method.recipes}
@@ -152,6 +191,10 @@ RECIPES: dict[str, Recipe] = {
     "style": Recipe(
         doc="one or many styles from captioned pictures",
         table="style", data=StyleTable, settings=StyleConfig, methods=_methods("style"), start=_start_style,
+    ),
+    "distill": Recipe(
+        doc="one or several frozen teachers, such as fine-tuned models, from captions alone",
+        table="distill", data=DistillTable, settings=DistillConfig, methods=_methods("style"), start=_start_distill,
     ),
 }  # fmt: skip
 

@@ -97,6 +97,7 @@ class Batches:
             sources=draw.sources,
             weights=None if draw.weights is None else draw.weights.to(device),
             mask=_masks([row.mask for row in fetched], self._shape[-2:], device),
+            captions=tuple(caption for *_, caption in picked),
         )
 
 

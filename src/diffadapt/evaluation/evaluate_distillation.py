@@ -1,0 +1,99 @@
+"""Measures what a student took from its teachers: style, and whether pictures still show what the caption says.
+
+Same captions and seeds for base, student and teacher. One student of several teachers is compared with each.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..adapters import Attachment
+from ..bases import Base
+from ..data.picture import to_picture, write_png
+from ..data.prompts import spread
+from ..errors import Refused
+from ..metrics.alignment import text_alignment
+from ..metrics.bootstrap import interval_of_mean
+from ..metrics.features import load_features
+from ..metrics.style import style_distance
+from ..progress import say
+from ..sampling.sample import adapted, default_line, generate
+
+
+def evaluate_distillation(
+    base: Base,
+    teachers: Mapping[str, Base],
+    as_taught: Mapping[str, str],
+    *,
+    adapters: Sequence[tuple[str | Path | Attachment, float]],
+    most: int = 16,
+    seed: int = 0,
+    features: str = "",
+    out: str | Path | None = None,
+    quiet: bool = True,
+) -> dict[str, Any]:
+    """Distance to each teacher's style, and text alignment, of student and base, the teacher's beside them.
+
+    Args:
+        base: the student's base.
+        teachers: name -> teacher.
+        as_taught: the student's caption -> the teacher's.
+        adapters: (file or attachment, strength) pairs: the student.
+        most: captions, one picture each.
+        seed: picture i starts from seed + i everywhere.
+        features: encoder by name; empty means the probe on the embedded base, else CLIP ViT-B/32.
+        out: folder for the pictures, `NN-base.png`, `NN-student.png`, `NN-NAME.png`; None keeps none.
+        quiet: show no progress.
+
+    Returns:
+        "values" {name: {value, low, high, n, base, better, unit, meaning}}, "teachers" {name: its text alignment},
+        "features", "protocol"
+
+    Raises:
+        Refused: fewer than two captions, or an encoder that cannot be loaded.
+    """
+    captions = spread(list(as_taught), most)
+    if len(captions) < 2:
+        raise Refused(f"student and teacher are compared on 2 captions or more; got {len(captions)}")
+    encoder = load_features(
+        features or ("probe" if base.world else "clip:openai/clip-vit-base-patch32"), device=base.device
+    )
+    say(f"comparing on {len(captions) * (2 + len(teachers))} pictures", quiet=quiet)
+
+    def made(by: Base, prompts: Sequence[str]) -> torch.Tensor:
+        return torch.stack(generate(by, [default_line(by, prompt, seed + i) for i, prompt in enumerate(prompts)]))
+
+    pictures = {"base": made(base, captions)}
+    with adapted(base, adapters):
+        pictures["student"] = made(base, captions)
+    theirs = {name: made(each, [as_taught[caption] for caption in captions]) for name, each in teachers.items()}
+    if out:
+        for name, pixels in {**pictures, **theirs}.items():
+            for i, each in enumerate(pixels):
+                write_png(Path(out) / f"{i:02d}-{name}.png", to_picture(each))
+
+    maps = {name: encoder.maps(pixels) for name, pixels in pictures.items()}
+    texts = encoder.texts(captions)
+    aligned = {name: text_alignment(encoder.pictures(p), texts) for name, p in {**pictures, **theirs}.items()}
+    values = {}
+    for name, pixels in theirs.items():
+        reference = encoder.maps(pixels)
+        distance = {who: style_distance(each, reference).float() for who, each in maps.items()}
+        values["style_distance" + (f" ({name})" if len(theirs) > 1 else "")] = {
+            **interval_of_mean(distance["student"], seed=seed).as_row(), "base": float(distance["base"].mean()),
+            "better": "lower", "kind": "fidelity", "unit": "",
+            "meaning": f"distance of the Gram matrices to the mean of those of {name}'s pictures, as a share of it",
+        }  # fmt: skip
+    values["text_alignment"] = {
+        **interval_of_mean(aligned["student"], seed=seed).as_row(), "base": float(aligned["base"].mean()),
+        "better": "near base", "kind": "alignment", "unit": "",
+        "meaning": "does the picture show what its caption says (cosine)",
+    }  # fmt: skip
+    return {
+        "values": values,
+        "teachers": {name: {"text_alignment": float(aligned[name].mean())} for name in theirs},
+        "features": encoder.name,
+        "protocol": {"captions": len(captions), "teachers": len(theirs), "seed": seed},
+    }
