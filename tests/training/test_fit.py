@@ -7,6 +7,7 @@ and its gradient 2 (1 - 2) 2 = -4.
 
 import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,11 @@ from torch import nn
 
 from diffadapt.adapters import SideInputs
 from diffadapt.conditioning import Conditioning
-from diffadapt.errors import Failed
+from diffadapt.errors import Failed, Refused
 from diffadapt.files import load_tensors, save_tensors
 from diffadapt.objectives import Batch, Denoising, NoiseSchedule
 from diffadapt.training.fit import AttachedBase, fit
-from diffadapt.training.learner import make_accelerator
+from diffadapt.training.learner import make_accelerator, refuse_the_impossible, release
 from diffadapt.training.loop_config import LoopConfig
 
 SCHEDULE = NoiseSchedule(alphas_cumprod=torch.tensor([0.64, 0.36]), prediction_type="epsilon")
@@ -122,8 +123,6 @@ def seen(state, index: int = 0) -> float:
 
 
 def changed(config: LoopConfig = PLAIN, **settings) -> LoopConfig:
-    from dataclasses import replace
-
     return replace(config, **settings)
 
 
@@ -321,3 +320,112 @@ def test_gradients_of_two_processes_are_averaged(tmp_path, monkeypatch):
     state, _ = load_tensors(tmp_path / "checkpoints" / "step-000001" / "state.safetensors")
     row = json.loads((tmp_path / "log.jsonl").read_text())
     assert seen(state) == pytest.approx(-2.0) and row["images"] == 2
+
+
+class RowsByStep(Rows):
+    """Another noise at every step."""
+
+    def batch(self, step: int, part: int) -> Batch:
+        batch = super().batch(step, part)
+        return replace(batch, noise=batch.noise + 0.3 * step)
+
+
+def test_a_resumed_training_ends_with_the_bits_of_a_whole_one(tmp_path):
+    config = changed(
+        steps=5, checkpoint_every=2, keep_checkpoints=0, ema_decay=0.9, schedule="cosine", weight_decay=0.1
+    )
+
+    class Stop(Exception):
+        pass
+
+    def stop(step: int, _: float) -> None:
+        if step == 3:
+            raise Stop
+
+    def train(folder: str, **more):
+        scales = {"adapter": Scale(), "hint": Scale(0.25)}
+        return scales, step(tmp_path / folder, scales, RowsByStep([ROW]), config, **more)
+
+    whole, (_, state, facts) = train("whole")
+    with pytest.raises(Stop):
+        train("stopped", watch=stop)
+    resumed, (_, state_again, facts_again) = train("stopped")
+    assert facts["resumed_at"] == 0 and facts_again["resumed_at"] == 2
+    assert all(torch.equal(whole[name].w, resumed[name].w) for name in whole)
+    assert state.keys() == state_again.keys() and all(torch.equal(state[key], state_again[key]) for key in state)
+    assert {"adapter.w", "hint.w", "ema.updates", "ema.0", "ema.1", "optimizer.0.exp_avg"} <= state.keys()
+    for name in whole:
+        files = [tmp_path / folder / f"{name}.safetensors" for folder in ("whole", "stopped")]
+        one, other = (load_tensors(file)[0]["w"] for file in files)
+        assert torch.equal(one, other) and not torch.equal(one, whole[name].w.detach())  # the averages
+    logged = [json.loads(line)["step"] for line in (tmp_path / "stopped" / "log.jsonl").read_text().splitlines()]
+    assert logged == [1, 2, 3, 4, 5]
+
+
+def test_checkpoints_come_when_they_are_due_and_the_oldest_go(tmp_path):
+    step(tmp_path, {"adapter": Scale()}, Rows([ROW]), changed(steps=5, checkpoint_every=2, keep_checkpoints=2))
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000004", "step-000005"]
+    kept = tmp_path / "checkpoints" / "step-000004" / "adapter.safetensors"
+    assert float(load_tensors(kept)[0]["w"]) != float(load_tensors(tmp_path / "adapter.safetensors")[0]["w"])
+
+
+def test_a_loss_that_is_no_number_names_the_checkpoint_that_is_kept(tmp_path):
+    class Spoilt(Rows):
+        def batch(self, step: int, part: int) -> Batch:
+            batch = super().batch(step, part)
+            return replace(batch, noise=batch.noise * (float("nan") if step == 3 else 1))
+
+    with pytest.raises(Failed, match="at step 4 .*The adapter of step 2 is kept"):
+        step(tmp_path, {"adapter": Scale()}, Spoilt([ROW]), changed(steps=5, checkpoint_every=2))
+
+
+# --- before the first step and after the last -------------------------------------------------------------------------
+
+
+class Untouched:
+    """All that is looked at of a base before its training."""
+
+    def __init__(self, device: str = "cpu", attachments: tuple = ()) -> None:
+        self.device, self.attachments = torch.device(device), attachments
+
+
+@pytest.mark.parametrize(
+    ("base", "settings", "says"),
+    [
+        (Untouched(), {"mixed_precision": "fp16"}, "fp16 needs a GPU"),
+        (Untouched(), {"resolution": 36}, "multiple of 8 pixels, got 36"),
+        (Untouched(), {"steps": 0}, "steps"),
+        (Untouched(attachments=("one",)), {}, "detach what is attached first"),
+    ],
+)
+def test_settings_that_no_training_can_meet_are_refused(base, settings, says):
+    with pytest.raises(Refused, match=says):
+        refuse_the_impossible(base, changed(**settings))
+
+
+def test_settings_that_can_be_met_are_not_refused():
+    for settings in ({"mixed_precision": "bf16", "resolution": 64}, {"resolution": 72}, {"mixed_precision": "no"}):
+        refuse_the_impossible(Untouched(), changed(**settings))
+    refuse_the_impossible(Untouched("cuda"), changed(mixed_precision="fp16"))
+
+
+def test_a_base_is_released_in_the_reverse_order():
+    came_off: list[str] = []
+
+    class Attached:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def detach(self) -> None:
+            came_off.append(self.name)
+
+    class Checkpointing(Denoiser):
+        checkpointed = True
+
+        def disable_gradient_checkpointing(self) -> None:
+            self.checkpointed = False
+
+    base = Base()
+    base.denoiser = Checkpointing()
+    release(base, [Attached("adapter"), Attached("hint")])
+    assert came_off == ["hint", "adapter"] and not base.denoiser.checkpointed
