@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .data.concept import Concept, load_concept
     from .data.control_pairs import ControlPairs, load_control_pairs
     from .data.joined import join_concepts
+    from .data.sequence import load_sequence
     from .data.styles import Styles, load_styles
     from .errors import Failed, Refused
     from .evaluation.evaluate import evaluate
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from .interchange import export_adapter, import_adapter
     from .recipes.control import ControlConfig, train_control
     from .recipes.distill import DistillConfig, train_distill
+    from .recipes.sequence import SequenceConfig, train_sequence
     from .recipes.style import StyleConfig, train_style
     from .recipes.subject import SubjectConfig, train_subject
     from .sampling.sample import sample
@@ -58,6 +60,7 @@ _HOME = {
     "Refused": "errors",
     "Run": "training.run",
     "Selective": "adapters",
+    "SequenceConfig": "recipes.sequence",
     "StyleConfig": "recipes.style",
     "StyleInject": "adapters",
     "Styles": "data.styles",
@@ -75,10 +78,12 @@ _HOME = {
     "load_captioned": "data.captioned",
     "load_concept": "data.concept",
     "load_control_pairs": "data.control_pairs",
+    "load_sequence": "data.sequence",
     "load_styles": "data.styles",
     "sample": "sampling.sample",
     "train_control": "recipes.control",
     "train_distill": "recipes.distill",
+    "train_sequence": "recipes.sequence",
     "train_style": "recipes.style",
     "train_subject": "recipes.subject",
 }
@@ -100,6 +105,7 @@ __all__ = [
     "Refused",
     "Run",
     "Selective",
+    "SequenceConfig",
     "StyleConfig",
     "StyleInject",
     "Styles",
@@ -117,10 +123,12 @@ __all__ = [
     "load_captioned",
     "load_concept",
     "load_control_pairs",
+    "load_sequence",
     "load_styles",
     "sample",
     "train_control",
     "train_distill",
+    "train_sequence",
     "train_style",
     "train_subject",
 ]

@@ -194,6 +194,10 @@ class Method(ABC):
         """The title and the settings that matter most, as reports show them: "LoRA, rank 4"."""
         return self.title
 
+    def observes(self) -> str:
+        """What a task's end must show it, inside `attachment.observing()`: "inputs", "gradients", or "" for nothing."""
+        return ""
+
     def vectors_per_word(self) -> int:
         """Rows of the embedding table that each new word takes."""
         return 1

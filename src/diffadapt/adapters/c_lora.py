@@ -51,6 +51,7 @@ class CLoRA(Method):
 
     name: ClassVar[str] = "c_lora"
     title: ClassVar[str] = "C-LoRA"
+    recipes: ClassVar[tuple[str, ...]] = ("subject", "sequence")
     replaces_noun: ClassVar[bool] = True
 
     rank: int = option(16, "rank r of each task's change, 1 to the smaller side of the layer", low=1)
@@ -70,6 +71,9 @@ class CLoRA(Method):
 
     def summary(self) -> str:
         return f"{self.title}, rank {self.rank}"
+
+    def observes(self) -> str:
+        return {"inputs": "inputs", "fisher": "gradients"}.get(self.importance, "")
 
     def notes(self, attachment: Attached) -> Mapping[str, float]:
         """The penalty's gradient norm, to be held against the whole gradient's, and the sum of |A B| of this task."""
@@ -201,9 +205,9 @@ class CLoRAAdapter(Mergeable):
         """
         if self.method.importance in OBSERVED:
             if self.seen is None:
-                wanted = "inputs" if self.method.importance == "inputs" else "gradients"
                 raise Refused(
-                    f"importance = {self.method.importance}, but {self.path} has seen none of the task's {wanted}; run "
+                    f"importance = {self.method.importance}, but {self.path} has seen none of the task's "
+                    f"{self.method.observes()}; run "
                     "the task's prompts or pictures once inside attachment.observing() before fold_()"
                 )
             mean = self.seen / self.rows_seen
@@ -249,12 +253,12 @@ class CLoRAAdapter(Mergeable):
         """`up`, `down`, and of the past its factors, or where those are larger `past` (and `importance`) itself."""
         state: dict[str, Tensor] = {"up": self.up, "down": self.down}
         if self.tasks:
-            state["tasks"] = torch.tensor(self.tasks)
+            state["tasks"] = torch.tensor(float(self.tasks))
         kept = ("past_up", "past_down") if self.past_up is not None else ("past", "importance")
         more = ("importance",) if self.method.importance in OBSERVED else ()
         held = {name: getattr(self, name) for name in (*kept, *more)}
         if self.seen is not None:  # observed and not folded yet: the pictures may be gone when the next task comes
-            state |= {"seen": self.seen, "rows_seen": torch.tensor(self.rows_seen)}
+            state |= {"seen": self.seen, "rows_seen": torch.tensor(float(self.rows_seen), dtype=torch.float64)}
         return state | {name: value for name, value in held.items() if value is not None}
 
     @torch.no_grad()

@@ -25,6 +25,7 @@ class Selective(Method):
 
     name: ClassVar[str] = "selective"
     title: ClassVar[str] = "selective fine-tuning"
+    recipes: ClassVar[tuple[str, ...]] = ("subject", "control", "sequence")
 
     train: str = option("full", "which parameters of a layer train: full or bias", choices=("full", "bias"))
 

@@ -24,7 +24,7 @@ class Token(Method):
 
     name: ClassVar[str] = "token"
     title: ClassVar[str] = "token learning (textual inversion)"
-    recipes: ClassVar[tuple[str, ...]] = ("subject",)
+    recipes: ClassVar[tuple[str, ...]] = ("subject", "sequence")
     needs_word: ClassVar[bool] = True
     words_only: ClassVar[bool] = True
 

@@ -9,6 +9,7 @@ embedded base's world, each with a caption that says where it is and a mask that
 import io
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,16 +94,19 @@ def caption(pose: Pose) -> str:
     return f"a {'large ' if pose.height >= 0.72 else ''}[token] {NOUN} {BACKGROUNDS[pose.background][0]}"
 
 
-def draw(pose: Pose, size: int) -> tuple[Image.Image, Image.Image]:
-    """One picture.
+def draw(
+    pose: Pose, size: int, figure: "Callable[[int, Pose], Figure] | None" = None
+) -> tuple[Image.Image, Image.Image]:
+    """One picture of Tuli, or of another figure.
 
     Returns:
         the picture (RGB) and its mask (L, 255 on the figure), both `size` pixels square
     """
-    figure = Figure(size * SUPERSAMPLING, pose).image.resize((size, size), Image.Resampling.BOX)
+    large = (figure or Figure)(size * SUPERSAMPLING, pose).image
+    drawn = large.resize((size, size), Image.Resampling.BOX)
     picture = _background(pose.background, size)
-    picture.paste(figure, mask=figure.getchannel("A"))
-    return picture, figure.getchannel("A")
+    picture.paste(drawn, mask=drawn.getchannel("A"))
+    return picture, drawn.getchannel("A")
 
 
 class Figure:

@@ -29,6 +29,7 @@ from ..data.captioned import load_captioned
 from ..data.concept import Concept, load_concept
 from ..data.control_pairs import load_control_pairs
 from ..data.joined import join_concepts
+from ..data.sequence import load_sequence
 from ..data.shards import load_shards
 from ..data.styles import load_styles
 from ..errors import Refused
@@ -36,6 +37,7 @@ from ..training.run import Run
 from .control import ControlConfig, train_control
 from .distill import DistillConfig, train_distill
 from .own_settings import own_settings
+from .sequence import SequenceConfig, train_sequence
 from .style import StyleConfig, train_style
 from .subject import SubjectConfig, train_subject
 
@@ -87,6 +89,15 @@ class DistillTable:
     captions: str = option(REQUIRED, "text file of generic captions, one a line")
     teacher_captions: str = option("", "the same lines in the teachers' words; empty gives them the student's")
     pictures: str = option("", "folder of captioned pictures that the teachers are asked about as well; empty: none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceTable:
+    """The table [sequence]."""
+
+    folder: str = option(REQUIRED, "folder with a folder of 1 to 30 pictures for each concept")
+    noun: str = option(REQUIRED, "what all concepts are one of, such as person")
+    order: tuple[str, ...] = option((), "names of the folders in the order of the tasks; empty takes them by name")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +183,12 @@ def _lines(path: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
+def _start_sequence(job: "Job", device: str | None) -> Run:
+    tasks = load_sequence(job.data.folder, job.data.noun, order=job.data.order)
+    base = job.load_base(device)
+    return train_sequence(base, tasks, method=job.method, out=job.out, seed=job.top.seed, config=job.train)
+
+
 def _methods(recipe: str) -> dict[str, type[Method]]:
     """The methods that a recipe trains, by name."""
     return {name: method for name, method in TRAINED.items() if recipe in method.recipes}
@@ -182,6 +199,11 @@ RECIPES: dict[str, Recipe] = {
         doc="one subject from 1 to 30 pictures (DreamBooth)",
         table="concept", data=ConceptTable, settings=SubjectConfig,
         methods=_methods("subject"), start=_start_subject,
+    ),
+    "sequence": Recipe(
+        doc="one concept after another, without forgetting (C-LoRA)",
+        table="sequence", data=SequenceTable, settings=SequenceConfig,
+        methods=_methods("sequence"), start=_start_sequence,
     ),
     "control": Recipe(
         doc="a control signal, such as edges, from captioned pictures",

@@ -13,23 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-
 from ..adapters import Attachment, Method, attach
 from ..bases import Base
 from ..config import check, dump_toml, option, with_overrides
 from ..data.cache import TensorCache
 from ..data.concept import Concept
-from ..data.memory_bank import BankSettings, MemoryBank
-from ..data.picture import to_picture
 from ..data.prompt_check import caption_notes
 from ..errors import Refused
 from ..evaluation.evaluate import evaluate
 from ..objectives import Denoising, Masked, Objective, PriorPreservation
-from ..progress import Steps, say
+from ..progress import say
 from ..sampling.adapter_files import start_from
-from ..sampling.sample import PromptLine, generate
 from ..training.batches import Batches, Texts
+from ..training.class_pictures import class_pictures
 from ..training.finish import finish
 from ..training.fit import fit
 from ..training.learner import make_accelerator, refuse_the_impossible, release
@@ -132,7 +128,7 @@ def train_subject(
         )  # fmt: skip
         sources: dict[str, Source] = {"target": target}
         if config.prior_weight:
-            bank = _class_pictures(base, concept, config, folder, accelerator, quiet)
+            bank = class_pictures(base, concept, config, folder, accelerator, quiet)
             sources["class"] = BankPictures(base, bank, cache=cache)
         texts = Texts(base, [caption for source in sources.values() for caption in source.captions()])
 
@@ -218,47 +214,6 @@ def _write_header(folder: Path, base: Base, concept: Concept, settings: dict[str
     job = {"recipe": "subject", "base": base.name, **base.given, "out": str(folder), **settings, "concept": table}
     write_run_file(folder, base, dump_toml(job))
     write_pictures(folder, concept.pixels(resolution), concept.crop_table())
-
-
-def _class_pictures(
-    base: Base, concept: Concept, config: SubjectConfig, folder: Path, accelerator: Accelerator, quiet: bool
-) -> MemoryBank:
-    """The memory bank of the concept's class: sampled by the first process, read by all."""
-    side = config.resolution or base.resolution
-    settings = BankSettings(
-        base_fingerprint=base.fingerprint, resolution=side, guidance=base.default_guidance, steps=base.default_steps
-    )
-    prompts = list(config.prior_prompts) or concept.class_prompts
-    nouns = "-".join(dict.fromkeys(concept.tokens.values())).replace(" ", "-")
-    name = f"{nouns}-{base.fingerprint.split(':')[-1][:8]}-{side}"
-    if config.prior_prompts:
-        name += f"-{len(prompts)}-prompts"
-    place = Path(config.memory_bank) if config.memory_bank else folder.parent / "memory_banks" / name
-
-    def make(asked: list[str], its_seeds: list[int]) -> list[Any]:
-        lines = [
-            PromptLine(
-                prompt=prompt, seed=seed, width=side, height=side, guidance=settings.guidance, steps=settings.steps
-            )
-            for prompt, seed in zip(asked, its_seeds, strict=True)
-        ]
-        made = [to_picture(pixels) for pixels in generate(base, lines, batch=len(lines))]
-        bar.advance(by=len(made))
-        return made
-
-    bank = MemoryBank(place, settings)
-    missing = bank.missing(config.prior_pictures)
-    if missing:
-        say(f"sampling {len(missing)} pictures of the class ({prompts[0]!r}) into {place}", quiet=quiet)
-    bar = Steps("class pictures", max(1, len(missing)), quiet=quiet or not missing)
-    if accelerator.is_main_process:
-        with bar:
-            bank.ensure(config.prior_pictures, prompts, make)
-    accelerator.wait_for_everyone()
-    if not accelerator.is_main_process:
-        bank = MemoryBank(place, settings)
-        bank.ensure(config.prior_pictures, prompts, make)
-    return bank
 
 
 def _groups(attachment: Attachment, config: SubjectConfig) -> list[dict[str, Any]]:

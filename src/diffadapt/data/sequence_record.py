@@ -1,0 +1,95 @@
+"""What a sequence has learned so far: `sequence.json` in its folder, and whether it may go on from there."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from ..errors import Refused
+from ..files import read_json, write_json
+from .sequence import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """One finished task.
+
+    Args:
+        name, token, phrase: "mia", "<mia>", and how prompts ask for it.
+        contents: SHA-256 of each picture that it was learned from; the pictures themselves are not kept.
+        adapter: SHA-256 of the adapter's file after the task.
+        trainable: parameters that the task trained.
+        change: the sum of |A B| at its end, for methods that tell it.
+        penalty_ratio: the penalty's gradient over the whole gradient, mean over the last quarter of the steps.
+    """
+
+    name: str
+    token: str
+    phrase: str
+    contents: list[str]
+    adapter: str
+    trainable: int
+    change: float | None = None
+    penalty_ratio: float | None = None
+
+
+@dataclass
+class SequenceRecord:
+    """The finished tasks in their order, and the score R[i][j] on task j after task i."""
+
+    folder: Path
+    learned: list[Learned] = field(default_factory=list)
+    scores: list[list[float]] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, folder: Path) -> "SequenceRecord":
+        """What is in a folder; nothing learned when there is no record."""
+        if not (folder / "sequence.json").is_file():
+            return cls(folder)
+        held = read_json(folder / "sequence.json")
+        return cls(folder, [Learned(**each) for each in held["learned"]], held["scores"])
+
+    def write(self) -> None:
+        told = {"learned": [asdict(each) for each in self.learned], "scores": self.scores}
+        write_json(self.folder / "sequence.json", told)
+
+    def place(self, number: int, name: str) -> Path:
+        """The folder of a task, 0-based."""
+        return self.folder / "tasks" / f"{number + 1:02d}-{name}"
+
+    def adapter(self) -> Path | None:
+        """The adapter after the last finished task."""
+        if not self.learned:
+            return None
+        return self.place(len(self.learned) - 1, self.learned[-1].name) / "adapter.safetensors"
+
+    def in_order(self, tasks: Sequence[Task]) -> list[Task]:
+        """The tasks that are still to be learned, in order; what was learned stays first, whatever folders came since.
+
+        Raises:
+            Refused: the pictures of a learned task or the adapter were changed since.
+        """
+        by_name = {task.name: task for task in tasks}
+        for each in self.learned:
+            task = by_name.get(each.name)
+            if task is None or not any(task.folder.iterdir()):
+                continue  # nobody has to keep the pictures
+            if task.contents() != each.contents:
+                raise Refused(
+                    f"the pictures in {task.folder} are not those that task {each.name!r} was learned from; put them "
+                    "back (or take the folder away), or learn the new ones under another name"
+                )
+        last = self.adapter()
+        if last is not None and (not last.is_file() or digest(last) != self.learned[-1].adapter):
+            state = "was changed" if last.is_file() else "is missing"
+            raise Refused(
+                f"{last} {state} since task {self.learned[-1].name!r} was finished, so the sequence cannot go on; "
+                "restore the file or start the sequence in a new folder"
+            )
+        names = {each.name for each in self.learned}
+        return [task for task in tasks if task.name not in names]
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, hex."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

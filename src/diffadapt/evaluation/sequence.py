@@ -1,0 +1,89 @@
+"""Pictures and scores of a sequence: every concept after every task, what was kept, and two concepts in one picture."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..bases import Base
+from ..data.picture import open_picture, to_picture, to_tensor, write_png
+from ..data.sequence_record import SequenceRecord
+from ..files import load_tensors
+from ..metrics import MMD_AS, Features, a_mmd, f_mmd, kept, subject_fidelity
+from ..sampling.sample import adapted, default_line, generate
+
+
+def sample_all(base: Base, adapter: Path, record: SequenceRecord, count: int, seed: int) -> None:
+    """Every concept so far with the present adapter, from the same seeds after every task."""
+    with adapted(base, [(adapter, 1.0)]):
+        for each in record.learned:
+            place = evaluation(record, len(record.learned) - 1, each.name)
+            lines = [default_line(base, f"a {each.phrase}", seed + i) for i in range(count)]
+            for i, pixels in enumerate(generate(base, lines)):
+                write_png(place / f"{i:02d}.png", to_picture(pixels))
+
+
+def evaluation(record: SequenceRecord, number: int, name: str) -> Path:
+    """Where the pictures of a concept after a task are."""
+    return record.folder / "evaluation" / f"after-{number + 1:02d}" / name
+
+
+def features_after(record: SequenceRecord, encoder: Features, number: int, name: str) -> Tensor:
+    """Features (N, D) of a concept's pictures after a task."""
+    files = sorted(evaluation(record, number, name).glob("*.png"))
+    return encoder.subjects(torch.stack([to_tensor(open_picture(file)).float() / 255 for file in files]))
+
+
+def reference(record: SequenceRecord, number: int) -> Tensor:
+    """Features (N, D) of the pictures that a task was learned from."""
+    return load_tensors(record.place(number, record.learned[number].name) / "reference.safetensors")[0]["features"]
+
+
+def score_row(record: SequenceRecord, encoder: Features, number: int) -> list[float]:
+    """R[number, j] for every task so far: subject fidelity."""
+    return [
+        subject_fidelity(features_after(record, encoder, number, each.name), reference(record, j)).mean().item()
+        for j, each in enumerate(record.learned)
+    ]
+
+
+def sample_pairs(base: Base, record: SequenceRecord, count: int, seed: int) -> None:
+    """The first and the last concept in one prompt."""
+    adapter = record.adapter()
+    if adapter is None or len(record.learned) < 2:
+        return
+    first, last = record.learned[0], record.learned[-1]
+    lines = [default_line(base, f"a {first.phrase} and a {last.phrase}", seed + i) for i in range(count)]
+    with adapted(base, [(adapter, 1.0)]):
+        for i, pixels in enumerate(generate(base, lines)):
+            write_png(record.folder / "evaluation" / "pairs" / f"{i:02d}.png", to_picture(pixels))
+
+
+def figures(base: Base, record: SequenceRecord, encoder: Features) -> dict[str, Any]:
+    """What `metrics.json` holds of a sequence."""
+    count = len(record.learned)  # of tasks
+    scores = torch.zeros(count, count)
+    for i, row in enumerate(record.scores):
+        scores[i, : len(row)] = torch.tensor(row)
+    names = [each.name for each in record.learned]
+    at_end = [features_after(record, encoder, count - 1, name) for name in names]
+    when_learned = [features_after(record, encoder, j, name) for j, name in enumerate(names)]
+    enough = all(len(each.contents) > 1 for each in record.learned)  # one picture has no unbiased distance
+    adapter = record.folder / "adapter.safetensors"
+    whole = sum(parameter.numel() for parameter in base.denoiser.parameters())
+    return {
+        "sequence": {
+            "tasks": names,
+            "scores": record.scores,
+            **asdict(kept(scores)),
+            "a_mmd": a_mmd([reference(record, j) for j in range(count)], at_end) if enough else None,
+            "f_mmd": f_mmd(when_learned, at_end),
+            "mmd": MMD_AS,
+            "features": encoder.name,
+            "pictures": len(at_end[0]),
+        },
+        "denoiser_parameters": whole,
+        "adapter_bytes": adapter.stat().st_size,
+    }

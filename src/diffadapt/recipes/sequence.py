@@ -1,0 +1,285 @@
+"""Teaches a base one concept after another: C-LoRA's setting (Smith et al. 2023, arXiv:2304.06027), with any method.
+
+Each task is a training of its own on one concept's pictures, with a new token, a new optimizer, and the prior's
+pictures that the untouched base made once. It begins at the adapter of the task before. After each task the pictures of
+every concept so far are sampled and scored: R[i, j]. No picture of a past task is kept: only features of its pictures.
+
+Interrupt at any time, inside a task or between two; the same call goes on. New folders among the tasks are learned
+after those that are finished: adding a task to a sequence is the same command once more.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from ..adapters import RANDOM_START, Attachment, Method, SideInputs, attach, load_adapter
+from ..bases import Base
+from ..config import check, dump_toml, option, with_overrides
+from ..data.cache import TensorCache
+from ..data.concept import Concept
+from ..data.sequence import Task, load_sequence
+from ..data.sequence_record import Learned, SequenceRecord, digest
+from ..errors import Refused
+from ..evaluation.judge import PHOTO_ENCODERS
+from ..evaluation.sequence import figures, sample_all, sample_pairs, score_row
+from ..files import save_tensors, write_atomic, write_json
+from ..metrics import load_features
+from ..objectives import Denoising, Objective, PriorPreservation
+from ..progress import say
+from ..report.sequence_report import write_sequence_report
+from ..training import seeds
+from ..training.batches import Batches, Texts
+from ..training.class_pictures import class_pictures
+from ..training.fit import AttachedBase, fit
+from ..training.learner import make_accelerator, refuse_the_impossible, release
+from ..training.loop_config import LoopConfig
+from ..training.run import Run, claim_folder, write_run_file
+from ..training.sources import BankPictures, ConceptPictures, Source
+
+OBSERVED_BATCHES = 8  # that a method which keeps statistics of a task is shown at its end
+BARELY = 0.01  # a change this small beside the first task's means that the task was not learned
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceConfig(LoopConfig):
+    """Settings of `train_sequence`; each task has `steps` steps."""
+
+    token_learning_rate: float = option(5e-3, "peak learning rate of each task's new token", low=0)
+    random_token: bool = option(True, "tokens start at random; false starts them from the class noun")
+    class_noun: bool = option(False, "prompts name the class behind the token; the paper's do not")
+    templates: tuple[str, ...] = option(
+        (), "prompts of pictures without a caption, one drawn at random; {} is the concept; empty means 'a {}'"
+    )
+    prior_weight: float = option(1.0, "weight of prior preservation; 0 switches it off", low=0)
+    prior_pictures: int = option(48, "class pictures sampled once from the untouched base, for all tasks", low=1)
+    prior_prompts: tuple[str, ...] = option((), "prompts of the class pictures; empty means 'a NOUN'")
+    memory_bank: str = option("", "folder of the class pictures; empty means memory_banks beside the run's folder")
+    sample_every: int = option(0, "not used: a sequence samples after each task", low=0, high=0)
+    evaluation_pictures: int = option(8, "pictures of every concept after every task", low=2)
+    evaluation_features: str = option("", "encoder of the scores; empty means the probe, or DINO for photographs")
+    pairs: int = option(2, "pictures with the first and the last concept in one prompt, at the end", low=0)
+
+
+def train_sequence(
+    base: Base,
+    tasks: Sequence[Task],
+    *,
+    method: Method,
+    out: str | Path,
+    seed: int = 0,
+    config: SequenceConfig | None = None,
+    watch: Callable[[int, float], None] | None = None,
+    quiet: bool = False,
+    **overrides: Any,
+) -> Run:
+    """Learns concepts one after another and writes the sequence's folder.
+
+    Args:
+        base: a loaded base without attachments.
+        tasks: what `load_sequence` returned, in order.
+        method: `CLoRA()`; with others training goes on from task to task in the same parameters: `LoRA()`,
+            `Selective()` (DreamBooth, or Custom Diffusion with roles of keys and values), `Token()` (textual
+            inversion). `CLoRA(penalty_weight=0)` merges and starts anew; `CLoRA(importance="fisher")` is EWC.
+        out: the folder: new, empty, or that of the same sequence, which then goes on, with further tasks if there are.
+        seed: of everything random.
+        config: settings; `overrides` replace single ones, for example steps=200.
+        watch: called with (step of the task, loss) after every step.
+        quiet: print nothing.
+
+    Returns:
+        the run; its adapter is the one after the last task and knows all tokens
+
+    Raises:
+        Refused: settings that cannot be met, a folder of another run, a sequence whose files were changed.
+        Failed: the loss is not a number (finished tasks stay), the disk is full.
+    """
+    started = time.time()
+    config = with_overrides(config or SequenceConfig(), overrides)
+    check(method)
+    refuse_the_impossible(base, config)
+    if "sequence" not in method.recipes:
+        raise Refused(f"method {method.name!r} cannot learn a sequence; use c_lora, lora, oft, selective or token")
+    if not tasks:
+        raise Refused("a sequence needs at least one task; load_sequence finds them in a folder of folders")
+    folder, accelerator = Path(out), make_accelerator(base, config)
+    if accelerator.num_processes > 1:
+        raise Refused("a sequence trains in one process; start it without a launcher")
+    record = SequenceRecord.read(folder)
+    waiting = record.in_order(tasks)
+    concepts = [read(base, task, config) for task in waiting]  # all of them first: what cannot be used is said now
+    settings = {"seed": seed, "method": {"name": method.name, **asdict(method)}, "train": config}
+    claim_folder(folder, dump_toml({"base": base.fingerprint, **settings}))
+    table = {"folder": str(tasks[0].folder.parent), "noun": tasks[0].noun, "order": chosen_order(tasks)}
+    job = {"recipe": "sequence", "base": base.name, "out": str(folder), **settings, "sequence": table}
+    write_run_file(folder, base, dump_toml(job))
+    name = config.evaluation_features or ("probe" if base.world else PHOTO_ENCODERS[1])
+    encoder = load_features(name, device=base.device)
+
+    for task, concept in zip(waiting, concepts, strict=True):
+        number = len(record.learned)
+        place = record.place(number, task.name)
+        say(f"task {number + 1}: {task.name}", quiet=quiet)
+        attachment = begin(base, method, config, record, concept, seeds.number(seed, number))
+        try:
+            facts = learn(base, attachment, concept, config, folder, place, accelerator, settings, seed, watch, quiet)
+        finally:
+            release(base, [attachment])
+        adapter = place / "adapter.safetensors"
+        references = {"features": encoder.subjects(concept.pixels(base.resolution))}
+        save_tensors(place / "reference.safetensors", references, {"encoder": encoder.name})
+        log = [json.loads(line) for line in (place / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        record.learned.append(
+            Learned(
+                name=task.name, token=concept.token, phrase=concept.phrase, contents=list(concept.contents),
+                adapter=digest(adapter), trainable=facts["trainable_parameters"], change=log[-1].get("change"),
+                penalty_ratio=penalty_ratio(log),
+            )
+        )  # fmt: skip
+        warn_of_unlearned(record, quiet)
+        sample_all(base, adapter, record, config.evaluation_pictures, seed)
+        record.scores.append(score_row(record, encoder, number))
+        record.write()
+        shutil.rmtree(place / "checkpoints", ignore_errors=True)
+        if number:  # the newest adapter holds all tasks
+            (record.place(number - 1, record.learned[-2].name) / "adapter.safetensors").unlink(missing_ok=True)
+    last = record.adapter()
+    assert last is not None
+    write_atomic(folder / "adapter.safetensors", last.read_bytes())
+    if config.pairs:
+        sample_pairs(base, record, config.pairs, seed)
+    metrics = figures(base, record, encoder) | {"seconds_total": round(time.time() - started, 1)}
+    write_json(folder / "metrics.json", metrics)
+    write_sequence_report(folder)
+    say(f"report: {folder / 'report.html'}", quiet=quiet)
+    return Run(folder, metrics)
+
+
+def chosen_order(tasks: Sequence[Task]) -> list[str]:
+    """The names of the tasks, where that is not the order in which their folder lists them."""
+    names = [task.name for task in tasks]
+    return [] if names == [task.name for task in load_sequence(tasks[0].folder.parent, tasks[0].noun)] else names
+
+
+# --- one task ---------------------------------------------------------------------------------------------------------
+
+
+def read(base: Base, task: Task, config: SequenceConfig) -> Concept:
+    """A task's pictures; raises Refused when they, or its noun, cannot be used."""
+    base.check_noun(task.noun)
+    concept = task.load()
+    return concept if config.class_noun else concept.standing_alone()
+
+
+def begin(
+    base: Base, method: Method, config: SequenceConfig, record: SequenceRecord, concept: Concept, seed: int
+) -> Attachment:
+    """The attachment at the start of a task: new, or that of the task before with its past folded in."""
+    tokens = {concept.token: RANDOM_START if config.random_token else concept.noun}
+    before = record.adapter()
+    if before is None:
+        return attach(base, method, list(config.roles) or None, tokens=tokens, seed=seed)
+    attachment = load_adapter(base, before)
+    try:
+        attachment.fold_(tokens, seed=seed)
+    except Refused:
+        attachment.detach()
+        raise
+    return attachment
+
+
+def learn(
+    base: Base,
+    attachment: Attachment,
+    concept: Concept,
+    config: SequenceConfig,
+    folder: Path,
+    place: Path,
+    accelerator: Accelerator,
+    settings: dict[str, Any],
+    seed: int,
+    watch: Callable[[int, float], None] | None,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Trains one task, or what is left of it, and writes its adapter; returns figures of the training."""
+    resolution = config.resolution or base.resolution
+    attachment.enabled = False
+    cache = TensorCache(None)  # in memory alone: nothing of the pictures stays
+    target = ConceptPictures(
+        base, concept, resolution=resolution, caption_dropout=config.caption_dropout, templates=config.templates,
+        seed=seed, process=0, cache=cache,
+    )  # fmt: skip
+    sources: dict[str, Source] = {"target": target}
+    objective: Objective = Denoising(base.noise_schedule, snr_gamma=config.snr_gamma)
+    if config.prior_weight:
+        bank = class_pictures(base, concept, config, folder, accelerator, quiet)
+        sources["class"] = BankPictures(base, bank, cache=cache)
+        objective = PriorPreservation(objective, weight=config.prior_weight)
+    texts = Texts(base, [caption for source in sources.values() for caption in source.captions()])
+    batches = Batches(
+        base, objective, sources, texts,
+        batch_size=config.batch_size, parts=config.gradient_accumulation, seed=seed, process=0,
+    )  # fmt: skip
+    attachment.enabled = True
+    facts = fit(
+        base, {"adapter": attachment}, batches, objective,
+        config=config, groups=groups(attachment, config), folder=place, accelerator=accelerator,
+        settings=dump_toml(settings), seed=seed, log_as={"target": "loss_concept", "class": "loss_prior"},
+        watch=watch, quiet=quiet,
+    )  # fmt: skip
+    if attachment.method.observes():
+        show(base, attachment, batches, objective, texts)
+        attachment.save(place / "adapter.safetensors", {"settings": dump_toml(settings)})
+    return facts
+
+
+def show(base: Base, attachment: Attachment, batches: Batches, objective: Objective, texts: Texts) -> None:
+    """Shows a method that keeps statistics of a task some of its batches, and the empty prompt."""
+    model = AttachedBase(base, {"adapter": attachment})
+    with attachment.observing():
+        for step in range(OBSERVED_BATCHES):
+            batch = batches.batch(step, 0)
+            attachment.begin(SideInputs.of(batch.condition, timesteps=batch.timesteps))
+            if attachment.method.observes() == "gradients":
+                objective.losses(model, batch).sum().backward()
+                continue
+            with torch.no_grad():
+                base.denoise(batch.latents, batch.timesteps, batch.condition)
+                if step == 0:
+                    base.denoise(batch.latents[:1], batch.timesteps[:1], texts.of([""]))
+    for parameter in attachment.parameters():
+        parameter.grad = None
+
+
+def groups(attachment: Attachment, config: SequenceConfig) -> list[dict[str, Any]]:
+    """Parameter groups: layers and the new token, each with its peak learning rate."""
+    vectors = [each.vectors for each in attachment.words]
+    layers = [each for each in attachment.parameters() if not any(each is vector for vector in vectors)]
+    return [
+        {"params": layers, "peak": config.learning_rate},
+        {"params": vectors, "peak": config.token_learning_rate, "weight_decay": 0.0},
+    ]
+
+
+def penalty_ratio(log: list[dict[str, Any]]) -> float | None:
+    """The penalty's gradient over the whole gradient before clipping, mean over the last quarter of the steps."""
+    rows = log[-max(1, len(log) // 4) :]
+    if "penalty_gradient" not in rows[-1]:
+        return None
+    return sum(row["penalty_gradient"] / max(row["grad_norm"], 1e-12) for row in rows) / len(rows)
+
+
+def warn_of_unlearned(record: SequenceRecord, quiet: bool) -> None:
+    first, last = record.learned[0].change, record.learned[-1].change
+    if first and last is not None and last < BARELY * first:
+        say(
+            f"warning: task {record.learned[-1].name!r} was hardly learned: its change is {last / first:.1e} of the "
+            "first task's; lower method.penalty_weight, or take method.penalty_scale = normalised",
+            quiet=quiet,
+        )

@@ -1,0 +1,168 @@
+"""The sequence recipe end to end on a tiny base: tasks, what is kept, resuming, adding a task, refusals."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from diffadapt.adapters import CLoRA, LoRA, Perfusion, Token, load_adapter, read_adapter
+from diffadapt.data.sequence import load_sequence
+from diffadapt.errors import Refused
+from diffadapt.files import load_tensors
+from diffadapt.recipes.sequence import SequenceConfig, train_sequence
+
+FAST = SequenceConfig(
+    steps=2, batch_size=2, warmup=0, prior_pictures=2, checkpoint_every=1, evaluation_pictures=2, pairs=1
+)
+METHOD = CLoRA(rank=2, penalty_weight=1.0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two tasks of two drawn pictures each."""
+    for name, colour in (("mia", "red"), ("otto", "blue")):
+        draw(tmp_path / "characters", name, colour)
+    return tmp_path / "characters"
+
+
+def draw(folder: Path, name: str, colour: str) -> None:
+    (folder / name).mkdir(parents=True)
+    for i in range(2):
+        picture = Image.new("RGB", (40, 40), colour)
+        ImageDraw.Draw(picture).ellipse((8 + i, 8, 30 + i, 30), fill="orange")
+        picture.save(folder / name / f"{i}.png")
+
+
+def learn(base, folder: Path, out: Path, method=METHOD, **more):
+    return train_sequence(base, load_sequence(folder, "cat"), method=method, out=out, config=FAST, quiet=True, **more)
+
+
+def bits(run) -> dict[str, torch.Tensor]:
+    return load_tensors(run.adapter)[0]
+
+
+def test_a_sequence_leaves_its_record_pictures_scores_and_report_and_no_training_picture(base, folder, tmp_path):
+    run = learn(base, folder, tmp_path / "runs" / "a")
+    assert not base.attachments
+    record = json.loads((run.folder / "sequence.json").read_text(encoding="utf-8"))
+    assert [each["name"] for each in record["learned"]] == ["mia", "otto"]
+    assert [len(row) for row in record["scores"]] == [1, 2]
+    assert record["learned"][1]["phrase"] == "<otto>"  # the class is not named
+    pictures = {path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*.png")}
+    expected = {f"evaluation/after-{i}/{name}/0{k}.png" for i, name in (("01", "mia"), ("02", "mia"), ("02", "otto"))
+                for k in range(2)}  # fmt: skip
+    assert pictures == expected | {"evaluation/pairs/00.png"}
+    assert not list(run.folder.rglob("checkpoints")) and not list(run.folder.rglob("cache"))
+    found = run.metrics["sequence"]
+    assert {"average", "forgetting", "forgetting_from_best", "a_mmd", "f_mmd", "mmd", "features"} <= found.keys()
+    page = (run.folder / "report.html").read_text(encoding="utf-8")
+    assert page.count("<img") == 4 and "after otto" in page
+    method, _, tokens, _, _ = read_adapter(run.adapter)
+    assert method == METHOD and list(tokens) == ["<mia>", "<otto>"]
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_a_sequence_that_was_interrupted_in_its_second_task_ends_with_the_same_bits(base, folder, tmp_path):
+    expected = bits(learn(base, folder, tmp_path / "runs" / "a"))
+    seen = []
+
+    def stop(step: int, _: float) -> None:
+        seen.append(step)
+        if len(seen) == 4:  # after the second task's last step, before it is finished
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        learn(base, folder, tmp_path / "runs" / "b", watch=stop)
+    found = bits(learn(base, folder, tmp_path / "runs" / "b"))
+    assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_a_task_is_added_by_the_same_call_though_the_past_pictures_are_gone_and_its_name_comes_first(
+    base, folder, tmp_path
+):
+    before = bits(learn(base, folder, tmp_path / "runs" / "a"))
+    shutil.rmtree(folder / "mia")
+    draw(folder, "anna", "green")
+    run = learn(base, folder, tmp_path / "runs" / "a")
+    record = json.loads((run.folder / "sequence.json").read_text(encoding="utf-8"))
+    assert [each["name"] for each in record["learned"]] == ["mia", "otto", "anna"]
+    after = bits(run)
+    name = next(key for key in after if key.endswith("cross_attention.key.tasks") or key.endswith("to_k.tasks"))
+    assert int(after[name]) == 2 and int(before[name]) == 1
+    rows = next(key for key in after if key.endswith("token_embedding.past"))
+    assert torch.equal(after[rows][:1], before[rows]) and len(after[rows]) == 2
+
+
+@pytest.mark.parametrize("method", [LoRA(rank=1), Token(), CLoRA(rank=1, importance="fisher", penalty_weight=1.0)])
+def test_baselines_learn_sequences_by_the_same_recipe(base, folder, tmp_path, method):
+    run = learn(base, folder, tmp_path / "runs" / "a", method)
+    loaded = load_adapter(base, run.adapter)
+    assert list(loaded.tokens) == ["<mia>", "<otto>"]
+    loaded.detach()
+    if isinstance(method, Token):
+        assert run.metrics["sequence"]["f_mmd"] == 0.0
+
+
+def test_another_rank_or_seed_does_not_go_on_with_a_sequence(base, folder, tmp_path):
+    learn(base, folder, tmp_path / "runs" / "a")
+    with pytest.raises(Refused, match="other settings"):
+        learn(base, folder, tmp_path / "runs" / "a", CLoRA(rank=1))
+
+
+def test_a_sequence_whose_files_were_changed_does_not_go_on(base, folder, tmp_path):
+    run = learn(base, folder, tmp_path / "runs" / "a")
+    adapter = run.folder / "tasks" / "02-otto" / "adapter.safetensors"
+    whole = adapter.read_bytes()
+    adapter.write_bytes(whole + b" ")
+    with pytest.raises(Refused, match="was changed since task 'otto'"):
+        learn(base, folder, tmp_path / "runs" / "a")
+    adapter.write_bytes(whole)
+    Image.new("RGB", (40, 40), "white").save(folder / "mia" / "0.png")
+    with pytest.raises(Refused, match="not those that task 'mia' was learned from"):
+        learn(base, folder, tmp_path / "runs" / "a")
+
+
+def test_an_empty_task_is_refused_before_anything_is_written(base, folder, tmp_path):
+    (folder / "nobody").mkdir()
+    with pytest.raises(Refused, match="nobody"):
+        learn(base, folder, tmp_path / "runs" / "a")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_methods_that_keep_concepts_apart_themselves_are_refused(base, folder, tmp_path):
+    with pytest.raises(Refused, match="cannot learn a sequence"):
+        learn(base, folder, tmp_path / "runs" / "a", Perfusion())
+
+
+def test_lambda_that_stops_learning_is_warned_of(base, folder, tmp_path, capsys):
+    train_sequence(
+        base, load_sequence(folder, "cat"), method=CLoRA(rank=2, penalty_weight=1e30, importance="sum_of_abs"),
+        out=tmp_path / "runs" / "a", config=FAST, learning_rate=1e-9,
+    )  # fmt: skip
+    record = json.loads((tmp_path / "runs" / "a" / "sequence.json").read_text(encoding="utf-8"))
+    first, second = (each["change"] for each in record["learned"])
+    told = "hardly learned" in capsys.readouterr().err
+    assert told == (second < 0.01 * first)
+
+
+@pytest.mark.parametrize(
+    ("names", "order", "words"),
+    [
+        (["Mia", "mia!"], (), "share the word <mia>"),
+        (["mia"], ("mia", "mia"), "share the word <mia>"),
+        (["mia"], ("otto",), "'otto', which is no folder"),
+        ([], (), "holds no folders"),
+        (["!!"], (), "no word can be made"),
+    ],
+)
+def test_folders_that_are_no_sequence_are_refused(tmp_path, names, order, words):
+    for name in names:
+        (tmp_path / name).mkdir()
+    with pytest.raises(Refused, match=words):
+        load_sequence(tmp_path, "cat", order=order)
