@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from diffadapt.adapters import OFT, Adapter, LoRA, Method, Perfusion, SideInputs, Token, attach, load_adapter
+from diffadapt.adapters.control_net import ControlNet, attach_control_net
 from diffadapt.bases import Base, load_base
 from diffadapt.bases.load import FAMILIES
 from diffadapt.conditioning import Conditioning
@@ -238,3 +239,9 @@ def test_words_cannot_be_learned_where_there_are_none(base):
             attach(base, method, tokens={"<x>": "cat"})
     with pytest.raises(Refused, match="no class 'a cat'"):
         sample(base, "a cat")
+
+
+def test_a_controlnet_needs_an_encoder_to_copy(base):
+    with pytest.raises(Refused, match="copies the encoder of a UNet, and .* is a toy; use a hint"):
+        attach_control_net(base, ControlNet())
+    assert not base.attachments

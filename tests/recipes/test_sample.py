@@ -7,7 +7,7 @@ from PIL import Image, ImageChops
 
 from diffadapt.adapters import Adapter, LoRA, Method, Token, attach
 from diffadapt.errors import Refused
-from diffadapt.sampling.sample import PromptLine, parse_prompt_line, sample
+from diffadapt.sampling.sample import PromptLine, parse_prompt_line, sample, timestep_of
 
 
 @pytest.fixture
@@ -143,3 +143,20 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_pictures_are_the_same(base)
             sample(base, prompts, steps=1)
     finally:
         hook.remove()
+
+
+def test_the_timestep_of_a_call_is_found_however_the_pipeline_passes_it():
+    class Denoiser(torch.nn.Module):
+        def forward(self, sample, timestep, encoder_hidden_states=None):
+            return sample
+
+    class Other(torch.nn.Module):
+        def forward(self, sample, sigma):
+            return sample
+
+    x, t = torch.zeros(1), torch.tensor(7)
+    for args, kwargs in (((x, t), {}), ((x,), {"timestep": t}), ((), {"sample": x, "timestep": t})):
+        assert timestep_of(Denoiser(), args, kwargs) == 7
+    assert timestep_of(Denoiser(), (x, 7), {}) == 7  # some pipelines pass a plain number
+    with pytest.raises(Refused, match="Other is given sample, sigma; expected an argument timestep"):
+        timestep_of(Other(), (x, t), {})
