@@ -22,8 +22,8 @@ from diffadapt.data.scenes import KIND_OF
 from diffadapt.evidence import Context, Results, Unit
 from diffadapt.metrics.fidelity import subject_fidelity
 from diffadapt.recipes.subject import train_subject
+from diffadapt.run_layout import checkpoint_of
 from diffadapt.sampling.sample import adapted, biased
-from diffadapt.training.checkpoint import place_of
 
 STEPS, EVERY, SAMPLING_STEPS = 200, 50, 10
 MARKS = tuple(range(EVERY, STEPS + 1, EVERY))
@@ -147,7 +147,7 @@ class Judge:
 
 def checkpoint(folder: Path, step: int) -> Path:
     """The adapter after one of `MARKS` of the run in a folder."""
-    return place_of(folder / "checkpoints", step) / "adapter.safetensors"
+    return checkpoint_of(folder / "checkpoints", step) / "adapter.safetensors"
 
 
 def at_marks(judge: Judge, folder: Path) -> dict[str, Any]:

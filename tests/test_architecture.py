@@ -19,6 +19,7 @@ SHARED = {
     "config",
     "config_values",
     "progress",
+    "run_layout",
     "threads",
     "conditioning",
     "noise_schedule",

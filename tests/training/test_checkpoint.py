@@ -7,13 +7,14 @@ import torch
 
 from diffadapt.errors import Failed, Refused
 from diffadapt.files import save_tensors
-from diffadapt.training.checkpoint import load_checkpoint, place_of, save_checkpoint
+from diffadapt.run_layout import checkpoint_of
+from diffadapt.training.checkpoint import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture
 def folder(tmp_path):
     for step in (2, 4):
-        save_tensors(place_of(tmp_path, step) / "adapter.safetensors", {"x": torch.full((8,), float(step))})
+        save_tensors(checkpoint_of(tmp_path, step) / "adapter.safetensors", {"x": torch.full((8,), float(step))})
         save_checkpoint(tmp_path, step, {"x": torch.full((8,), float(step))}, {"of": 4}, keep=0)
     return tmp_path
 
@@ -47,7 +48,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_checkpoint_is_passed_over_aloud(folder, damage, capsys):
-    DAMAGE[damage](place_of(folder, 4))
+    DAMAGE[damage](checkpoint_of(folder, 4))
     found = load_checkpoint(folder)
     assert found is not None and found[0] == 2 and float(found[1]["x"][0]) == 2
     assert "passed over" in capsys.readouterr().err
@@ -55,7 +56,7 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(folder, damage, capsys):
 
 def test_when_every_checkpoint_is_damaged_the_run_does_not_begin_again_in_silence(folder):
     for step in (2, 4):
-        flip(place_of(folder, step) / "state.safetensors")
+        flip(checkpoint_of(folder, step) / "state.safetensors")
     with pytest.raises(Refused, match="no checkpoint in .* is whole .*digest differs.*start again in a new folder"):
         load_checkpoint(folder)
 

@@ -28,6 +28,7 @@ from ..evaluation.evaluate_style import evaluate_style
 from ..files import write_json
 from ..objectives import Denoising
 from ..progress import say
+from ..run_layout import RunLayout, picture
 from ..sampling.adapter_files import start_from
 from ..training.batches import Batches, Texts
 from ..training.finish import finish
@@ -219,6 +220,6 @@ def _write_pictures(folder: Path, styles: Styles, resolution: int) -> None:
     for name, each in styles.pictures.items():
         for i in range(min(few, len(each))):
             pixels = each.pixels([i], resolution)[0]
-            write_png(folder / "concept" / f"{len(rows):02d}.png", to_picture(pixels))
+            write_png(picture(RunLayout(folder).concept, len(rows)), to_picture(pixels))
             rows.append({"file": f"{name}/{each.examples[i].path.name}", "caption": each.caption(i)})
-    write_json(folder / "concept" / "crops.json", rows)
+    write_json(RunLayout(folder).crops, rows)

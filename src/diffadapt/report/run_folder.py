@@ -2,15 +2,15 @@
 
 import json
 import math
-import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import Refused
 from ..files import load_tensors, text_lines
+from ..run_layout import RunLayout
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -18,7 +18,6 @@ else:
     import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
 PICTURES = (".png", ".webp", ".jpg", ".jpeg")
-MARKS_OF_A_RUN = ("run.toml", "log.jsonl", "metrics.json", "samples", "concept", "adapter.safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,29 +83,30 @@ def read_run_folder(folder: str | Path) -> RunFolder:
     folder = Path(folder)
     if not folder.is_dir():
         raise Refused(f"no folder at {folder}; give the folder that a training run wrote")
-    if not any((folder / name).exists() for name in MARKS_OF_A_RUN):
-        expected = ", ".join(MARKS_OF_A_RUN)
+    run = RunLayout(folder)
+    if not any(part.exists() for part in run.parts()):
+        expected = ", ".join(part.name for part in run.parts())
         raise Refused(f"{folder} is no run folder: it holds none of {expected}; give the folder of a run")
     remarks: list[str] = []
-    config_text = _text(folder / "run.toml", remarks)
-    adapter, metadata = _adapter(folder / "adapter.safetensors", remarks)
-    crops = _json(folder / "concept" / "crops.json", remarks)
+    config_text = _text(run.run, remarks)
+    adapter, metadata = _adapter(run.adapter, remarks)
+    crops = _json(run.crops, remarks)
     return RunFolder(
         folder=folder,
         config=_toml(config_text, remarks),
         config_text=config_text,
-        log=_log(folder / "log.jsonl", remarks),
-        metrics=_mapping(_json(folder / "metrics.json", remarks)),
-        prompts=_mapping(_json(folder / "samples" / "prompts.json", remarks)),
+        log=_log(run.log, remarks),
+        metrics=_mapping(_json(run.metrics, remarks)),
+        prompts=_mapping(_json(run.prompts, remarks)),
         crops=[crop for crop in crops if isinstance(crop, dict)] if isinstance(crops, list) else [],
-        concept=_pictures(folder / "concept"),
-        samples={int(step): files for step, files in _numbered(folder / "samples", r"step-(\d+)")},
-        base_samples=_pictures(folder / "samples" / "base"),
-        signals=_pictures(folder / "samples" / "signals"),
-        strengths=dict(_numbered(folder / "samples", r"strength-(\d+(?:\.\d+)?)")),
+        concept=_pictures(run.concept),
+        samples={step: files for step, place in run.sampled_steps() if (files := _pictures(place))},
+        base_samples=_pictures(run.base_samples),
+        signals=_pictures(run.signals),
+        strengths={strength: files for strength, place in run.sampled_strengths() if (files := _pictures(place))},
         adapter=adapter,
         metadata=metadata,
-        last_checkpoint=_last_checkpoint(folder / "checkpoints"),
+        last_checkpoint=_last_checkpoint(run.checkpoints),
         remarks=remarks,
     )
 
@@ -176,17 +176,6 @@ def _pictures(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES and path.is_file())
-
-
-def _numbered(folder: Path, pattern: str) -> list[tuple[float, list[Path]]]:
-    def found() -> Iterator[tuple[float, list[Path]]]:
-        for each in folder.iterdir() if folder.is_dir() else ():
-            match = re.fullmatch(pattern, each.name)
-            files = _pictures(each) if match else []
-            if match and files:
-                yield float(match[1]), files
-
-    return sorted(found())
 
 
 def _adapter(path: Path, remarks: list[str]) -> tuple[Path | None, Mapping[str, str]]:

@@ -11,6 +11,7 @@ from ..adapters import TRAINED
 from ..config import build
 from ..errors import Refused
 from ..files import write_atomic
+from ..run_layout import RunLayout
 from .movement import read_movement
 from .page import Picture, PictureTable, duration, file_size, longest_side, number, render, spread
 from .plots import interval_mark
@@ -105,7 +106,7 @@ def write_report(run_folder: str | Path, *, running: bool = False) -> Path:
         config_text=run.config_text.strip(),
         usage=usage(run, token=subject.token, noun=subject.noun, base=subject.base) if run.adapter else [],
     )
-    return write_atomic(run.folder / "report.html", page)
+    return write_atomic(RunLayout(run.folder).report, page)
 
 
 def read_subject(run: RunFolder) -> Subject:

@@ -7,8 +7,7 @@ from ..adapters import Attachment, copy_values, load_adapter
 from ..adapters.control_net import is_control_net, load_control_net
 from ..bases import Base
 from ..errors import Refused
-
-NAMES = ("adapter.safetensors", "hint.safetensors")  # of a run's folder, in the order in which they are put on
+from ..run_layout import ADAPTERS, RunLayout
 
 
 def adapter_files(path: str | Path) -> list[Path]:
@@ -20,17 +19,18 @@ def adapter_files(path: str | Path) -> list[Path]:
     path = Path(path).expanduser()
     if not path.is_dir():
         return [path]
-    if not (path / NAMES[0]).is_file():
+    run = RunLayout(path)
+    if not run.adapter.is_file():
         raise Refused(
-            f"no adapter at {path / NAMES[0]}; expected a .safetensors file or the folder of a finished run"
+            f"no adapter at {run.adapter}; expected a .safetensors file or the folder of a finished run"
             + usable_checkpoints(path)
         )
-    return [path / name for name in NAMES if (path / name).is_file()]
+    return run.adapters
 
 
 def usable_checkpoints(run: Path) -> str:
     """The end of a message about a run that has no adapter yet: which of its checkpoints can be used in its place."""
-    found = sorted(run.glob(f"checkpoints/step-*/{NAMES[0]}"))
+    found = sorted(RunLayout(run).checkpoints.glob(f"step-*/{ADAPTERS[0]}"))
     return f"; this run is not finished, its newest checkpoint is {found[-1]}" if found else ""
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..errors import Refused
 from ..files import file_digest, load_tensors, read_json, save_tensors, write_json
 from ..progress import say
+from ..run_layout import checkpoint_of
 from ..shapes import CHECKPOINT
 
 
@@ -26,7 +27,7 @@ def save_checkpoint(
     folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, keep: int
 ) -> Path:
     """Writes `folder/step-NNNNNN` and removes all but the newest `keep` checkpoints (0 keeps all)."""
-    place = place_of(folder, step)
+    place = checkpoint_of(folder, step)
     save_tensors(place / "state.safetensors", tensors)
     digests = {path.name: file_digest(path) for path in sorted(place.glob("*.safetensors"))}
     write_json(place / "state.json", {"step": step, **facts, "sha256": digests})
@@ -35,11 +36,6 @@ def save_checkpoint(
             (old / "state.json").unlink()  # first, so that a kill in the middle leaves no half checkpoint
             shutil.rmtree(old)
     return place
-
-
-def place_of(folder: Path, step: int) -> Path:
-    """The checkpoint of one step, whether it is there or not."""
-    return folder / f"step-{step:06d}"
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -75,7 +71,7 @@ def read_checkpoint(place: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]
         Refused: a file of it is missing or is not as it was written, or it says another step than its folder.
     """
     facts = read_json(place / "state.json", CHECKPOINT)
-    if place.name != place_of(place.parent, facts["step"]).name:
+    if place.name != checkpoint_of(place.parent, facts["step"]).name:
         raise Refused(f"{place} says that it is step {facts['step']}; it was changed")
     for name, digest in facts["sha256"].items():
         if name != Path(name).name or file_digest(place / name) != digest:

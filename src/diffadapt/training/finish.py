@@ -9,8 +9,9 @@ from ..errors import Refused
 from ..files import parse_json, read_json, read_text, text_lines, write_json
 from ..progress import say
 from ..report import write_report
+from ..run_layout import RunLayout
 from ..sampling.adapter_files import adapter_files
-from ..shapes import LOG_LINE, METRICS
+from ..shapes import LOG_LINE, METRICS, hold
 from .progress_samples import ProgressSamples
 from .run import Run
 
@@ -38,13 +39,14 @@ def finish(
     """
     if samples:
         samples.save_strengths(folder, STRENGTHS)
-    metrics = read_json(folder / "metrics.json", METRICS) if (folder / "metrics.json").exists() else {}
+    layout = RunLayout(folder)
+    metrics = read_json(layout.metrics, METRICS) if layout.metrics.exists() else {}
     if measure and "values" not in metrics:
         try:
             metrics = measure()
         except Refused as error:  # a photo base without its encoders: the run is worth a report all the same
             say(f"not evaluated: {error}", quiet=quiet)
-    log = text_lines(read_text(folder / "log.jsonl")) if (folder / "log.jsonl").exists() else []
+    log = text_lines(read_text(layout.log)) if layout.log.exists() else []
     rows = [parse_json(line, LOG_LINE, "a line of log.jsonl") for line in log]
     resumed_at = facts.pop("resumed_at", 0)
     earlier = sum(row.get("seconds", 0.0) for row in rows if row["step"] <= resumed_at)  # of calls before this
@@ -53,7 +55,7 @@ def finish(
         "seconds_total": round(earlier + time.time() - started, 2),
         "adapter_bytes": sum(file.stat().st_size for file in adapter_files(folder)),
     }
-    write_json(folder / "metrics.json", metrics)
+    write_json(layout.metrics, hold(metrics, METRICS, str(layout.metrics)))
     run = Run(folder, metrics)
     write_report(folder)
     say(f"report: {run.report}", quiet=quiet)

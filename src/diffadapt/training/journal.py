@@ -7,6 +7,7 @@ from typing import Any
 from ..evaluation.geometry import geometry
 from ..progress import Steps, say
 from ..report import write_report
+from ..run_layout import RunLayout
 from .learner import Learner
 from .log import RunLog
 from .progress_samples import ProgressSamples
@@ -51,7 +52,7 @@ class Journal:
         if self.samples:
             self.samples.save_base(list(self.learner.attachments.values()))
         if self.first:
-            self.log = RunLog(self.learner.folder / "log.jsonl", resume_at=self.done)
+            self.log = RunLog(RunLayout(self.learner.folder).log, resume_at=self.done)
             self._write_page()
         self.bar.__enter__()
         return self
@@ -89,7 +90,7 @@ class Journal:
         self.bar.advance(f"loss {row['loss']:.4f}")
         if self.samples and due:
             with self.learner.averaged():
-                self.samples.save(f"step-{now:06d}")
+                self.samples.save_step(now)
         kept = bool(config.checkpoint_every) and (now % config.checkpoint_every == 0 or last)
         if self.first and kept:
             self.learner.checkpoint(now)

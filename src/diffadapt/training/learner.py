@@ -15,10 +15,10 @@ from ..adapters import Attachment, SideInputs
 from ..bases import Base
 from ..config import check
 from ..errors import Failed, Refused
+from ..run_layout import RunLayout, checkpoint_of
 from .checkpoint import (
     load_checkpoint,
     optimizer_tensors,
-    place_of,
     prefixed,
     restore_optimizer,
     save_checkpoint,
@@ -97,7 +97,7 @@ class Learner:
 
     def resume(self) -> int:
         """Restores the newest checkpoint, if there is one; returns how many steps are done."""
-        found = load_checkpoint(self.folder / "checkpoints")
+        found = load_checkpoint(RunLayout(self.folder).checkpoints)
         if found is None:
             return 0
         self.kept, tensors, _ = found
@@ -190,8 +190,8 @@ class Learner:
         for name, attachment in self.attachments.items():
             state |= prefixed(name, attachment.state_dict())
         state |= prefixed("ema", self.ema.state()) if self.ema else {}
-        place = self.folder / "checkpoints"
-        self.save(place_of(place, step))
+        place = RunLayout(self.folder).checkpoints
+        self.save(checkpoint_of(place, step))
         save_checkpoint(place, step, state, {"of": self.config.steps}, keep=self.config.keep_checkpoints)
         self.kept = step
 

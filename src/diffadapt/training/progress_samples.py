@@ -15,6 +15,7 @@ from ..data.picture import to_picture, write_png
 from ..data.prompts import benchmark_prompts, spread
 from ..data.scenes import world_of
 from ..files import write_json
+from ..run_layout import RunLayout, picture
 from ..sampling.sample import adapted, default_line, generate
 
 COUNT = 6
@@ -44,10 +45,10 @@ class ProgressSamples:
         controls: Sequence[Tensor] | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
-        self.base, self.folder, self.seed = base, folder / "samples", seed
+        self.base, self.run, self.seed = base, RunLayout(folder), seed
         self.prompts, self.base_prompts, self.controls = list(prompts), list(base_prompts), controls
         write_json(
-            self.folder / "prompts.json",
+            self.run.prompts,
             {
                 "prompts": self.prompts,
                 "seeds": [seed + i for i in range(len(self.prompts))],
@@ -57,40 +58,41 @@ class ProgressSamples:
             },
         )
         for i, control in enumerate(controls or ()):
-            write_png(self.folder / "signals" / f"{i:02d}.png", to_picture(control))
+            write_png(picture(self.run.signals, i), to_picture(control))
 
     def save_base(self, attachments: Sequence[Attachment]) -> None:
         """The untouched base's pictures."""
-        if self.complete("base"):
+        if self._complete(self.run.base_samples):
             return
         for attachment in attachments:
             attachment.enabled = False
-        self._write("base", self.base_prompts, self.controls)
+        self._write(self.run.base_samples, self.base_prompts)
         for attachment in attachments:
             attachment.enabled = True
 
-    def complete(self, name: str) -> bool:
-        """Whether every picture of a set is there."""
-        return all((self.folder / name / f"{i:02d}.png").is_file() for i in range(len(self.prompts)))
-
-    def save(self, name: str) -> None:
-        """The pictures of what is attached now."""
-        self._write(name, self.prompts, self.controls)
+    def save_step(self, step: int) -> None:
+        """The pictures of what is attached now, after a 1-based step."""
+        self._write(self.run.step_samples(step), self.prompts)
 
     def save_strengths(self, adapter: Path, strengths: Sequence[float]) -> None:
         """The pictures of a finished adapter, a file or a run's folder, at these strengths; those there are kept."""
         for strength in strengths:
-            if not self.complete(f"strength-{strength:g}"):
+            place = self.run.strength_samples(strength)
+            if not self._complete(place):
                 with adapted(self.base, [(adapter, strength)]):
-                    self.save(f"strength-{strength:g}")
+                    self._write(place, self.prompts)
 
-    def _write(self, name: str, prompts: Sequence[str], controls: Sequence[Tensor] | None) -> None:
+    def _complete(self, place: Path) -> bool:
+        """Whether every picture of a set is there."""
+        return all(picture(place, i).is_file() for i in range(len(self.prompts)))
+
+    def _write(self, place: Path, prompts: Sequence[str]) -> None:
         lines = [
-            default_line(self.base, prompt, self.seed + i, control=controls[i] if controls else None)
+            default_line(self.base, prompt, self.seed + i, control=self.controls[i] if self.controls else None)
             for i, prompt in enumerate(prompts)
         ]
         for i, pixels in enumerate(generate(self.base, lines)):
-            write_png(self.folder / name / f"{i:02d}.png", to_picture(pixels))
+            write_png(picture(place, i), to_picture(pixels))
 
 
 def subject_samples(base: Base, concept: Concept, folder: Path, seed: int) -> ProgressSamples:

@@ -20,6 +20,7 @@ from ..config import dump_toml
 from ..data.picture import to_picture, write_png
 from ..errors import Refused
 from ..files import read_text, sweep, text_lines, write_atomic, write_json
+from ..run_layout import RunLayout, picture
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,11 @@ class Run:
 
     @property
     def adapter(self) -> Path:
-        return self.folder / "adapter.safetensors"
+        return RunLayout(self.folder).adapter
 
     @property
     def report(self) -> Path:
-        return self.folder / "report.html"
+        return RunLayout(self.folder).report
 
 
 def made_by() -> dict[str, Any]:
@@ -92,7 +93,7 @@ def claim_folder(folder: Path, settings: str) -> bool:
     Raises:
         Refused: the folder holds something else, or a run of other settings.
     """
-    mark = folder / "settings.toml"
+    mark = RunLayout(folder).settings
     sweep(folder)
     if mark.exists():
         if (held := read_text(mark)) == settings:
@@ -115,14 +116,15 @@ def claim_folder(folder: Path, settings: str) -> bool:
 def write_pictures(folder: Path, pictures: Tensor, table: Sequence[Mapping[str, Any]]) -> None:
     """Writes the pictures (N, 3, H, W) in [0, 1] that the report shows as what was learned, and what they are."""
     for i, pixels in enumerate(pictures):
-        write_png(folder / "concept" / f"{i:02d}.png", to_picture(pixels))
-    write_json(folder / "concept" / "crops.json", table)
+        write_png(picture(RunLayout(folder).concept, i), to_picture(pixels))
+    write_json(RunLayout(folder).crops, table)
 
 
 def write_run_file(folder: Path, base: Base, settings: str) -> None:
     """Writes run.toml, the resolved config and what made the run, unless it is there."""
-    if not (folder / "run.toml").exists():
+    place = RunLayout(folder).run
+    if not place.exists():
         write_atomic(
-            folder / "run.toml",
+            place,
             settings + "\n" + dump_toml({"made_by": {"base_fingerprint": base.fingerprint, **made_by()}}),
         )

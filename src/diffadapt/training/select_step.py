@@ -15,12 +15,12 @@ from ..files import read_json, write_atomic, write_json
 from ..metrics.features import Features
 from ..metrics.harmonic import harmonic_mean
 from ..progress import Steps
+from ..run_layout import ADAPTERS, RunLayout, checkpoint_of
 from ..sampling.sample import adapted
 from ..shapes import SELECTION
-from .checkpoint import checkpoints, place_of
+from .checkpoint import checkpoints
 
-NAME = "adapter.safetensors"
-LAST = "adapter-last.safetensors"
+NAME = ADAPTERS[0]
 
 
 def select_step(
@@ -45,10 +45,11 @@ def select_step(
     Raises:
         Refused: there is no checkpoint.
     """
-    places = checkpoints(folder / "checkpoints")
+    run = RunLayout(folder)
+    places = checkpoints(run.checkpoints)
     if not places:
         raise Refused(f"no checkpoint in {folder} to choose from; set checkpoint_every, such as 25")
-    table = folder / "selection.json"
+    table = run.selection
     found: dict[str, Any] = read_json(table, SELECTION) if table.exists() else {"steps": []}
     judges = [Judge(base, part, prompts=prompts, seed=seed, same_noise=False) for part in concept.parts]
     encoder = load_encoders(base)[0]
@@ -62,11 +63,11 @@ def select_step(
             bar.advance(f"step {row['step']}: {row['harmonic_mean']:.3f}")
     best = max(found["steps"], key=lambda row: row["harmonic_mean"])
     found |= {"chosen": best["step"], "last": found["steps"][-1]["step"]}
-    if not (folder / LAST).exists():
-        write_atomic(folder / LAST, (folder / NAME).read_bytes())
+    if not run.last_adapter.exists():
+        write_atomic(run.last_adapter, run.adapter.read_bytes())
     if found["chosen"] != found["last"]:
-        chosen = place_of(folder / "checkpoints", found["chosen"]) / NAME
-        write_atomic(folder / NAME, chosen.read_bytes())
+        chosen = checkpoint_of(run.checkpoints, found["chosen"]) / NAME
+        write_atomic(run.adapter, chosen.read_bytes())
     write_json(table, found)
     return found
 
