@@ -214,3 +214,19 @@ def test_a_file_that_is_no_toml_is_named(tmp_path: Path, content: bytes | None, 
 def test_a_byte_order_mark_is_no_fault(tmp_path: Path):
     (tmp_path / "a.toml").write_bytes(b"\xef\xbb\xbfsteps = 3")
     assert read_toml(tmp_path / "a.toml") == {"steps": 3}
+
+
+def test_settings_are_checked_where_they_are_made_and_a_wrong_name_gets_the_nearest():
+    from diffadapt import OFT, LoRA, SubjectConfig
+
+    with pytest.raises(Refused, match="unknown option rnk; did you mean rank?"):
+        LoRA(rnk=8)
+    with pytest.raises(Refused, match="rank: expected at least 1, got 0"):
+        LoRA(rank=0)
+    with pytest.raises(Refused, match=r"block_size: expected a whole number.*, got 'many' \(text\)"):
+        OFT(block_size="many")
+    with pytest.raises(Refused, match="unknown option step; did you mean steps?"):
+        SubjectConfig(step=3)
+    with pytest.raises(Refused, match="train.steps: expected at least 1, got 0"):
+        build(SubjectConfig, {"steps": 0}, name="train")
+    assert LoRA(rank=8) == LoRA(rank=8) and LoRA(rank=8).rank == 8

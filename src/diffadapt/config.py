@@ -70,6 +70,26 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+class Settings:
+    """A config dataclass that is checked where it is made, and whose wrong names get the nearest right one.
+
+        LoRA(rnk=8)      Refused: unknown option rnk; did you mean rank?
+        LoRA(rank=0)     Refused: rank: expected at least 1, got 0
+
+    To be the first base of a frozen, keyword-only dataclass.
+    """
+
+    def __new__(cls, *_: Any, **values: Any) -> "Settings":
+        names = [field.name for field in fields(cls)]  # pyright: ignore[reportArgumentType]
+        for name in values:
+            if name not in names:
+                raise Refused(unknown(name, names))
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
 def check(config: Any, table: str = "") -> None:
     """Holds every value of a config, and of the configs in it, against its type, range and choices.
 
@@ -127,6 +147,10 @@ def build(config_class: type[T], table: Mapping[str, Any], *, name: str = "", kn
         if key not in values and field.default is MISSING and field.default_factory is MISSING:
             doc = field.metadata.get("doc", "")
             raise Refused(f"{_dotted(name, key)} is missing{f' ({doc})' if doc else ''}; add {_dotted(name, key)}=...")
+    for key, value in values.items():  # here, since only here the names of the tables are known
+        for item in value if isinstance(value, tuple | list) else [value]:
+            if item is not None and not is_dataclass(item):
+                check_range(item, _dotted(name, key), by_name[key].metadata)
     config = config_class(**values)
     check(config, name)
     return config

@@ -107,5 +107,9 @@ def check_range(value: Any, name: str, meta: Mapping[str, Any]) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise Refused(f"{name}: expected a finite number, got {value}")
     if (low is not None and value < low) or (high is not None and value > high):
-        limits = [f"at {word} {limit:g}" for word, limit in (("least", low), ("most", high)) if limit is not None]
+        limits = [
+            f"at {word} {limit if isinstance(limit, int) else f'{limit:g}'}"
+            for word, limit in (("least", low), ("most", high))
+            if limit is not None
+        ]
         raise Refused(f"{name}: expected {' and '.join(limits)}, got {value!r}")

@@ -24,7 +24,7 @@ def seeded():
 
 
 def put(layer: nn.Module, size: float = 0.0, **settings) -> OFTAdapter:
-    adapter = OFT(**settings).build(layer.requires_grad_(False), "here", torch.Generator())
+    adapter = OFT(**settings).build(layer.requires_grad_(False), "here", "", torch.Generator())
     assert isinstance(adapter, OFTAdapter)
     with torch.no_grad():
         adapter.q.normal_(std=size)

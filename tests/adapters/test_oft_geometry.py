@@ -34,7 +34,7 @@ def seeded():
 
 def turned(layer: nn.Module, angle: float = 0.5, **settings) -> OFTAdapter:
     """An adapter whose blocks turn by up to `angle` radians."""
-    adapter = OFT(**settings).build(layer, "here", torch.Generator())
+    adapter = OFT(**settings).build(layer, "here", "", torch.Generator())
     assert isinstance(adapter, OFTAdapter)
     with torch.no_grad():
         adapter.q.normal_(generator=torch.Generator().manual_seed(1))
@@ -63,7 +63,7 @@ def matrix(rotations: Tensor) -> Tensor:
 @every_setting
 def test_the_start_is_the_identity_bit_for_bit(layer, settings):
     layer = layer()
-    adapter = OFT(**settings).build(layer, "here", torch.Generator())
+    adapter = OFT(**settings).build(layer, "here", "", torch.Generator())
     assert torch.equal(adapter.rotations(), torch.eye(adapter.block_size).expand_as(adapter.rotations()))
     assert torch.equal(adapter.weight(layer.weight), layer.weight)
     x = torch.randn(7, 64) if isinstance(layer, nn.Linear) else torch.randn(2, 8, 5, 5)
@@ -180,7 +180,7 @@ def test_one_block_is_the_dense_cayley_transform():
     ],
 )
 def test_parameters_are_as_many_as_the_formula_says(settings, expected):
-    adapter = OFT(**settings).build(nn.Linear(128, 128), "here", torch.Generator())
+    adapter = OFT(**settings).build(nn.Linear(128, 128), "here", "", torch.Generator())
     assert trainable(adapter) == expected
 
 
@@ -199,8 +199,8 @@ def test_the_papers_table_of_parameters_is_met(stable_diffusion, blocks, million
     listed = re.compile(r".*\.(to_q|to_k|to_v|to_out\.0|ff\.net\.0\.proj)")
     layers = [layer for path, layer in stable_diffusion.named_modules() if listed.fullmatch(path)]
     assert len(layers) == 144
-    adapters = [OFT(blocks=blocks).build(layer, "here", torch.Generator()) for layer in layers]
-    hint = Hint.for_downsampling(8).build(stable_diffusion.conv_in, "here", torch.Generator())
+    adapters = [OFT(blocks=blocks).build(layer, "here", "", torch.Generator()) for layer in layers]
+    hint = Hint.for_downsampling(8).build(stable_diffusion.conv_in, "here", "", torch.Generator())
     turned, hinted = sum(map(trainable, adapters)), trainable(hint)
     embedding = sum(p.numel() for p in stable_diffusion.time_embedding.parameters())
     assert (round(hinted / 1e6, 3), round(embedding / 1e6, 3)) == (1.086, 2.051)
@@ -275,7 +275,7 @@ def test_a_rotation_of_the_outputs_and_noise_change_the_angles_a_hundred_times_a
 
 @every_layer
 def test_the_gain_starts_at_one_exactly_and_stays_positive(layer):
-    adapter = OFT(block_size=4, rescale="joint").build(layer(), "here", torch.Generator())
+    adapter = OFT(block_size=4, rescale="joint").build(layer(), "here", "", torch.Generator())
     assert torch.equal(adapter._gain(), torch.ones(len(adapter.layer.weight)))
     optimizer = torch.optim.SGD([adapter.log_gain], lr=10.0)
     for _ in range(5):  # wants a gain of minus infinity

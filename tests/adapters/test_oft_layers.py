@@ -31,7 +31,7 @@ def seeded():
 
 def put(method: Method, layer: nn.Module, size: float = 0.3) -> Adapter:
     """An adapter on a frozen layer, its parameters somewhere else than at their start."""
-    adapter = method.build(layer.requires_grad_(False), HERE, torch.Generator().manual_seed(0))
+    adapter = method.build(layer.requires_grad_(False), HERE, "", torch.Generator().manual_seed(0))
     with torch.no_grad():
         for name, parameter in adapter.own_parameters():
             if name != "down":

@@ -22,7 +22,7 @@ class Quantised(nn.Linear):
 
 
 def test_a_quantised_layer_is_adapted_but_its_merge_is_refused():
-    adapter = OFT(block_size=4).build(Quantised(16, 8), HERE, torch.Generator())
+    adapter = OFT(block_size=4).build(Quantised(16, 8), HERE, "", torch.Generator())
     nn.init.normal_(adapter.q, std=0.3)
     x = torch.randn(3, 16)
     y = adapter(x)
@@ -66,7 +66,7 @@ def test_a_refused_merge_leaves_the_base_as_it_was(base):
 )  # fmt: skip
 def test_a_layer_that_does_not_fit_is_refused_in_one_sentence(layer, settings, says):
     with pytest.raises(Refused, match=says) as refused:
-        OFT(**settings).build(layer, HERE, torch.Generator())
+        OFT(**settings).build(layer, HERE, "", torch.Generator())
     assert "\n" not in str(refused.value)
 
 
@@ -74,7 +74,7 @@ def test_a_quantised_convolution_is_refused():
     layer = nn.Conv2d(4, 4, 3)
     layer.weight = nn.Parameter(torch.zeros(4, 4, 3, 3, dtype=torch.uint8), requires_grad=False)
     with pytest.raises(Refused, match=r"here: a convolution with quantised weights \(torch.uint8\)"):
-        OFT(block_size=4).build(layer, HERE, torch.Generator())
+        OFT(block_size=4).build(layer, HERE, "", torch.Generator())
 
 
 @pytest.mark.parametrize("settings", [{"block_size": 1}, {"block_size": 0}, {"blocks": 0}, {"dropout": 1.5}], ids=str)
@@ -85,6 +85,6 @@ def test_settings_out_of_range_are_refused(base, settings):
 
 
 def test_a_convolution_over_an_adapter_that_depends_on_the_input_is_refused():
-    hint = Hint(channels=(4, 8)).build(nn.Conv2d(4, 8, 3, padding=1), HERE, torch.Generator())
+    hint = Hint(channels=(4, 8)).build(nn.Conv2d(4, 8, 3, padding=1), HERE, "", torch.Generator())
     with pytest.raises(Refused, match="filters of here, which the adapter beneath it makes depend on the input"):
-        OFT(block_size=4).build(hint, HERE, torch.Generator())
+        OFT(block_size=4).build(hint, HERE, "", torch.Generator())

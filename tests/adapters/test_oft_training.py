@@ -23,7 +23,7 @@ def seeded():
 
 
 def put(method: OFT, layer: nn.Module, size: float = 0.3) -> OFTAdapter:
-    adapter = method.build(layer.requires_grad_(False), "here", torch.Generator())
+    adapter = method.build(layer.requires_grad_(False), "here", "", torch.Generator())
     assert isinstance(adapter, OFTAdapter)
     with torch.no_grad():
         for _, parameter in adapter.own_parameters():

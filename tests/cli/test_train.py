@@ -7,7 +7,8 @@ import pytest
 
 from diffadapt.cli.main import main
 from diffadapt.config import build, tomllib
-from diffadapt.recipes.job import read_job
+from diffadapt.recipes.job import RECIPES, read_job
+from diffadapt.recipes.own_settings import own_config
 from diffadapt.recipes.subject import SubjectConfig
 
 HERE = ["concept.folder=photos/x", "concept.noun=cat"]
@@ -39,7 +40,7 @@ def test_options_win_over_the_file_wherever_they_stand(tmp_path: Path, capsys: p
 def test_the_resolved_config_resolves_to_itself(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     table = dry(capsys, *HERE, "method.name=token", "method.vectors=3", "out=runs/y")
     assert read_job(table).table()["method"] == {"name": "token", "vectors": 3}
-    assert build(SubjectConfig, table["train"]) == SubjectConfig()
+    assert build(SubjectConfig, table["train"]) == own_config("embedded", "token")
     (tmp_path / "run.toml").write_text(f"{main_text(capsys, *HERE)}\n[made_by]\ndiffadapt = '1'\n")
     assert dry(capsys, str(tmp_path)) == dry(capsys, *HERE)
 
@@ -58,14 +59,15 @@ def main_text(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ([*HERE, "rank=3"], "unknown option rank; did you mean method.rank?"),
         ([*HERE, "train.stesp=3"], "unknown option train.stesp; did you mean train.steps?"),
         ([*HERE, "method.name=lroa"],
-         "method.name: expected lora or oft or perfusion or selective or token, got 'lroa'; did you mean lora?"),
-        ([*HERE, "recipe=sbject"], "recipe: expected subject or control, got 'sbject'; did you mean subject?"),
+         f"method.name: expected {' or '.join(RECIPES['subject'].methods)}, got 'lroa'; did you mean lora?"),
+        ([*HERE, "recipe=sbject"],
+         f"recipe: expected {' or '.join(RECIPES)}, got 'sbject'; did you mean subject?"),
         ([*HERE, "method=lora"],
          "method is a table with options, such as method.name=lora; got method = 'lora'"),
         ([*HERE, "train.steps=many"], "train.steps: expected a whole number, got 'many'"),
-        ([*HERE, "seed=-1"], "seed: expected at least 0, got -1"),
+        ([*HERE, "seed=-1"], "seed: expected at least 0 and at most 9223372036854775807, got -1"),
         (["a.toml", "b.toml"], "expected one config file, got a.toml and b.toml; options are written key=value"),
-        (["missing.toml"], "cannot read the config missing.toml: No such file or directory"),
+        (["missing.toml"], "no config file or run at 'missing.toml'; give one, or options written key=value"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence_and_code_2(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]):

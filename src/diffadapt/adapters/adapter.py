@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..conditioning import Conditioning
+from ..config import Settings
 from ..errors import Refused
 
 
@@ -169,7 +170,7 @@ class Attached(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method(ABC):
+class Method(Settings, ABC):
     """A method's settings, what it is, and how it builds the adapter of one layer.
 
     Attributes:

@@ -47,6 +47,7 @@ class Hint(Method):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))  # files hold a list
+        super().__post_init__()
 
     @classmethod
     def for_downsampling(cls, factor: int) -> "Hint":

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from ..config import option
+from ..config import Settings, option
 from .optimizer import OPTIMIZERS
 from .schedule import SCHEDULES
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoopConfig:
+class LoopConfig(Settings):
     """What a recipe's own settings extend."""
 
     steps: int = option(400, "optimizer steps", low=1)
