@@ -92,3 +92,8 @@ def test_a_batch_knows_its_rows_by_their_source():
 def test_a_draw_may_weigh_rows():
     draw = Draw(torch.tensor([0, 1]), ("target", "memory"), weights=torch.tensor([0.25, 0.75]))
     assert draw.weights is not None and draw.weights.sum() == 1
+
+
+def test_timesteps_stand_anywhere_in_their_shares_each_on_its_own():
+    places = spread_timesteps(np.random.default_rng(0), 8, 8_000_000) % 1_000_000
+    assert len(set((places // 1000).tolist())) == 8

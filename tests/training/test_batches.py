@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from diffadapt.adapters import LoRA, Token, attach
+from diffadapt.conditioning import Conditioning
 from diffadapt.objectives import Denoising, NoiseSchedule, PriorPreservation
 from diffadapt.objectives.objective import Draw, Objective
 from diffadapt.training.batches import Batches, Texts
@@ -117,6 +118,26 @@ def test_weights_and_noise_levels_are_those_that_were_drawn(tiny_base):
     assert batch.weights.tolist() == [0.25, 0.5, 1.0] and batch.timesteps.tolist() == [7, 8, 9]
     assert batch.sources == ("target", "memory", "target")
     assert (batch.latents[:, 0, 0, 0] >= 100).tolist() == [False, True, False]
+
+
+class Elsewhere:
+    """A base on another device than the sources; it is asked for nothing else."""
+
+    device = torch.device("meta")
+
+
+class Silent:
+    """Texts without any."""
+
+    def of(self, captions):
+        return Conditioning()
+
+
+def test_all_of_a_batch_lies_on_the_bases_device():
+    sources = {"target": Numbered(masked=True, signal=True), "memory": Numbered(masked=True, signal=True)}
+    batch = Batches(Elsewhere(), Weighted(), sources, Silent(), batch_size=3, parts=1, seed=0, process=0).batch(0, 0)
+    parts = (batch.latents, batch.noise, batch.timesteps, batch.weights, batch.mask, batch.condition.control["hint"])
+    assert all(part.device.type == "meta" for part in parts)
 
 
 # --- texts ------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import dataclasses
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from diffadapt.errors import Failed, Refused
 from diffadapt.files import load_tensors, save_tensors
 from diffadapt.objectives import Batch, Denoising, NoiseSchedule
 from diffadapt.training.fit import AttachedBase, fit
-from diffadapt.training.learner import make_accelerator, refuse_the_impossible, release
+from diffadapt.training.learner import Learner, make_accelerator, refuse_the_impossible, release
 from diffadapt.training.loop_config import LoopConfig
 
 SCHEDULE = NoiseSchedule(alphas_cumprod=torch.tensor([0.64, 0.36]), prediction_type="epsilon")
@@ -377,6 +378,24 @@ def test_a_loss_that_is_no_number_names_the_checkpoint_that_is_kept(tmp_path):
 
     with pytest.raises(Failed, match="at step 4 .*The adapter of step 2 is kept"):
         step(tmp_path, {"adapter": Scale()}, Spoilt([ROW]), changed(steps=5, checkpoint_every=2))
+
+
+class TwoProcesses:
+    """An accelerator whose other process has gradients of 0 everywhere."""
+
+    num_processes = 2
+
+    def reduce(self, flat, reduction):
+        return flat / 2 if reduction == "mean" else flat
+
+
+def test_every_gradient_becomes_the_mean_over_the_processes_and_a_missing_one_counts_as_zero():
+    parameters = [nn.Parameter(torch.zeros(shape)) for shape in ((2, 3), (4,), (1,))]
+    parameters[0].grad = torch.arange(6.0).view(2, 3)
+    parameters[2].grad = torch.tensor([8.0])
+    Learner._average_over_processes(SimpleNamespace(accelerator=TwoProcesses(), parameters=parameters))
+    assert parameters[0].grad.tolist() == [[0, 0.5, 1], [1.5, 2, 2.5]] and parameters[2].grad.tolist() == [4.0]
+    assert parameters[1].grad.tolist() == [0.0] * 4  # the other process may have one
 
 
 # --- before the first step and after the last -------------------------------------------------------------------------
