@@ -237,3 +237,9 @@ def test_the_page_about_families_quotes_the_toy_family():
     tested = (ROOT / "tests" / "bases" / "test_toy_family.py").read_text()
     (quoted,) = [block for block in blocks(DOCS / "adding_a_family.md", "python") if "class Toy" in block]
     assert quoted.strip() in tested
+
+
+def test_the_page_about_objectives_quotes_the_toy_objective():
+    tested = (ROOT / "tests" / "objectives" / "test_toy_objective.py").read_text()
+    (quoted,) = [block for block in blocks(DOCS / "adding_an_objective.md", "python") if "class Halves" in block]
+    assert quoted.strip() in tested
