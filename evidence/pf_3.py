@@ -43,7 +43,7 @@ PAIRS = (
     ("dolphin", "telephone"), ("broccoli", "teddy"), ("kite", "axe"),
 )  # fmt: skip
 REACHED = 0.25  # quantile of the likeness of single concepts that sets the bar
-LEVEL = 1 - 0.1 / 2  # of two comparisons, so that in 95 % of the cases neither wrongly comes out better
+LEVEL = 1 - 0.05 / 2  # of two comparisons, so that in 95 % of the cases neither wrongly finds a difference
 GROUNDS = (
     "on a red background",
     "on a blue background",

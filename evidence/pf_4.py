@@ -34,7 +34,7 @@ from diffadapt.report.finding import claimed_better, goal, told
 from diffadapt.sampling.sample import adapted, default_line, generate
 
 SUBJECTS = tuple(SEED_OF)[:12]
-LEVEL = 1 - 0.1 / 2  # of two comparisons, so that in 95 % of the cases neither wrongly comes out better
+LEVEL = 1 - 0.05 / 2  # of two comparisons, so that in 95 % of the cases neither wrongly finds a difference
 DRAWN = ("fox", "violin")
 BIAS = 0.65  # the default
 TEMPERATURES = (0.1, 0.15, 0.25)

@@ -126,3 +126,9 @@ def test_numbers_read_well() -> None:
 
 def test_a_spread_keeps_both_ends() -> None:
     assert spread(20, 5) == [0, 5, 10, 14, 19] and spread(3, 5) == [0, 1, 2]
+
+
+def test_drift_below_its_floor_is_no_drift() -> None:
+    moved = dict(entry(0.012, 0.010, 0.014, None, "lower")) | {"floor": 0.016}  # type: ignore[call-overload]
+    assert "no further from the base's than other seeds move them" in verdict(drift_features=moved)
+    assert "moved away from the base's" in verdict(drift_features=moved | {"floor": 0.013})

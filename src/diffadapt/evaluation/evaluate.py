@@ -1,8 +1,8 @@
 """Measures what an adapted base learned and what it forgot.
 
 Protocol, after the DreamBooth benchmark (Ruiz et al. 2022, section 4): 25 prompts that put the subject into other
-contexts, 4 pictures each, seeds fixed. Beside it, always, drift: the base's own pictures against the adapted ones on
-prompts that have nothing to do with the concept, same seeds.
+contexts, 4 pictures each, seeds fixed. Beside it, always, what was forgotten: the base's own pictures of the class and
+of what has nothing to do with the concept against the adapted ones, same seeds, and its loss on them, same noise.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,14 +15,18 @@ from ..adapters import Attachment
 from ..bases import Base
 from ..data.concept import Concept
 from ..data.picture import to_picture, write_png
+from ..data.scenes import world_of
 from ..errors import Refused
-from ..metrics.bootstrap import interval_of_mean
-from ..metrics.drift import drift_features, drift_pixels
-from ..metrics.features import Features
+from ..metrics.drift import drift_pixels
+from ..metrics.features import Features, ProbeFeatures
 from ..progress import say
 from ..sampling.sample import adapted, biased
+from .figure import figure
+from .forgetting import about_its_kind, loss_figures, losses, pictures_forgotten
 from .geometry import movement
+from .held_out_loss import LEVELS
 from .judge import Judge, load_encoders
+from .prompt_following import following
 
 
 def evaluate(
@@ -58,7 +62,7 @@ def evaluate(
 
     Returns:
         what `metrics.json` holds: "values" {name: {value, low, high, n, base, better, unit, meaning}},
-        "features", "protocol", "drift_pictures", and what `geometry.movement` returns
+        "features", "protocol", "held_out_loss" by noise level, "drift_pictures", and what `geometry.movement` returns
 
     Raises:
         Refused: an encoder cannot be loaded, or the adapter does not fit.
@@ -71,20 +75,27 @@ def evaluate(
     judge = Judge(
         base, concept, prompts=prompts, per_prompt=per_prompt, unrelated=drift_count, seed=seed, steps=steps
     )  # fmt: skip
-    total = 2 * (len(judge.groups) + max(4, per_prompt) + drift_count)
+    total = 2 * len(judge.groups) + 3 * (len(judge.class_prompts) + drift_count)
     say(f"evaluating on {total} pictures", quiet=quiet)
     with adapted(base, [(a, 0.0) for a, _ in adapters if isinstance(a, Attachment)]):
         before = _Drawn(judge.of_prompts_alone(), judge.of_class(), judge.of_unrelated())
+        again = _Drawn(before.benchmark, judge.of_class(again=True), judge.of_unrelated(again=True))
+        sets = {"class": (before.of_class, judge.class_prompts), "world": (before.unrelated, judge.unrelated)}
+        mine = concept.pixels(base.resolution)
+        untold = [caption.replace(f"{concept.token} ", "") for caption in concept.captions()]
+        lost_before = losses(base, {"concept": (mine, untold), **sets}, seed=seed)
     with adapted(base, adapters) as attachments, biased(attachments, bias or {}):
         after = _Drawn(judge.of_concept(), judge.of_class(), judge.of_unrelated())
+        lost = losses(base, {"concept": (mine, concept.captions()), **sets}, seed=seed)
         moved = movement(attachments)
 
     values: dict[str, dict[str, Any]] = {}
     for encoder in encoders:
         suffix = f" ({encoder.name.split(':')[0]})" if len(encoders) > 1 else ""
-        for name, row in _feature_values(judge, encoder, before, after).items():
+        for name, row in _feature_values(judge, encoder, before, after, again).items():
             values[name + suffix] = row
-    values["drift_pixels"] = _value(
+    values |= loss_figures(lost, lost_before, seed=seed)
+    values["drift_pixels"] = figure(
         drift_pixels(after.unrelated, before.unrelated), None, "lower", "root mean square change of unrelated "
         "pictures, same prompt and seed; one grey level of 255 is 0.0039", seed=seed,
     )  # fmt: skip
@@ -93,6 +104,10 @@ def evaluate(
         "values": values,
         "features": ", ".join(encoder.name for encoder in encoders),
         "protocol": {"prompts": len(judge.plain), "per_prompt": per_prompt, "drift_prompts": drift_count, "seed": seed},
+        "held_out_loss": {
+            name: {"levels": list(LEVELS), "adapted": lost[name].mean(1).tolist(), "base": each.mean(1).tolist()}
+            for name, each in lost_before.items()
+        },
         "drift_pictures": pictures,
         **moved,
     }
@@ -106,13 +121,15 @@ class _Drawn(NamedTuple):
     unrelated: Tensor
 
 
-def _feature_values(judge: Judge, encoder: Features, before: _Drawn, after: _Drawn) -> dict[str, dict[str, Any]]:
+def _feature_values(
+    judge: Judge, encoder: Features, before: _Drawn, after: _Drawn, again: _Drawn
+) -> dict[str, dict[str, Any]]:
     """The figures of one encoder; those that need texts, or several pictures of a prompt, only where there are any."""
     seed, groups = judge.seed, judge.groups
 
     def compared(score: Callable[[Features, Tensor], Tensor], better: str, meaning: str, groups: Tensor | None = None):
         values, base = score(encoder, after.benchmark), score(encoder, before.benchmark)
-        return _value(values, base, better, meaning, groups, seed=seed)
+        return figure(values, base, better, meaning, groups=groups, seed=seed)
 
     meaning = "likeness to the concept's pictures (mean cosine)"
     result = {"subject_fidelity": compared(judge.fidelity, "higher", meaning, groups)}
@@ -122,29 +139,12 @@ def _feature_values(judge: Judge, encoder: Features, before: _Drawn, after: _Dra
     if judge.per_prompt > 1:
         meaning = "how much pictures of one prompt differ (mean pairwise cosine distance)"
         result["diversity"] = compared(judge.diversity, "near base", meaning)
-    result["drift_features"] = _value(
-        drift_features(encoder.pictures(after.unrelated), encoder.pictures(before.unrelated)),
-        None, "lower", "change of unrelated pictures, same prompt and seed (cosine distance)", seed=seed,
-    )  # fmt: skip
-    result["class_leakage"] = _value(
-        judge.fidelity(encoder, after.of_class),
-        judge.fidelity(encoder, before.of_class),
-        "near base", "likeness to the subject of pictures of its plain class; above the base, the class was lost to it",
-        seed=seed,
-    )  # fmt: skip
-    return result
-
-
-def _value(
-    values: Tensor, base: Tensor | None, better: str, meaning: str, groups: Tensor | None = None, *, seed: int
-) -> dict[str, Any]:
-    row: dict[str, Any] = interval_of_mean(values, groups=groups, seed=seed).as_row()
-    return row | {
-        "base": None if base is None else float(base.mean()),
-        "better": better,
-        "unit": "",
-        "meaning": meaning,
-    }
+    world = world_of(judge.base)
+    if world and isinstance(encoder, ProbeFeatures):
+        asked = [prompt for prompt in judge.asked for _ in range(judge.per_prompt)]
+        result |= following(encoder, after.benchmark, before.benchmark, asked, world, seed=seed)
+    near = about_its_kind(judge.unrelated, judge.concept.noun)
+    return result | pictures_forgotten(judge, encoder, after, before, again, near)
 
 
 def _keep_drift_pictures(

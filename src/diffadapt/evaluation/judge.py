@@ -18,6 +18,7 @@ from ..metrics.features import Features, load_features
 from ..metrics.fidelity import subject_fidelity
 from ..sampling.sample import default_line, generate
 
+ANOTHER = 1000  # added to the seeds of pictures that are drawn again
 PHOTO_ENCODERS = ("clip:openai/clip-vit-base-patch32", "dino:facebook/dino-vits16")
 
 
@@ -81,6 +82,7 @@ class Judge:
 
     Attributes:
         plain: the prompts without the concept, which the untouched base is asked and alignment is measured on.
+        class_prompts: the plain class, by itself and in a dozen of the contexts of `plain`.
         unrelated: the prompts that have nothing to do with the concept.
         groups: (N,) which prompt each picture of the concept belongs to.
     """
@@ -102,6 +104,7 @@ class Judge:
         world = world_of(base)
         self._asked = spread(benchmark_prompts(concept.noun, concept.token, world), prompts)
         self.plain = spread(benchmark_prompts(concept.noun, "", world), prompts)
+        self.class_prompts = [concept.class_prompt] * max(1, 4 - len(self.plain)) + spread(self.plain, 12)
         self.unrelated = drift_prompts(world, unrelated, seed, without=concept.noun) if unrelated else []
         self.groups = torch.arange(len(self._asked)).repeat_interleave(per_prompt)
         self._reference: dict[str, Tensor] = {}  # encoder -> features of the concept's pictures
@@ -122,16 +125,18 @@ class Judge:
         """Pictures of the same prompts without the concept."""
         return self._draw(self.plain, self.per_prompt)
 
-    def of_class(self) -> Tensor:
-        """Pictures of the plain class, four at least."""
-        return self._draw([self.concept.class_prompt], max(4, self.per_prompt))
+    def of_class(self, *, again: bool = False) -> Tensor:
+        """A picture of each class prompt, no two from the same noise; `again` draws them from other seeds."""
+        seed = self.seed + ANOTHER * again
+        return draw(self.base, self.class_prompts, 1, seed=seed, same_noise=False, steps=self.steps)
 
-    def of_unrelated(self) -> Tensor:
-        """A picture of each unrelated prompt."""
-        return self._draw(self.unrelated, 1)
+    def of_unrelated(self, *, again: bool = False) -> Tensor:
+        """A picture of each unrelated prompt; `again` draws them from other seeds."""
+        return self._draw(self.unrelated, 1, again=again)
 
-    def _draw(self, prompts: Sequence[str], per_prompt: int) -> Tensor:
-        return draw(self.base, prompts, per_prompt, seed=self.seed, same_noise=self.same_noise, steps=self.steps)
+    def _draw(self, prompts: Sequence[str], per_prompt: int, *, again: bool = False) -> Tensor:
+        seed = self.seed + ANOTHER * again
+        return draw(self.base, prompts, per_prompt, seed=seed, same_noise=self.same_noise, steps=self.steps)
 
     def fidelity(self, encoder: Features, pictures: Tensor) -> Tensor:
         """(N,) likeness to the concept's pictures."""

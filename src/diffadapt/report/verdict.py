@@ -40,6 +40,7 @@ class Figure:
     better: str
     unit: str
     meaning: str
+    floor: float | None = None  # the untouched base, drawn again from other seeds
 
     @property
     def change(self) -> float | None:
@@ -96,6 +97,7 @@ def read_figures(metrics: Mapping[str, Any]) -> list[Figure]:
                 better=better,
                 unit=str(entry.get("unit") or ""),
                 meaning=str(entry.get("meaning") or ""),
+                floor=finite(entry.get("floor")),
             )
         )
     order = list(KINDS)
@@ -155,6 +157,8 @@ def _claim(figure: Figure | None, *, unknown: str, **texts: str) -> Claim | None
 def _moved_away(distance: Figure | None) -> str:
     if distance and distance.value == 0 and distance.high == 0:
         return "pictures of unrelated prompts are the base's own"
+    if distance and distance.floor is not None and distance.high is not None and distance.high <= distance.floor:
+        return "pictures of unrelated prompts moved no further from the base's than other seeds move them"
     return "pictures of unrelated prompts moved away from the base's"
 
 

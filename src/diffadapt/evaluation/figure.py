@@ -1,0 +1,38 @@
+"""One figure of `metrics.json`: its value with an interval, and what it stands beside."""
+
+from typing import Any
+
+from torch import Tensor
+
+from ..metrics.bootstrap import interval_of_mean
+
+
+def figure(
+    values: Tensor,
+    base: Tensor | None,
+    better: str,
+    meaning: str,
+    *,
+    seed: int,
+    groups: Tensor | None = None,
+    floor: Tensor | None = None,
+    kind: str | None = None,
+) -> dict[str, Any]:
+    """{"value", "low", "high", "n", "base", "better", "unit", "meaning"}, and "floor" and "kind" where given.
+
+    Args:
+        values: (N,) one a picture, or a prompt.
+        base: the same of the untouched base; None where that is 0 by construction.
+        better: "higher", "lower" or "near base".
+        meaning: what it is, in words.
+        seed: of the bootstrap.
+        groups: (N,) which values go together, as in `interval_of_mean`.
+        floor: what the untouched base, drawn again from other seeds, comes to.
+        kind: what the figure is about, for the report; None lets the report tell from its name.
+    """
+    row: dict[str, Any] = interval_of_mean(values, groups=groups, seed=seed).as_row()
+    row |= {"base": None if base is None else float(base.mean()), "better": better, "unit": ""}
+    if floor is not None:
+        row["floor"] = float(floor.mean())
+        meaning += f"; the base drawn again from other seeds: {row['floor']:.3f}"
+    return row | {"meaning": meaning} | ({"kind": kind} if kind else {})

@@ -1,0 +1,65 @@
+"""What an evaluation says: learned, followed, leaked, drifted and the loss, each beside what it is compared with."""
+
+import pytest
+import torch
+
+from diffadapt.adapters import LoRA, attach
+from diffadapt.data.concept import load_concept
+from diffadapt.evaluation.evaluate import evaluate
+from diffadapt.evaluation.forgetting import about_its_kind
+
+
+@pytest.fixture(scope="module")
+def scores(tiny_v_folder, tmp_path_factory):
+    """(as it starts, moved): an adapter that changes nothing, and one that changes much."""
+    from PIL import Image
+
+    from diffadapt.bases import load_base
+
+    photos = tmp_path_factory.mktemp("photos")
+    for i, colour in enumerate(("red", "blue")):
+        Image.new("RGB", (48, 48), colour).save(photos / f"{i}.png")
+    base, concept = load_base(tiny_v_folder, device="cpu"), load_concept(photos, "cat")
+    attachment = attach(base, LoRA(rank=2), tokens={concept.token: "cat"})
+    found = []
+    for move in (0.0, 0.5):
+        with torch.no_grad():
+            for parameter in attachment.parameters():
+                parameter += move
+        asked = {"prompts": 2, "per_prompt": 2, "drift_count": 4, "steps": 2}
+        found.append(evaluate(base, concept, adapters=[(attachment, 1.0)], features=["probe"], **asked))
+    return found
+
+
+def test_an_adapter_that_changes_nothing_forgets_nothing(scores):
+    values = scores[0]["values"]
+    assert values["drift_features"]["value"] == pytest.approx(0, abs=1e-6)
+    assert values["class_leakage"]["value"] == pytest.approx(values["class_leakage"]["base"], abs=1e-6)
+    assert values["class_diversity"]["value"] == pytest.approx(values["class_diversity"]["base"], abs=1e-6)
+    assert values["loss_class"]["value"] == values["loss_world"]["value"] == 0
+
+
+def test_what_changes_is_seen_in_the_class_in_other_things_and_in_the_loss(scores):
+    values = scores[1]["values"]
+    assert values["drift_features"]["value"] > 0 and values["loss_class"]["value"] != 0
+    assert values["class_leakage"]["value"] != pytest.approx(values["class_leakage"]["base"], abs=1e-6)
+
+
+def test_the_floor_of_a_re_drawn_base_stands_beside_what_was_forgotten(scores):
+    values = scores[0]["values"]
+    for name in ("drift_features", "class_leakage", "class_diversity"):
+        assert isinstance(values[name]["floor"], float) and "drawn again from other seeds" in values[name]["meaning"]
+    assert values["drift_features"]["floor"] > 0  # the base against itself
+
+
+def test_the_loss_is_told_by_noise_level_for_three_sets(scores):
+    told = scores[1]["held_out_loss"]
+    assert set(told) == {"concept", "class", "world"}
+    assert all(len(each["levels"]) == len(each["adapted"]) == len(each["base"]) == 5 for each in told.values())
+
+
+def test_prompts_about_things_of_the_same_kind_are_near():
+    prompts = ["a flat dog at night", "a 3d car on a red background", "an animal"]
+    assert about_its_kind(prompts, "cat").tolist() == [True, False, False]
+    assert about_its_kind(prompts, "animal").tolist() == [True, False, False]
+    assert about_its_kind(["a photo of a mountain"], "toaster").tolist() == [False]
