@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from diffadapt.data.drawn_styles import HELD_OUT, draw_in_style
 from diffadapt.errors import Refused
 from diffadapt.metrics.features import load_features
-from diffadapt.metrics.style import gram, style_distance
+from diffadapt.metrics.style import content_kept, gram, style_distance
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -46,3 +46,12 @@ def test_a_drawing_is_nearest_to_others_of_its_own_style_whatever_is_drawn():
         judged = encoder.maps(draw_in_style(style, contents[8:]))
         means = {other: style_distance(judged, reference).mean() for other, reference in references.items()}
         assert min(means, key=lambda other: means[other]) == style
+
+
+def test_content_is_kept_by_a_common_shift_and_not_by_other_pictures():
+    base = normal(6, 40)
+    torch.testing.assert_close(content_kept(3 * base + normal(1, 40, seed=1), base), torch.ones(6))
+    assert content_kept(normal(6, 40, seed=2), base).abs().mean() < 0.3
+    torch.testing.assert_close(content_kept(-base, base), -torch.ones(6))
+    with pytest.raises(Refused, match="got 2, give 3 or more"):
+        content_kept(base[:2], base[:2])

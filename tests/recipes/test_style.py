@@ -119,9 +119,15 @@ def test_a_stream_resumes_at_its_place(tiny_v_base, tmp_path):
 
 def test_a_run_learns_measures_and_resumes_to_the_same_bits(tiny_v_base, folder, tmp_path):
     styles = load_styles(folder, held_out=2)
-    settings = {**FEW, "method": StyleInject(rank=1), "evaluation_pictures": 2}
+    settings = {**FEW, "method": StyleInject(rank=1), "evaluation_pictures": 3}
     run = train_style(tiny_v_base, styles, out=tmp_path / "whole", **settings)
-    assert set(run.metrics["values"]) == {"style_distance", "text_alignment", "style_fid", "drift_features"}
+    assert set(run.metrics["values"]) == {
+        "style_distance",
+        "text_alignment",
+        "content_kept",
+        "style_fid",
+        "drift_features",
+    }
     assert set(run.metrics["by_style"]) == {"ink", "oil"} and run.report.is_file()
     rows = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
     assert [row["router_entropy"] for row in rows] == [pytest.approx(2.0, abs=1e-4)] * 2

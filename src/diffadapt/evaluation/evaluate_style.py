@@ -25,7 +25,7 @@ from ..metrics.bootstrap import interval_of_mean
 from ..metrics.drift import drift_features
 from ..metrics.features import load_features
 from ..metrics.frechet import fid
-from ..metrics.style import style_distance
+from ..metrics.style import content_kept, style_distance
 from ..progress import say
 from ..sampling.sample import adapted, default_line, generate
 
@@ -64,8 +64,8 @@ def evaluate_style(
     Raises:
         Refused: no held-out picture, an encoder cannot be loaded, or an adapter does not fit.
     """
-    if not reference or most < 2:
-        raise Refused(f"a style is measured by held-out pictures, 2 or more; got {len(reference)} styles, most={most}")
+    if not reference or most < 3:
+        raise Refused(f"a style is measured by held-out pictures, 3 or more; got {len(reference)} styles, most={most}")
     encoder = load_features(
         features or ("probe" if base.world else "clip:openai/clip-vit-base-patch32"), device=base.device
     )
@@ -84,12 +84,14 @@ def evaluate_style(
 
     rows: dict[str, dict[str, tuple[Tensor, Tensor]]] = {"style_distance": {}, "text_alignment": {}}  # (adapted, base)
     distances: dict[str, tuple[float, float]] = {}
+    kept: dict[str, Tensor] = {}
     for style, each in reference.items():
         own = each.pixels(range(len(each)), base.resolution)
         pair = (after[style], before[style])
         maps = encoder.maps(own)
         rows["style_distance"][style] = _pair(style_distance(encoder.maps(made), maps) for made in pair)
         seen, target = [encoder.pictures(made) for made in pair], encoder.pictures(own)
+        kept[style] = content_kept(*seen).float()
         texts = encoder.texts(prompts[style])
         rows["text_alignment"][style] = _pair(text_alignment(made, texts) for made in seen)
         count = min(len(own), most)
@@ -102,6 +104,7 @@ def evaluate_style(
         name: _value(*(torch.cat(each) for each in zip(*rows[name].values(), strict=True)), *about, groups, seed)
         for name, about in MEANINGS.items()
     }
+    values["content_kept"] = _value(torch.cat([*kept.values()]), None, *KEPT, groups, seed)
     mean_fid = [sum(each[i] for each in distances.values()) / len(distances) for i in (0, 1)]
     values["style_fid"] = {
         "value": mean_fid[0], "low": None, "high": None, "n": most, "base": mean_fid[1], "better": "lower", "unit": "",
@@ -113,7 +116,7 @@ def evaluate_style(
     values["drift_features"] = _value(moved, None, *DRIFT, None, seed)
     by_style = {
         style: {name: _two(*(float(one.mean()) for one in each[style])) for name, each in rows.items()}
-        | {"style_fid": _two(*distances[style])}
+        | {"style_fid": _two(*distances[style]), "content_kept": _two(float(kept[style].mean()), 1.0)}
         for style in reference
     }
     protocol = {"styles": len(reference), "pictures": most, "drift_prompts": drift_count, "seed": seed}
@@ -128,6 +131,12 @@ MEANINGS: dict[str, tuple[str, str, str]] = {  # name -> better, kind, meaning
     ),
     "text_alignment": ("near base", "alignment", "does the picture show what its caption says (cosine)"),
 }
+KEPT = (
+    "higher",
+    "alignment",
+    "do pictures differ from each other as the base's do for the same prompts and seeds (cosine of features less their "
+    "mean, so that a style common to all does not count)",
+)
 DRIFT = (
     "lower",
     "drift",

@@ -21,7 +21,7 @@ from .harmonic import harmonic_mean
 from .hypervolume import hypervolume
 from .kernel_distance import kid, mmd_squared
 from .probe import Probe, load_probe
-from .style import gram, style_distance
+from .style import content_kept, gram, style_distance
 from .weight_drift import WeightDrift, neuron_angles, weight_drift, weight_drift_by_layer
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "WeightDrift",
     "a_mmd",
     "attribute_accuracy",
+    "content_kept",
     "diversity",
     "drift_features",
     "drift_pixels",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import Refused
+from .rows import check_paired, unit
 
 
 def gram(features: Tensor) -> Tensor:
@@ -42,3 +43,28 @@ def style_distance(pictures: Sequence[Tensor], reference: Sequence[Tensor]) -> T
         mean = gram(other).mean(0)
         layers.append((gram(own) - mean).square().sum((1, 2)) / mean.square().sum())
     return torch.stack(layers).mean(0)
+
+
+def content_kept(pictures: Tensor, base: Tensor) -> Tensor:
+    """Whether pictures still show what the base's do for the same prompts and seeds, whatever style all took on.
+
+        cos(f_i - mean f, b_i - mean b)        f, b: features of the pictures and of the base's
+
+    What a set has in common, its style among it, is taken off on both sides; what is left says how picture i differs
+    from the others. An encoder that never saw a style reads all of its pictures worse, so that a plain cosine of
+    picture and prompt punishes the style itself.
+
+    Args:
+        pictures: (N, D) features, N >= 3.
+        base: (N, D) those of the base's pictures for the same prompts and seeds.
+
+    Returns:
+        (N,) in [-1, 1]; 1 where nothing but a common shift happened, 0 on average for unrelated pictures.
+
+    Raises:
+        Refused: not paired rows of one width, fewer than three, or not finite.
+    """
+    check_paired(pictures=pictures, base=base)
+    if len(pictures) < 3:
+        raise Refused(f"content_kept compares pictures with each other; got {len(pictures)}, give 3 or more")
+    return (unit(pictures - pictures.mean(0)) * unit(base - base.mean(0))).sum(1)

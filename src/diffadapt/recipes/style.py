@@ -49,7 +49,7 @@ class StyleConfig(LoopConfig):
 
     caption_dropout: float = option(0.1, "share of captions replaced by the empty prompt", low=0, high=1)
     evaluation_pictures: int = option(
-        16, "pictures of each style that are made and measured at the end, 2 or more; 0 measures nothing", low=0
+        16, "pictures of each style that are made and measured at the end, 3 or more; 0 measures nothing", low=0
     )
 
 
