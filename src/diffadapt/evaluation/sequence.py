@@ -11,7 +11,7 @@ from ..bases import Base
 from ..data.picture import open_picture, to_picture, to_tensor, write_png
 from ..data.sequence_record import SequenceRecord
 from ..files import load_tensors
-from ..metrics import MMD_AS, Features, a_mmd, f_mmd, kept, subject_fidelity
+from ..metrics import MMD_AS, Features, a_mmd, drift_mmd, f_mmd, kept, mmd_squared, subject_fidelity
 from ..sampling.sample import adapted, default_line, generate
 
 
@@ -70,6 +70,7 @@ def figures(base: Base, record: SequenceRecord, encoder: Features) -> dict[str, 
     names = [each.name for each in record.learned]
     at_end = [features_after(record, encoder, count - 1, name) for name in names]
     when_learned = [features_after(record, encoder, j, name) for j, name in enumerate(names)]
+    references = [reference(record, j) for j in range(count)]
     enough = all(len(each.contents) > 1 for each in record.learned)  # one picture has no unbiased distance
     adapter = record.folder / "adapter.safetensors"
     whole = sum(parameter.numel() for parameter in base.denoiser.parameters())
@@ -78,8 +79,10 @@ def figures(base: Base, record: SequenceRecord, encoder: Features) -> dict[str, 
             "tasks": names,
             "scores": record.scores,
             **asdict(kept(scores)),
-            "a_mmd": a_mmd([reference(record, j) for j in range(count)], at_end) if enough else None,
+            "a_mmd": a_mmd(references, at_end) if enough else None,
             "f_mmd": f_mmd(when_learned, at_end),
+            "mmd_at_end": [mmd_squared(a, b) for a, b in zip(references, at_end, strict=True)] if enough else None,
+            "mmd_since_learned": [drift_mmd(a, b) for a, b in zip(when_learned, at_end, strict=True)][:-1],
             "mmd": MMD_AS,
             "features": encoder.name,
             "pictures": len(at_end[0]),

@@ -15,7 +15,7 @@ from .drift import drift_features, drift_pixels
 from .energy import GeometryChange, geometry_change, hyperspherical_energy
 from .features import Features, ProbeFeatures, load_features
 from .fidelity import subject_fidelity
-from .forgetting import MMD_AS, Kept, a_mmd, f_mmd, kept
+from .forgetting import MMD_AS, Kept, a_mmd, drift_mmd, f_mmd, kept
 from .frechet import fid, frechet_distance, gaussian_of
 from .harmonic import harmonic_mean
 from .hypervolume import hypervolume
@@ -38,6 +38,7 @@ __all__ = [
     "content_kept",
     "diversity",
     "drift_features",
+    "drift_mmd",
     "drift_pixels",
     "f_mmd",
     "fid",
