@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         load_adapter,
     )
     from .adapters.control_net import ControlNet
-    from .bases import Base, load_base
+    from .bases import Base, Network, load_base
     from .data.captioned import load_captioned
     from .data.concept import Concept, load_concept
     from .data.control_pairs import ControlPairs, load_control_pairs
@@ -56,6 +56,7 @@ _HOME = {
     "Hint": "adapters",
     "LoRA": "adapters",
     "OFT": "adapters",
+    "Network": "bases",
     "Perfusion": "adapters",
     "Refused": "errors",
     "Run": "training.run",
@@ -101,6 +102,7 @@ __all__ = [
     "Hint",
     "LoRA",
     "OFT",
+    "Network",
     "Perfusion",
     "Refused",
     "Run",

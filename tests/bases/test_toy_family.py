@@ -18,7 +18,13 @@ from diffadapt.bases import Base, load_base
 from diffadapt.bases.load import FAMILIES
 from diffadapt.conditioning import Conditioning
 from diffadapt.errors import Refused
+from diffadapt.objectives import Denoising
 from diffadapt.sampling.sample import sample
+from diffadapt.training.batches import Batches, Texts
+from diffadapt.training.fit import fit
+from diffadapt.training.learner import make_accelerator, release
+from diffadapt.training.loop_config import LoopConfig
+from diffadapt.training.sources import Fetched, Source
 
 CLASSES = ("cat", "dog", "apple")
 SIDE, PATCH, WIDTH, STEPS = 8, 2, 16, 100
@@ -231,6 +237,46 @@ def test_adapters_are_given_classes_and_noise_levels_that_the_sampler_passes_by_
     sample(base, ["cat", "apple"], steps=3, guidance=2.0)
     assert seen[::2] == seen[1::2]  # the two layers
     assert seen[::2] == [([99] * 4, [0, 2, 3, 3]), ([49] * 4, [0, 2, 3, 3]), ([0] * 4, [0, 2, 3, 3])]
+
+
+def test_it_trains_in_the_loop_of_every_base_and_resumes_bit_for_bit(base, tmp_path):
+    class Squares(Source):
+        """A picture for each class: all of one grey."""
+
+        def pick(self, rng, size, place):
+            return [(int(i), CLASSES[i]) for i in rng.integers(3, size=size)]
+
+        def fetch(self, index):
+            return Fetched(base.encode_pictures(torch.full((1, 3, SIDE, SIDE), index / 2))[0])
+
+    def train(folder: Path, steps: int) -> list[float]:
+        losses: list[float] = []
+        config = LoopConfig(steps=steps, schedule="constant", learning_rate=1e-2, sample_every=0, checkpoint_every=3)
+        attachment = attach(base, LoRA(rank=2), seed=1)
+        objective = Denoising(base.noise_schedule, snr_gamma=5.0)
+        texts = Texts(base, CLASSES)
+        batches = Batches(base, objective, {"target": Squares()}, texts, batch_size=4, parts=1, seed=0, process=0)
+        try:
+            fit(
+                base, {"adapter": attachment}, batches, objective,
+                config=config, groups=[{"params": list(attachment.parameters()), "peak": 1e-2}], folder=folder,
+                accelerator=make_accelerator(base, config), settings="", seed=0, quiet=True,
+                watch=lambda _, loss: losses.append(loss),
+            )  # fmt: skip
+        finally:
+            release(base, [attachment])
+        return losses
+
+    before = prediction(base)
+    whole, first, rest = train(tmp_path / "a", 6), train(tmp_path / "b", 3), train(tmp_path / "b", 6)
+    assert first + rest == whole and len(rest) == 3
+    assert torch.equal(prediction(base), before)
+    for folder in ("a", "b"):
+        load_adapter(base, tmp_path / folder / "adapter.safetensors")
+    first_file, second_file = base.attachments
+    assert all(torch.equal(a, b) for a, b in zip(first_file.parameters(), second_file.parameters(), strict=True))
+    with pytest.raises(Refused, match="cannot checkpoint gradients"):
+        base.checkpoint_gradients_(True)
 
 
 def test_words_cannot_be_learned_where_there_are_none(base):

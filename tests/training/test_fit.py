@@ -71,18 +71,14 @@ class Scale:
         return save_tensors(path, self.state_dict(), dict(metadata or {}))
 
 
-class Denoiser:
-    checkpointed = False
-
-    def enable_gradient_checkpointing(self) -> None:
-        self.checkpointed = True
-
-
 class Base:
     device = torch.device("cpu")
 
     def __init__(self, *scales: Scale) -> None:
-        self.scales, self.denoiser = scales, Denoiser()
+        self.scales, self.checkpointed = scales, False
+
+    def checkpoint_gradients_(self, on: bool) -> None:
+        self.checkpointed = on
 
     def denoise(self, noisy, timesteps, condition):
         return sum((scale.w for scale in self.scales if scale.enabled), torch.zeros(1)) * noisy
@@ -265,7 +261,7 @@ def test_a_loss_that_is_no_number_changes_nothing(tmp_path):
     assert scale.w.item() == 0.5 and not (tmp_path / "adapter.safetensors").exists()
 
 
-def test_gradient_checkpointing_is_asked_of_the_denoiser(tmp_path):
+def test_gradient_checkpointing_is_asked_of_the_base(tmp_path):
     for wanted in (False, True):
         base = Base(Scale())
         config = changed(gradient_checkpointing=wanted)
@@ -274,7 +270,7 @@ def test_gradient_checkpointing_is_asked_of_the_denoiser(tmp_path):
             groups=[{"params": [base.scales[0].w], "peak": 0.1}], folder=tmp_path / str(wanted),
             accelerator=make_accelerator(base, config), settings="", seed=0, quiet=True,
         )  # fmt: skip
-        assert base.denoiser.checkpointed is wanted
+        assert base.checkpointed is wanted
 
 
 def test_the_teacher_is_the_base_without_what_trains_and_takes_no_gradient():
@@ -438,13 +434,7 @@ def test_a_base_is_released_in_the_reverse_order():
         def detach(self) -> None:
             came_off.append(self.name)
 
-    class Checkpointing(Denoiser):
-        checkpointed = True
-
-        def disable_gradient_checkpointing(self) -> None:
-            self.checkpointed = False
-
     base = Base()
-    base.denoiser = Checkpointing()
+    base.checkpointed = True
     release(base, [Attached("adapter"), Attached("hint")])
-    assert came_off == ["hint", "adapter"] and not base.denoiser.checkpointed
+    assert came_off == ["hint", "adapter"] and not base.checkpointed

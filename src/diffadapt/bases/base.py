@@ -137,6 +137,20 @@ class Base(Network):
         for parameter in self._own:
             parameter.requires_grad_(False)
 
+    def checkpoint_gradients_(self, on: bool) -> None:
+        """Whether the denoiser computes its layers anew on the way back instead of keeping what they gave.
+
+        Raises:
+            Refused: switched on where the denoiser cannot.
+        """
+        switch = getattr(self.denoiser, f"{'enable' if on else 'disable'}_gradient_checkpointing", None)
+        if switch is not None:
+            switch()
+        elif on:
+            raise Refused(
+                f"the denoiser of {self.name!r} cannot checkpoint gradients; leave gradient_checkpointing off"
+            )
+
     # --- noise --------------------------------------------------------------------------------------------------------
 
     @property

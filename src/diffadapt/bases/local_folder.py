@@ -31,8 +31,8 @@ def check_class(index: Path, supported: Collection[str]) -> str:
     name = read_json(index, MODEL_INDEX)["_class_name"]
     if name not in supported:
         raise Refused(
-            f"{index} names the pipeline {name!r}; supported so far: {', '.join(supported)} "
-            "(Stable Diffusion 1.x and 2.x), so choose a base of that kind"
+            f"{index} names the pipeline {name!r}; supported so far: {', '.join(supported)}; "
+            "choose a base of one of these kinds"
         )
     return name
 

@@ -138,12 +138,12 @@ def _step(base: Base, attachment: Attachment, config: SubjectConfig) -> tuple[Ca
 
 def _memory(base: Base, attachment: Attachment, config: SubjectConfig) -> int | None:
     """Bytes at the peak of a step: what stands, and the activations, counted on fake tensors; None where that fails."""
-    parts = (base.denoiser, base.text_encoder, base.vae)
+    parts = [each for each in (base.denoiser, base.text_encoder, base.vae) if each is not None]
     standing = sum(each.numel() * each.element_size() for part in parts for each in part.parameters())
     parameters = sum(parameter.numel() for parameter in attachment.parameters())
     before, there_and_back = _step(base, attachment, config)
     if config.gradient_checkpointing:
-        base.denoiser.enable_gradient_checkpointing()
+        base.checkpoint_gradients_(True)
         base.denoiser.train()
     try:
         before()
@@ -153,7 +153,7 @@ def _memory(base: Base, attachment: Attachment, config: SubjectConfig) -> int | 
         return None
     finally:
         base.denoiser.eval()
-        base.denoiser.disable_gradient_checkpointing()
+        base.checkpoint_gradients_(False)
         for parameter in attachment.parameters():
             parameter.grad = None
     return standing + counted.peak + parameters * 8 + parameters * (4 if config.ema_decay else 0)

@@ -54,7 +54,7 @@ def release(base: Base, attachments: Iterable[Attachment]) -> None:
     """Leaves the base as it was before the training, whether that ended well or not."""
     for attachment in reversed([*attachments]):
         attachment.detach()
-    base.denoiser.disable_gradient_checkpointing()
+    base.checkpoint_gradients_(False)
 
 
 class Learner:
@@ -89,7 +89,7 @@ class Learner:
         self.ema = EMA(self.parameters, config.ema_decay) if config.ema_decay else None
         self.kept = 0
         if config.gradient_checkpointing:
-            base.denoiser.enable_gradient_checkpointing()
+            base.checkpoint_gradients_(True)
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         """Within the block the parameters are their moving averages, where there are any."""
