@@ -20,6 +20,7 @@ from diffadapt.conditioning import Conditioning
 from diffadapt.errors import Failed, Refused
 from diffadapt.files import load_tensors, save_tensors
 from diffadapt.objectives import Batch, Denoising, NoiseSchedule
+from diffadapt.training import seeds
 from diffadapt.training.fit import AttachedBase, fit
 from diffadapt.training.learner import Learner, make_accelerator, refuse_the_impossible, release
 from diffadapt.training.loop_config import LoopConfig
@@ -339,14 +340,14 @@ def test_a_resumed_training_ends_with_the_bits_of_a_whole_one(tmp_path):
         if step == 3:
             raise Stop
 
-    def train(folder: str, **more):
+    def run(folder: str, **more):
         scales = {"adapter": Scale(), "hint": Scale(0.25)}
         return scales, step(tmp_path / folder, scales, RowsByStep([ROW]), config, **more)
 
-    whole, (_, state, facts) = train("whole")
+    whole, (_, state, facts) = run("whole")
     with pytest.raises(Stop):
-        train("stopped", watch=stop)
-    resumed, (_, state_again, facts_again) = train("stopped")
+        run("stopped", watch=stop)
+    resumed, (_, state_again, facts_again) = run("stopped")
     assert facts["resumed_at"] == 0 and facts_again["resumed_at"] == 2
     assert all(torch.equal(whole[name].w, resumed[name].w) for name in whole)
     assert state.keys() == state_again.keys() and all(torch.equal(state[key], state_again[key]) for key in state)
@@ -374,6 +375,89 @@ def test_a_loss_that_is_no_number_names_the_checkpoint_that_is_kept(tmp_path):
 
     with pytest.raises(Failed, match="at step 4 .*The adapter of step 2 is kept"):
         step(tmp_path, {"adapter": Scale()}, Spoilt([ROW]), changed(steps=5, checkpoint_every=2))
+
+
+# --- what the loop hands on -------------------------------------------------------------------------------------------
+
+
+class Listening(Base):
+    """Remembers the state of torch's generator at each prediction."""
+
+    def __init__(self, *scales: Scale) -> None:
+        super().__init__(*scales)
+        self.seeds: list[int] = []
+
+    def denoise(self, noisy, timesteps, condition):
+        self.seeds.append(torch.initial_seed())
+        return super().denoise(noisy, timesteps, condition)
+
+
+def train(folder: Path, base: Base, rows: Rows, config: LoopConfig, objective=None, **more):
+    scale = base.scales[0]
+    more = {"settings": "", "seed": 0, "quiet": True, **more}
+    return fit(
+        base, {"adapter": scale}, rows, objective or Denoising(SCHEDULE), config=config,
+        groups=[{"params": [scale.w], "peak": 0.1}], folder=folder, accelerator=make_accelerator(base, config), **more,
+    )  # fmt: skip
+
+
+def test_dropout_draws_by_seed_process_step_and_part(tmp_path):
+    base = Listening(Scale())
+    train(tmp_path, base, Rows([ROW], [ROW]), changed(steps=2, gradient_accumulation=2), seed=5)
+    assert base.seeds == [seeds.number(5, 0, step, part) for step in (0, 1) for part in (0, 1)]
+
+
+def test_every_part_of_every_step_is_asked_for_once_in_order_and_watched(tmp_path):
+    class Asked(Rows):
+        def batch(self, step: int, part: int) -> Batch:
+            asked.append((step, part))
+            return super().batch(step, part)
+
+    asked: list[tuple[int, int]] = []
+    watched: list[tuple[int, float]] = []
+    train(
+        tmp_path, Base(Scale()), Asked([ROW], [ROW]), changed(steps=2, gradient_accumulation=2),
+        watch=lambda *now: watched.append(now),
+    )  # fmt: skip
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert asked == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert watched == [(row["step"], pytest.approx(row["loss"], rel=1e-5)) for row in rows] and len(rows) == 2
+    assert [row["images"] for row in rows] == [2, 4] and all(type(row["images"]) is int for row in rows)
+
+
+def test_an_objective_may_ask_the_teacher_in_the_loop(tmp_path):
+    class Distilled(Denoising):
+        def losses(self, model, batch):
+            wanted = model.teacher(batch.noise, batch.timesteps, batch.condition)
+            return (model(batch.noise, batch.timesteps, batch.condition) - wanted).square().mean((1, 2, 3))
+
+    train(tmp_path, Base(Scale()), Rows([ROW]), PLAIN, Distilled(SCHEDULE))
+    row = json.loads((tmp_path / "log.jsonl").read_text())
+    assert row["loss"] == pytest.approx(1.0)  # (0.5 * 2 - 0)^2
+
+
+def test_the_files_carry_the_settings_and_the_figures_are_there(tmp_path):
+    facts = train(tmp_path, Base(Scale()), Rows([ROW]), PLAIN, settings="steps = 1")
+    assert load_tensors(tmp_path / "adapter.safetensors")[1]["settings"] == "steps = 1"
+    assert facts["peak_memory_mb"] > 10 and facts["peak_memory_mb"] == round(facts["peak_memory_mb"], 1)
+    assert not isinstance(facts["peak_memory_mb"], int)
+
+
+def test_the_base_is_sampled_before_the_first_step(tmp_path):
+    sampled: list[list[float]] = []
+
+    class Samples:
+        def save_base(self, attachments) -> None:
+            sampled.append([attachment.w.item() for attachment in attachments])
+
+    train(tmp_path, Base(Scale()), Rows([ROW]), PLAIN, samples=Samples())
+    assert sampled == [[0.5]]
+
+
+def test_progress_is_shown_unless_it_is_to_be_quiet(tmp_path, capsys):
+    for quiet in (True, False):
+        train(tmp_path / str(quiet), Base(Scale()), Rows([ROW]), PLAIN, quiet=quiet)
+        assert ("train" in capsys.readouterr().err) is not quiet
 
 
 class TwoProcesses:
