@@ -52,8 +52,8 @@ class Journal:
         if self.samples:
             self.samples.save_base(list(self.learner.attachments.values()))
         if self.first:
+            self._write_page()  # before the log is open, since this may fail
             self.log = RunLog(RunLayout(self.learner.folder).log, resume_at=self.done)
-            self._write_page()
         self.bar.__enter__()
         return self
 
