@@ -118,7 +118,7 @@ def judge(results: Results) -> Verdict:
     kept = max(largest(results, "oft"), largest(results, "oft", "norm_change"))
     turned = min(each.scores["angle_degrees"] for each in results.where(contender="oft"))
     moved = {name: min(abs(e.scores["cosine_change"]) for e in results.where(contender=name)) for name in TITLES}
-    fails = all(moved[name] > 10 * GOAL for name in CONTROLS)
+    fails = all(moved[name] > GOAL for name in CONTROLS)
     return Verdict(
         paper=Finding(
             status="reproduced" if largest(results, "oft") <= GOAL and turned > 1 else "not reproduced",
