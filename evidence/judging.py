@@ -30,6 +30,7 @@ from diffadapt.data.scenes import (
     world_of,
 )
 from diffadapt.evaluation.held_out_loss import held_out_loss
+from diffadapt.evaluation.judge import draw
 from diffadapt.files import load_tensors, save_tensors
 from diffadapt.metrics.diversity import diversity
 from diffadapt.metrics.drift import drift_features
@@ -37,7 +38,6 @@ from diffadapt.metrics.features import ProbeFeatures
 from diffadapt.metrics.fidelity import subject_fidelity
 from diffadapt.metrics.following import followed, look
 from diffadapt.metrics.reader import load_reader
-from diffadapt.sampling.sample import default_line, generate
 
 PROMPTS, PER_PROMPT, CLASS_PROMPTS, NEAR, FAR, ON_THE_WAY, SAMPLING_STEPS = 12, 2, 12, 8, 8, 6, 10
 HELD_OUT = 8  # pictures of each of the three sets that the loss is measured on
@@ -137,8 +137,7 @@ class Judge:
 
     def draw(self, prompts: Sequence[str], per_prompt: int, more: int = 0) -> Tensor:
         """(N, 3, H, W): pictures of prompts, from seeds 0, 1, ... of each, plus `more`."""
-        lines = [default_line(self.base, p, more + i, steps=SAMPLING_STEPS) for p in prompts for i in range(per_prompt)]
-        return torch.stack(generate(self.base, lines))
+        return draw(self.base, prompts, per_prompt, seed=more, steps=SAMPLING_STEPS)
 
     def _kept(self, file: Path) -> dict[str, Tensor]:
         """What the untouched base draws and what it loses, from a file, or drawn now."""

@@ -1,7 +1,5 @@
 """The objective of docs/adding_an_objective.md: where each row comes from depends on its noise level."""
 
-from typing import ClassVar
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,7 +14,7 @@ from diffadapt.training.sources import Fetched, Source
 class Halves(Objective):
     """Learns the target where noise is strong, and keeps what memory pictures show where it is weak."""
 
-    sources: ClassVar[tuple[str, ...]] = ("target", "memory")
+    sources = ("target", "memory")
 
     def __init__(self, schedule: NoiseSchedule, *, memory_weight: float = 1.0) -> None:
         self.denoising, self.memory_weight = Denoising(schedule), memory_weight

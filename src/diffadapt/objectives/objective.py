@@ -7,7 +7,7 @@ fetched, and it gives a loss for each and their reduction to the scalar that is 
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -73,7 +73,7 @@ class Model(Protocol):
 class Objective(ABC):
     """What is minimised. `sources` are the names of all places that rows may come from."""
 
-    sources: ClassVar[tuple[str, ...]] = ("target",)
+    sources: tuple[str, ...] = ("target",)
 
     def rows(self, batch_size: int) -> int:
         """How many rows a batch has; each source has `batch_size` candidates for them."""

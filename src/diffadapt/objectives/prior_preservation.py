@@ -3,8 +3,6 @@
 loss = L(subject's pictures) + weight * L(pictures of the class that the untouched base made)
 """
 
-from typing import ClassVar
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,7 +18,7 @@ class PriorPreservation(Objective):
         weight: of the class pictures' mean loss.
     """
 
-    sources: ClassVar[tuple[str, ...]] = ("target", "class")
+    sources = ("target", "class")
 
     def __init__(self, objective: Objective, *, weight: float = 1.0) -> None:
         self.objective, self.weight = objective, weight
