@@ -9,6 +9,7 @@ from ..errors import Refused
 from ..files import is_there
 from .base import Base
 from .defaults import Defaults, read_defaults
+from .dit import DiT
 from .hub import fetch_pipeline, looks_like_hub_id
 from .local_folder import INDEX, PICKLES, check_class, check_components
 from .quiet import quiet
@@ -16,7 +17,7 @@ from .single_file import check_file, configuration_of, open_single_file
 from .stable_diffusion import StableDiffusion
 
 EMBEDDED = Path(__file__).parent / "embedded"
-FAMILIES: dict[str, type[Base]] = {"StableDiffusionPipeline": StableDiffusion}
+FAMILIES: dict[str, type[Base]] = {"StableDiffusionPipeline": StableDiffusion, "DiTPipeline": DiT}
 DTYPES = {
     "float32": torch.float32, "fp32": torch.float32, "float16": torch.float16, "fp16": torch.float16,
     "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,

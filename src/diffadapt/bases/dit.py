@@ -1,0 +1,185 @@
+"""DiT (Peebles and Xie 2022, arXiv:2212.09748): a transformer on latents, conditioned on a class: a `DiTPipeline`.
+
+The prompts of such a base are the names of its classes, and "" is the null class, the last row of its label table.
+In files every block has its own copy of the embedding of time and label; where the copies are equal, as published
+checkpoints have them, they are one again here. The noise is predicted and a variance beside it.
+"""
+
+import copy
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..conditioning import Conditioning
+from ..errors import Refused
+from .base import Base
+from .fingerprint import combined
+from .local_folder import open_pipeline
+from .network import Rules, find_roles
+
+RULES: Rules = (
+    (r"transformer\..*\.attn1\.to_q", "self_attention.query"),
+    (r"transformer\..*\.attn1\.to_k", "self_attention.key"),
+    (r"transformer\..*\.attn1\.to_v", "self_attention.value"),
+    (r"transformer\..*\.attn1\.to_out\.0", "self_attention.out"),
+    (r"transformer\..*\.ff\.net\.0\.proj", "feed_forward.in"),
+    (r"transformer\..*\.ff\.net\.2", "feed_forward.out"),
+    (r"transformer\..*\.norm1\.linear", "modulation"),
+    (r"transformer\..*\.norm1\.emb\.timestep_embedder\.linear_[12]", "time_embedding"),
+    (r"transformer\..*\.norm1\.emb\.class_embedder\.embedding_table", "class_embedding"),
+    (r"transformer\.pos_embed\.proj", "input.conv"),
+    (r"transformer\.proj_out_1", "output.modulation"),
+    (r"transformer\.proj_out_2", "output.linear"),
+)
+
+
+class DiT(Base):
+    """A `DiTPipeline`: one transformer with adaptive norms, conditioned on a class."""
+
+    family: ClassVar[str] = "dit"
+    rules: ClassVar[Rules] = RULES
+    components: ClassVar[tuple[str, ...]] = ("transformer", "vae", "scheduler")
+    weights: ClassVar[Mapping[str, str]] = {
+        "transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"
+    }  # fmt: skip
+    parts: ClassVar[tuple[str, ...]] = ("transformer",)
+    prediction_types: ClassVar[tuple[str, ...]] = ("epsilon",)
+    learned_sigma: ClassVar[bool] = True
+    unconditional_first: ClassVar[bool] = False
+
+    def check_parts(self) -> None:
+        channels = self.denoiser.config.in_channels
+        out = self.denoiser.config.out_channels or channels
+        if out != 2 * channels:
+            raise Refused(f"{self.name} predicts {out} channels for latents of {channels}; expected noise and variance")
+        self.classes: tuple[str, ...] = self._named_classes()
+
+    def _named_classes(self) -> tuple[str, ...]:
+        """Names in the order of the table's rows; a class without a name is called by its number."""
+        table = self.denoiser.transformer_blocks[0].norm1.emb.class_embedder.embedding_table.weight
+        names = [str(i) for i in range(len(table) - 1)]
+        for name, label in getattr(self.pipeline, "labels", {}).items():
+            if label < len(names) and names[label] == str(label):  # the first of several names
+                names[label] = name
+        return tuple(names)
+
+    # --- condition, denoise -------------------------------------------------------------------------------------------
+
+    def condition(self, prompts: Sequence[str]) -> Conditioning:
+        known = getattr(self.pipeline, "labels", {})
+        places = {**known, **{name: i for i, name in enumerate(self.classes)}, "": len(self.classes)}
+        for prompt in prompts:
+            if prompt not in places:
+                near = difflib.get_close_matches(prompt, self.classes, n=1, cutoff=0.0)
+                raise Refused(
+                    f"{prompt!r} is no class of {self.name!r}; did you mean {near[0]!r}? The prompts of a "
+                    "class-conditional base are the names of its classes"
+                )
+        labels = torch.tensor([places[prompt] for prompt in prompts], device=self.device)
+        return Conditioning(class_labels=labels)
+
+    def denoiser_inputs(self, noisy: Tensor, timesteps: Tensor, condition: Conditioning) -> dict[str, Any]:
+        return {"hidden_states": noisy, "timestep": timesteps, "class_labels": condition.class_labels}
+
+    @property
+    def downsampling(self) -> int:
+        return 2 ** (len(self.vae.config.get("block_out_channels") or self.vae.config.decoder_block_out_channels) - 1)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        condition: Conditioning,
+        *,
+        guidance: float,
+        steps: int,
+        width: int,
+        height: int,
+        generators: Sequence[torch.Generator],
+    ) -> Tensor:
+        """DiT's own pipeline knows the null class as number 1000 only, so the loop is here."""
+        if (width, height) != (self.resolution, self.resolution):
+            raise Refused(f"{self.name!r} makes pictures of {self.resolution}x{self.resolution}, not {width}x{height}")
+        config, scheduler = self.denoiser.config, self.pipeline.scheduler
+        shape = (int(config.in_channels), int(config.sample_size), int(config.sample_size))
+        x = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(self.device)
+        scheduler.set_timesteps(steps)
+        for t in scheduler.timesteps:
+            both = torch.cat([x, x]) if guidance > 1 else x
+            scaled = scheduler.scale_model_input(both, t)
+            predicted = self.denoise(scaled, t.to(self.device).expand(len(both)), condition).float()
+            if guidance > 1:
+                wanted, null = predicted.chunk(2)
+                predicted = null + guidance * (wanted - null)
+            x = scheduler.step(predicted, t, x).prev_sample
+        return self.decode_latents(x)
+
+    # --- classes ------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def replace_classes_(self, names: Sequence[str]) -> None:
+        """Gives the base other classes: a label table of K rows that all start as the null class, and the null row.
+
+        The null row keeps what it learned, since Diff-Tuning's retention lives there. Loading the base and replacing
+        its classes by the same names gives the same fingerprint again, so that adapters find it.
+
+        Args:
+            names: K different class names, in the order of the rows.
+
+        Raises:
+            Refused: no names, a name twice or empty, or something is attached.
+        """
+        if not names or len(set(names)) < len(names) or "" in names:
+            raise Refused(f"expected different class names, none of them empty, got {list(names)[:5]}")
+        if self.attachments:
+            raise Refused("the classes are replaced before anything is attached; detach it first")
+        for embedder in dict.fromkeys(block.norm1.emb.class_embedder for block in self.denoiser.transformer_blocks):
+            old = embedder.embedding_table
+            new = nn.Embedding(len(names) + 1, old.embedding_dim, device=old.weight.device, dtype=old.weight.dtype)
+            new.weight.copy_(old.weight[-1:].expand_as(new.weight))
+            embedder.embedding_table, embedder.num_classes = new.requires_grad_(False), len(names)
+        self.denoiser.register_to_config(num_embeds_ada_norm=len(names))
+        self.pipeline.labels = {name: i for i, name in enumerate(names)}
+        self.classes = tuple(names)
+        self.roles = find_roles(self.modules(), self.rules)
+        self._own = [parameter for part in self._all_parts() for parameter in part.parameters()]
+        self.fingerprint = combined(self._digests())
+
+    # --- files --------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def open_(cls, folder: Path, dtype: torch.dtype) -> Any:
+        from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
+
+        pipeline = open_pipeline(DiTPipeline, folder, dtype, cls.weights)
+        _share_embeddings(pipeline.transformer)
+        return pipeline
+
+    def save_pipeline(self, folder: Path) -> None:
+        """In the published layout, with a copy of the embedding in each block."""
+        self.pipeline.register_to_config(id2label={str(i): name for i, name in enumerate(self.classes)})
+        first, *others = self.denoiser.transformer_blocks
+        shared = [block for block in others if block.norm1.emb is first.norm1.emb]
+        for block in shared:
+            block.norm1.emb = copy.deepcopy(first.norm1.emb)
+        try:
+            super().save_pipeline(folder)
+        finally:
+            for block in shared:
+                block.norm1.emb = first.norm1.emb
+
+
+def _share_embeddings(transformer: Any) -> None:
+    """Equal copies of the embedding of time and label become one module, as in DiT itself."""
+    first, *others = transformer.transformer_blocks
+    own = first.norm1.emb.state_dict()
+    if all(_equal(own, block.norm1.emb.state_dict()) for block in others):
+        for block in others:
+            block.norm1.emb = first.norm1.emb
+
+
+def _equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
