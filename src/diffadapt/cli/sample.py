@@ -48,6 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--negative", default="", metavar="TEXT", help="what the picture should not show")
     parser.add_argument("--width", type=int, metavar="PIXELS", help="default: the base's")
     parser.add_argument("--height", type=int, metavar="PIXELS", help="default: the base's")
+    parser.add_argument(
+        "--hand-back", type=float, default=0.0, metavar="SHARE",
+        help="share of the last steps that the untouched base does, such as 0.1 (default 0)",
+    )  # fmt: skip
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="pictures made at once (default 8)")
 
 
@@ -85,7 +89,8 @@ def run(arguments: argparse.Namespace) -> int:
         pictures = sample(
             base, lines, adapters=[(each, each.strength) for each in attached], control=control, bias=bias,
             seed=arguments.seed, steps=arguments.steps, guidance=arguments.guidance, negative=arguments.negative,
-            batch=arguments.batch, width=arguments.width, height=arguments.height, progress=True,
+            batch=arguments.batch, width=arguments.width, height=arguments.height,
+            hand_back=arguments.hand_back, progress=True,
         )  # fmt: skip
     first = next_number(folder)
     for i, picture in enumerate(pictures):

@@ -69,7 +69,8 @@ def check_control(base: Base, lines: Iterable[tuple[str, bool]]) -> None:
         base: with what is attached.
         lines: of each picture its prompt, and whether it has a control signal.
     """
-    follows = any("control" in adapter.needs for each in base.attachments for adapter in each.adapters.values())
+    switched_on = [each for each in base.attachments if each.enabled]
+    follows = any("control" in adapter.needs for each in switched_on for adapter in each.adapters.values())
     for prompt, given in lines:
         if follows and not given:
             raise Refused(

@@ -25,6 +25,7 @@ from ..errors import Refused
 from ..progress import Steps
 from .adapter_files import adapter_files, load_file
 from .control_signal import Control, check_control, each_control, read_signal
+from .hand_back import check_share, handed_back
 from .remembered import remembered
 
 LAST_SEED = 2**63 - 1  # of torch's generator
@@ -157,6 +158,7 @@ def sample(
     batch: int = 8,
     width: int | None = None,
     height: int | None = None,
+    hand_back: float = 0.0,
     progress: bool = False,
 ) -> list[Image.Image]:
     """Samples one picture per prompt.
@@ -173,6 +175,7 @@ def sample(
         negative: negative prompt.
         batch: pictures made at once.
         width, height: pixels, None for the base's resolution.
+        hand_back: share of the last denoising steps that the untouched base does, 0 to 1; see `hand_back.py`.
         progress: show progress on stderr.
 
     Returns:
@@ -201,16 +204,19 @@ def sample(
         for i, line in enumerate(lines)
     ]
     with adapted(base, adapters) as attachments, biased(attachments, bias or {}):
-        pixels = generate(base, whole, batch=batch, progress=progress)
+        pixels = generate(base, whole, batch=batch, hand_back=hand_back, progress=progress)
     return [to_picture(row) for row in pixels]
 
 
-def generate(base: Base, lines: Sequence[PromptLine], *, batch: int = 8, progress: bool = False) -> list[Tensor]:
+def generate(
+    base: Base, lines: Sequence[PromptLine], *, batch: int = 8, hand_back: float = 0.0, progress: bool = False
+) -> list[Tensor]:
     """`sample` on complete prompt lines and with whatever is attached now -> pixels (3, H, W) in [0, 1] each, on CPU.
 
     Where a batch does not fit into the GPU's memory it is halved until it does; pictures do not depend on it.
     """
     check_lines(base, lines)
+    check_share(hand_back)
     check_control(base, [(line.prompt, line.control is not None) for line in lines])
     results: list[Tensor | None] = [None] * len(lines)
     groups: dict[tuple[object, ...], list[int]] = {}
@@ -221,7 +227,7 @@ def generate(base: Base, lines: Sequence[PromptLine], *, batch: int = 8, progres
             while members:
                 rows = members[:batch]
                 try:
-                    made = _generate_batch(base, [lines[i] for i in rows])
+                    made = _generate_batch(base, [lines[i] for i in rows], hand_back)
                 except torch.OutOfMemoryError:
                     if len(rows) == 1:
                         raise
@@ -236,7 +242,7 @@ def generate(base: Base, lines: Sequence[PromptLine], *, batch: int = 8, progres
 
 
 @torch.no_grad()
-def _generate_batch(base: Base, lines: list[PromptLine]) -> Tensor:
+def _generate_batch(base: Base, lines: list[PromptLine], hand_back: float) -> Tensor:
     """Pixels (N, 3, H, W) in [0, 1]; the lines share all but prompt, seed and control signal."""
     first = lines[0]
     assert first.guidance is not None and first.steps and first.width and first.height
@@ -245,8 +251,9 @@ def _generate_batch(base: Base, lines: list[PromptLine]) -> Tensor:
         negative = [line.negative or "" for line in lines]
         prompts = negative + prompts if base.unconditional_first else prompts + negative
     condition = replace(base.condition(prompts), control=_control(lines, first.guidance > 1))
-    watching = [a for a in base.attachments if any("timesteps" in adapter.needs for adapter in a.adapters.values())]
-    for attachment in base.attachments:
+    switched_on = [each for each in base.attachments if each.enabled]
+    watching = [a for a in switched_on if any("timesteps" in adapter.needs for adapter in a.adapters.values())]
+    for attachment in switched_on:
         if attachment not in watching:
             attachment.begin(SideInputs.of(condition))
 
@@ -259,7 +266,9 @@ def _generate_batch(base: Base, lines: list[PromptLine]) -> Tensor:
     hook = base.denoiser.register_forward_pre_hook(hand_out_timesteps, with_kwargs=True)
     try:
         half = base.dtype != torch.float32  # adapters and new words are float32, whatever the base is
-        with remembered(base), torch.autocast(base.device.type, dtype=base.dtype, enabled=half):
+        # What is switched off on the way must not be remembered.
+        last_steps = handed_back(base, hand_back, first.steps) if hand_back else remembered(base)
+        with last_steps, torch.autocast(base.device.type, dtype=base.dtype, enabled=half):
             pictures = base.generate(
                 condition,
                 guidance=first.guidance,
