@@ -2,20 +2,26 @@
 
 from ..noise_schedule import NoiseSchedule
 from .denoising import Denoising
+from .diff_tuning import PRESETS, DiffTuning, MatchingTheBase, MixedWithMemory, preset
 from .distillation import Distillation, Teacher
 from .masked import Masked
 from .objective import Batch, Draw, Model, Objective
 from .prior_preservation import PriorPreservation
 
 __all__ = [
+    "PRESETS",
     "Batch",
     "Denoising",
+    "DiffTuning",
     "Distillation",
     "Draw",
     "Masked",
+    "MatchingTheBase",
+    "MixedWithMemory",
     "Model",
     "NoiseSchedule",
     "Objective",
     "PriorPreservation",
     "Teacher",
+    "preset",
 ]

@@ -32,7 +32,11 @@ class Denoising(Objective):
         """(prediction - target)^2 at every place, (N, C, h, w) float32."""
         noisy = self.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
         prediction = model(noisy, batch.timesteps, batch.condition).float()
-        return (prediction - self.schedule.target(batch.latents, batch.noise, batch.timesteps).float()).square()
+        return (prediction - self.target(model, noisy, batch).float()).square()
+
+    def target(self, model: Model, noisy: Tensor, batch: Batch) -> Tensor:
+        """What the base is to predict of the noised rows, (N, C, h, w)."""
+        return self.schedule.target(batch.latents, batch.noise, batch.timesteps)
 
     def reduce(self, losses: Tensor, batch: Batch) -> Tensor:
         return losses.mean()

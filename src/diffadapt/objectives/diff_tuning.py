@@ -27,6 +27,8 @@ from torch import Tensor
 
 from ..config import check, option
 from ..errors import Refused
+from .denoising import Denoising
+from .objective import Batch, Draw, Model, Objective, spread
 from .psi import FAMILIES, noise_quantile, psi
 
 Estimator = Literal["bernoulli", "stratified", "weighted", "official_code"]
@@ -64,29 +66,11 @@ PRESETS = {
 }
 
 
-@dataclass(frozen=True)
-class Draw:
-    """Which rows a batch is made of, before any of them is fetched.
+class MixedWithMemory(Objective):
+    """Diff-Tuning's mixture of target and memory rows around the loss of a row.
 
     Args:
-        timesteps: (N,) steps of the base's training schedule.
-        memory: (N,) bool, True where the row is kept knowledge: a memory picture, or the teacher's answer.
-        weights: (N,) float64 with loss = weights @ losses, or None for the plain mean.
-    """
-
-    timesteps: Tensor
-    memory: Tensor
-    weights: Tensor | None
-
-    def loss(self, losses: Tensor) -> Tensor:
-        """The scalar that is minimised, of losses (N,) of the rows."""
-        return losses.mean() if self.weights is None else self.weights.to(losses) @ losses
-
-
-class DiffTuningDraws:
-    """Draws batches of one base by the settings.
-
-    Args:
+        objective: gives each row its loss, whatever the base predicts.
         settings: of Diff-Tuning.
         ratio: (T,) noise ratio sigma / alpha of every training step of the base, all of them equally likely.
 
@@ -97,9 +81,9 @@ class DiffTuningDraws:
         Refused: settings that do not fit together, a psi that decreases.
     """
 
-    def __init__(self, settings: DiffTuning, ratio: Tensor) -> None:
+    def __init__(self, objective: Objective, settings: DiffTuning, ratio: Tensor) -> None:
         check(settings, "diff_tuning")
-        self.settings, self.length = settings, len(ratio)
+        self.settings, self.length, self.objective = settings, len(ratio), objective
         quantile = noise_quantile(ratio, ratio)
         share = psi(
             settings.psi, ratio, quantile,  # pyright: ignore[reportArgumentType]
@@ -111,6 +95,8 @@ class DiffTuningDraws:
         self.psi = share if settings.reconsolidate else torch.ones_like(share)
         self.xi = kept if settings.retain else torch.zeros_like(share)
         self.plain = bool((self.psi == 1).all() and (self.xi == 0).all())
+        kept_by = "teacher" if settings.distill else "memory"
+        self.sources = ("target", kept_by) if self.uses_memory else ("target",)  # pyright: ignore
         if settings.estimator == "bernoulli" and not self.plain and (self.psi + self.xi - 1).abs().max() > 1e-9:
             raise Refused(
                 "bernoulli draws each row from target or memory, so their weights must sum to 1 at every noise level; "
@@ -127,7 +113,7 @@ class DiffTuningDraws:
         """E[xi], the share of memory rows of `bernoulli`."""
         return float(self.xi.mean())
 
-    def rows_of(self, rows: int) -> tuple[int, int]:
+    def split(self, rows: int) -> tuple[int, int]:
         """(target, memory) rows of a batch where the estimator fixes them.
 
         Raises:
@@ -143,47 +129,61 @@ class DiffTuningDraws:
             )
         return rows - kept, kept
 
-    def draw(self, rng: np.random.Generator, rows: int, coin: np.random.Generator | None = None) -> Draw:
-        """The rows of one batch.
-
-        Args:
-            rng: draws the levels, spread over their law: one from each equal share of it.
-            rows: N.
-            coin: decides between target and memory, so that levels do not depend on it; None takes `rng`.
-        """
-        settings = self.settings
+    def draw(self, rng: np.random.Generator, batch_size: int) -> Draw:
+        """The rows of one batch; the levels are spread over their law, one from each equal share of it."""
+        settings, rows = self.settings, batch_size
         if self.plain:  # nothing else is drawn: bitwise what plain training draws
-            return Draw(self._uniform(rng, rows), torch.zeros(rows, dtype=torch.bool), None)
+            return Draw(self._uniform(rng, rows), ("target",) * rows)
         if settings.estimator == "bernoulli":
             timesteps = self._uniform(rng, rows)
-            memory = torch.from_numpy((coin or rng).random(rows)) >= self.psi[timesteps]
+            memory = torch.from_numpy(rng.random(rows)) >= self.psi[timesteps]
             weights = torch.where(memory, settings.memory_weight, 1.0).double() / rows
-            return Draw(timesteps, memory, None if settings.memory_weight == 1 else weights)
-        target, kept = self.rows_of(rows)
+            return Draw(timesteps, self._names(memory), None if settings.memory_weight == 1 else weights)
+        target, kept = self.split(rows)
         memory = torch.arange(rows) >= target
         if settings.estimator == "weighted":
             timesteps = torch.cat([self._uniform(rng, target), self._uniform(rng, kept)])
             each = torch.where(memory, self.xi[timesteps] * settings.memory_weight, self.psi[timesteps])
         else:
             timesteps = torch.cat([self._by(self.psi, rng, target), self._by(self.xi, rng, kept)])
+            one = torch.ones((), dtype=torch.float64)
             exact = settings.estimator == "stratified"
-            psi_mean, xi_mean = (self.psi.mean(), self.xi.mean()) if exact else (1.0, 1.0)
-            each = torch.where(memory, xi_mean * settings.memory_weight, torch.as_tensor(psi_mean).double())
-        return Draw(timesteps, memory, each / torch.where(memory, kept, target))
+            psi_mean, xi_mean = (self.psi.mean(), self.xi.mean()) if exact else (one, one)
+            each = torch.where(memory, xi_mean * settings.memory_weight, psi_mean)
+        return Draw(timesteps, self._names(memory), each / torch.where(memory, kept, target))
+
+    def losses(self, model: Model, batch: Batch) -> Tensor:
+        return self.objective.losses(model, batch)
+
+    def reduce(self, losses: Tensor, batch: Batch) -> Tensor:
+        return losses.mean() if batch.weights is None else batch.weights.to(losses) @ losses
+
+    def _names(self, memory: Tensor) -> tuple[str, ...]:
+        return tuple(self.sources[int(each)] for each in memory)
 
     def _uniform(self, rng: np.random.Generator, rows: int) -> Tensor:
-        return torch.from_numpy(_spread(rng, rows) * self.length).long().clamp(max=self.length - 1)
+        return torch.from_numpy(spread(rng, rows) * self.length).long().clamp(max=self.length - 1)
 
     def _by(self, weight: Tensor, rng: np.random.Generator, rows: int) -> Tensor:
         """Steps with probabilities proportional to a weight, by the inverse of their cumulative sum."""
         total = weight.cumsum(0)
-        found = torch.searchsorted(total, torch.from_numpy(_spread(rng, rows)) * total[-1], right=True)
+        found = torch.searchsorted(total, torch.from_numpy(spread(rng, rows)) * total[-1], right=True)
         return found.clamp(max=self.length - 1)
 
 
-def _spread(rng: np.random.Generator, rows: int) -> np.ndarray:
-    """(rows,) shares in [0, 1) in any order, one from each equal part: each alone is uniform."""
-    return (rng.permutation(rows) + rng.random(rows)) / max(rows, 1)
+class MatchingTheBase(Denoising):
+    """Denoising, where rows of a "teacher" are to be denoised as the untouched base denoises them.
+
+    (Zhong et al. 2024, appendix C, with student and teacher under the null condition: matching a conditional student
+    to it would unlearn the target.) Those rows are target pictures whose condition is the null one.
+    """
+
+    def target(self, model: Model, noisy: Tensor, batch: Batch) -> Tensor:
+        wanted, taught = super().target(model, noisy, batch), batch.of("teacher")
+        if taught.any():
+            answers = model.teacher(noisy[taught], batch.timesteps[taught], batch.condition.rows(taught))
+            wanted = wanted.index_copy(0, taught.nonzero().flatten(), answers.to(wanted))
+        return wanted
 
 
 def preset(name: str, **changes: object) -> DiffTuning:

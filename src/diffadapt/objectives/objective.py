@@ -99,5 +99,9 @@ class Objective(ABC):
 
 def spread_timesteps(rng: np.random.Generator, rows: int, length: int) -> Tensor:
     """(rows,) timesteps below `length`, one from each equal share of the range: less variance than plain draws."""
-    share = (rng.permutation(rows) + rng.random(rows)) / rows
-    return torch.from_numpy(share * length).long().clamp(max=length - 1)
+    return torch.from_numpy(spread(rng, rows) * length).long().clamp(max=length - 1)
+
+
+def spread(rng: np.random.Generator, rows: int) -> np.ndarray:
+    """(rows,) shares in [0, 1) in any order, one from each equal part of the range: each alone is uniform."""
+    return (rng.permutation(rows) + rng.random(rows)) / max(rows, 1)

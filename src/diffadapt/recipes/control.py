@@ -21,6 +21,7 @@ from ..adapters import Attachment, Method, attach
 from ..adapters.control_net import ControlNet, attach_control_net, hint_for
 from ..bases import Base
 from ..config import check, dump_toml, option, with_overrides
+from ..controls import SIGNALS
 from ..data.cache import TensorCache
 from ..data.control_pairs import ControlPairs
 from ..errors import Refused
@@ -32,14 +33,15 @@ from ..training.batches import Batches, Texts
 from ..training.finish import finish
 from ..training.fit import fit
 from ..training.learner import make_accelerator, refuse_the_impossible, release
-from ..training.loop_config import LoopConfig
 from ..training.progress_samples import COUNT, control_samples
+from ..training.retention_config import RetentionConfig
 from ..training.run import Run, claim_folder, write_pictures, write_run_file
-from ..training.sources import PairPictures
+from ..training.sources import PairPictures, Source
+from .retention import KEPT, premise_of, retained, switched_off
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControlConfig(LoopConfig):
+class ControlConfig(RetentionConfig):
     """Settings of `train_control`; the defaults suit the embedded base."""
 
     batch_size: int = option(8, "pairs a step and process", low=1)
@@ -119,9 +121,15 @@ def train_control(
             base, pairs, resolution=resolution, caption_dropout=config.caption_dropout, seed=seed,
             process=accelerator.process_index, cache=cache,
         )  # fmt: skip
-        objective = Denoising(base.noise_schedule, snr_gamma=config.snr_gamma)
+        sources: dict[str, Source] = {"target": target}
+        with switched_off(attachments.values()):
+            objective = retained(
+                base, Denoising(base.noise_schedule, snr_gamma=config.snr_gamma), sources, config, folder, accelerator,
+                resolution=resolution, signal=SIGNALS[pairs.signal] if pairs.signal else None, cache=cache, quiet=quiet,
+            )  # fmt: skip
+            premise = premise_of(base, sources, seed=seed, quiet=quiet)
         batches = Batches(
-            base, objective, {"target": target}, Texts(base),
+            base, objective, sources, Texts(base),
             batch_size=config.batch_size, parts=config.gradient_accumulation, seed=seed,
             process=accelerator.process_index,
         )  # fmt: skip
@@ -131,8 +139,9 @@ def train_control(
         facts = fit(
             base, attachments, batches, objective,
             config=config, groups=_groups(attachments, config), folder=folder, accelerator=accelerator,
-            settings=dump_toml(settings), seed=seed, samples=samples, watch=watch, quiet=quiet,
+            settings=dump_toml(settings), seed=seed, samples=samples, log_as=KEPT, watch=watch, quiet=quiet,
         )  # fmt: skip
+        facts |= premise
     finally:
         release(base, attachments.values())
     accelerator.wait_for_everyone()

@@ -26,6 +26,7 @@ from ..bases import Base, load_base
 from ..config import REQUIRED, Option, build, option, options, unknown
 from ..controls import SIGNALS
 from ..data.captioned import load_captioned
+from ..data.class_folders import load_classes
 from ..data.concept import Concept, load_concept
 from ..data.control_pairs import load_control_pairs
 from ..data.joined import join_concepts
@@ -78,6 +79,14 @@ class StyleTable:
     also: tuple[str, ...] = option((), "further folders, each of one style")
     held_out: int = option(8, "pictures of each style, the last ones, that are kept back to measure by", low=0)
     shards: bool = option(False, "the folder holds shards (*.tar), which are streamed; nothing is kept back")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferTable:
+    """The table [transfer]."""
+
+    folder: str = option(REQUIRED, "folder with a folder of pictures for each class, or with such in train and test")
+    held_out: int = option(8, "pictures of each class, the last ones, kept back where there is no test", low=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +167,12 @@ def _start_style(job: "Job", device: str | None) -> Run:
     return train_style(base, styles, method=job.method, out=job.out, seed=job.top.seed, config=job.train)
 
 
+def _start_transfer(job: "Job", device: str | None) -> Run:
+    classes = load_classes(job.data.folder, held_out=job.data.held_out)
+    base = job.load_base(device)
+    return train_style(base, classes, method=job.method, out=job.out, seed=job.top.seed, config=job.train)
+
+
 def _start_distill(job: "Job", device: str | None) -> Run:
     table: DistillTable = job.data
     captions = _lines(table.captions)
@@ -213,6 +228,10 @@ RECIPES: dict[str, Recipe] = {
     "style": Recipe(
         doc="one or many styles from captioned pictures",
         table="style", data=StyleTable, settings=StyleConfig, methods=_methods("style"), start=_start_style,
+    ),
+    "transfer": Recipe(
+        doc="a domain from class folders, whose names are the captions",
+        table="transfer", data=TransferTable, settings=StyleConfig, methods=_methods("style"), start=_start_transfer,
     ),
     "distill": Recipe(
         doc="one or several frozen teachers, such as fine-tuned models, from captions alone",

@@ -19,6 +19,7 @@ from ..adapters import Method, StyleInject, attach
 from ..bases import Base
 from ..config import check, dump_toml, option, with_overrides
 from ..data.cache import TensorCache
+from ..data.class_folders import ClassFolders
 from ..data.picture import to_picture, write_png
 from ..data.prompts import spread
 from ..data.shards import Shards
@@ -34,17 +35,18 @@ from ..training.batches import Batches, Texts
 from ..training.finish import finish
 from ..training.fit import fit
 from ..training.learner import make_accelerator, refuse_the_impossible, release
-from ..training.loop_config import LoopConfig
 from ..training.progress_samples import COUNT, ProgressSamples
+from ..training.retention_config import RetentionConfig
 from ..training.run import Run, claim_folder, write_run_file
 from ..training.sources import Source
 from ..training.style_pictures import CaptionedPictures, StreamedPictures
+from .retention import KEPT, premise_of, retained, switched_off
 
 COLLAPSED = 0.1  # share of log2 n below which the routers' entropy means that one branch is left
 
 
 @dataclass(frozen=True, kw_only=True)
-class StyleConfig(LoopConfig):
+class StyleConfig(RetentionConfig):
     """Settings of `train_style`; the defaults suit a few dozen pictures on the embedded base."""
 
     caption_dropout: float = option(0.1, "share of captions replaced by the empty prompt", low=0, high=1)
@@ -105,12 +107,12 @@ def train_style(
         if is_main:
             claim_folder(folder, dump_toml({"base": base.fingerprint, **settings, "style": _identity(styles)}))
             job = {
-                "recipe": "style",
+                "recipe": _recipe(styles),
                 "base": base.name,
                 **base.given,
                 "out": str(folder),
                 **settings,
-                "style": _table(styles),
+                _recipe(styles): _table(styles),
             }
             write_run_file(folder, base, dump_toml(job))
         for note in [*styles.notes, *_doubts(styles, method)]:
@@ -132,9 +134,17 @@ def train_style(
             captions = styles.captions()
             if is_main:
                 _write_pictures(folder, styles, resolution)
-        objective = Denoising(base.noise_schedule, snr_gamma=config.snr_gamma)
+        sources = {"target": source}
+        with switched_off([attachment]):
+            objective = retained(
+                base, Denoising(base.noise_schedule, snr_gamma=config.snr_gamma), sources, config, folder, accelerator,
+                resolution=resolution, quiet=quiet,
+            )  # fmt: skip
+            premise = premise_of(base, sources, seed=seed, quiet=quiet)
+        told = [each.captions() for each in sources.values()]
+        texts = Texts(base, [caption for each in told for caption in each] if all(told) else None)
         batches = Batches(
-            base, objective, {"target": source}, Texts(base, source.captions() or None),
+            base, objective, sources, texts,
             batch_size=config.batch_size, parts=config.gradient_accumulation, seed=seed,
             process=accelerator.process_index,
         )  # fmt: skip
@@ -146,8 +156,9 @@ def train_style(
             base, {"adapter": attachment}, batches, objective,
             config=config, groups=[{"params": list(attachment.parameters()), "peak": config.learning_rate}],
             folder=folder, accelerator=accelerator, settings=dump_toml(settings), seed=seed, samples=samples,
-            watch=watch, quiet=quiet,
+            log_as=KEPT, watch=watch, quiet=quiet,
         )  # fmt: skip
+        facts |= premise
     finally:
         release(base, [attachment])
     accelerator.wait_for_everyone()
@@ -205,8 +216,15 @@ def _identity(styles: Styles | Shards) -> dict[str, Any]:
     return {"pictures": parts, "held_out": {name: len(each) for name, each in styles.held_out.items()}}
 
 
+def _recipe(styles: Styles | Shards) -> str:
+    """The recipe that reads these pictures again, which is its table's name, too."""
+    return "transfer" if isinstance(styles, ClassFolders) else "style"
+
+
 def _table(styles: Styles | Shards) -> Mapping[str, Any]:
-    """The table [style] of run.toml."""
+    """The table [style] or [transfer] of run.toml."""
+    if isinstance(styles, ClassFolders):
+        return {"folder": str(styles.root), "held_out": styles.kept}
     if isinstance(styles, Shards):
         return {"folder": str(styles.paths[0].parent), "shards": True}
     first, *more = [str(each.folder) for each in styles.pictures.values()]

@@ -29,15 +29,16 @@ from ..training.class_pictures import class_pictures
 from ..training.finish import finish
 from ..training.fit import fit
 from ..training.learner import make_accelerator, refuse_the_impossible, release
-from ..training.loop_config import LoopConfig
 from ..training.progress_samples import subject_samples
+from ..training.retention_config import RetentionConfig
 from ..training.run import Run, claim_folder, write_pictures, write_run_file
 from ..training.select_step import select_step
 from ..training.sources import BankPictures, ConceptPictures, Source
+from .retention import KEPT, premise_of, retained
 
 
 @dataclass(frozen=True, kw_only=True)
-class SubjectConfig(LoopConfig):
+class SubjectConfig(RetentionConfig):
     """Settings of `train_subject`; the defaults suit LoRA on the embedded base."""
 
     batch_size: int = option(4, "concept pictures a step and process; as many class pictures come beside them", low=1)
@@ -130,12 +131,17 @@ def train_subject(
         if config.prior_weight:
             bank = class_pictures(base, concept, config, folder, accelerator, quiet)
             sources["class"] = BankPictures(base, bank, cache=cache)
-        texts = Texts(base, [caption for source in sources.values() for caption in source.captions()])
 
         # --- the objective, and the loop ------------------------------------------------------------------------------
         objective: Objective = (Masked if config.masked else Denoising)(base.noise_schedule, snr_gamma=config.snr_gamma)
         if config.prior_weight:
             objective = PriorPreservation(objective, weight=config.prior_weight)
+        else:
+            objective = retained(
+                base, objective, sources, config, folder, accelerator, resolution=resolution, quiet=quiet
+            )
+        premise = premise_of(base, sources, seed=seed, quiet=quiet)
+        texts = Texts(base, [caption for source in sources.values() for caption in source.captions()])
         batches = Batches(
             base, objective, sources, texts,
             batch_size=config.batch_size, parts=config.gradient_accumulation, seed=seed,
@@ -147,8 +153,9 @@ def train_subject(
             config=config, groups=_groups(attachment, config), folder=folder, accelerator=accelerator,
             settings=dump_toml(settings), seed=seed,
             samples=subject_samples(base, concept, folder, seed) if is_main and config.sample_every else None,
-            log_as={"target": "loss_concept", "class": "loss_prior"}, watch=watch, quiet=quiet,
+            log_as={"target": "loss_concept", "class": "loss_prior", **KEPT}, watch=watch, quiet=quiet,
         )  # fmt: skip
+        facts |= premise
     finally:
         release(base, [attachment])
     accelerator.wait_for_everyone()
@@ -175,6 +182,11 @@ def _refuse_what_does_not_fit(base: Base, concept: Concept, method: Method, conf
         raise Refused(f"method {method.name!r} cannot learn a subject; use {others}")
     if method.needs_word and not config.train_token:
         raise Refused(f"{method.title} learns a new word for the concept; leave train_token on")
+    if config.prior_weight and config.objective != "standard":
+        raise Refused(
+            f"prior preservation and train.objective={config.objective} both keep what the base knows; "
+            "set train.prior_weight=0 to use the latter"
+        )
     if config.masked and concept.masks(config.resolution or base.resolution) is None:
         raise Refused(f"masked = true, but no picture in {concept.folder} has a mask (alpha, or NAME-masklabel.png)")
     if config.masked and (empty := concept.empty_masks(config.resolution or base.resolution)):

@@ -6,7 +6,7 @@ source may be larger than the memory that its pixels would take.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from ..bases import Base
 from ..data.cache import TensorCache, content_key
 from ..data.concept import Concept
 from ..data.control_pairs import ControlPairs
+from ..data.latent_bank import LatentBank
 from ..data.memory_bank import MemoryBank
 from . import seeds
 
@@ -164,6 +165,47 @@ class BankPictures(Source):
 
     def fetch(self, index: int) -> Fetched:
         return Fetched(encoded(self.base, self.bank.picture(index), self._contents[index], self.cache))
+
+
+class BankLatents(Source):
+    """Latents that the untouched base made, any of them at any time, read from disk as they are drawn.
+
+    Args:
+        bank: the latents with the prompts that made them.
+        caption: what all of them are conditioned on, "" for nothing; None takes each one's own prompt.
+        signal: row number -> its control signal (3, H, W), where rows have one.
+    """
+
+    def __init__(self, bank: LatentBank, caption: str | None, *, signal: Callable[[int], Tensor] | None = None) -> None:
+        self.bank, self.caption, self.signal = bank, caption, signal
+
+    def captions(self) -> list[str]:
+        if self.caption is not None:
+            return [self.caption]
+        return list(dict.fromkeys(self.bank.caption(i) for i in range(len(self.bank))))
+
+    def pick(self, rng: np.random.Generator, size: int, place: int) -> list[tuple[int, str]]:
+        rows = [int(i) for i in rng.integers(len(self.bank), size=size)]
+        return [(i, self.bank.caption(i) if self.caption is None else self.caption) for i in rows]
+
+    def fetch(self, index: int) -> Fetched:
+        return Fetched(self.bank.latents([index])[0], signal=self.signal(index) if self.signal else None)
+
+
+class Unconditioned(Source):
+    """The rows of another source, each with the empty prompt."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def captions(self) -> list[str]:
+        return [""]
+
+    def pick(self, rng: np.random.Generator, size: int, place: int) -> list[tuple[int, str]]:
+        return [(i, "") for i, _ in self.source.pick(rng, size, place)]
+
+    def fetch(self, index: int) -> Fetched:
+        return self.source.fetch(index)
 
 
 def shuffled(count: int, size: int, *, first: int, seed: int, process: int) -> list[int]:
