@@ -1,0 +1,171 @@
+"""What the transfer claims share: one training on a target set, with and without Diff-Tuning, and how it is scored."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import torch
+from torch import Generator, Tensor
+from transfer_sets import TARGETS, files_of
+
+from diffadapt.adapters import OFT, LoRA, Method, Selective
+from diffadapt.data.captioned import Captioned
+from diffadapt.data.folder import Example
+from diffadapt.data.styles import Styles
+from diffadapt.evidence import Context, Finished, Results, Unit
+from diffadapt.metrics.bootstrap import Interval, interval_of_nested_mean
+from diffadapt.metrics.features import load_features
+from diffadapt.metrics.frechet import fid
+from diffadapt.recipes.retention import losses_at, memory_of, near_data
+from diffadapt.recipes.style import StyleConfig, train_style
+from diffadapt.sampling.sample import adapted, default_line, generate
+from diffadapt.training.learner import make_accelerator
+from diffadapt.training.retention_config import MemoryConfig
+
+OBJECTIVES = {"standard": "plain", "difftuning": "Diff-Tuning"}
+STEPS, BATCH, MEMORY, UNSEEN = 1500, 16, 2000, 128  # rows of memory that are trained on, and further ones
+MADE, TESTED, MOST = 256, 512, 1500  # pictures made, of the test set, and of the training set
+HANDED_BACK = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
+TUNED_ON = ("game-icons", "openmoji")  # with another seed than the test's
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method, its title, and the learning rates that are tried for it."""
+
+    method: Method
+    title: str
+    rates: tuple[float, ...]
+
+
+CONTENDERS = {
+    "full": Contender(Selective(), "full fine-tuning", (2e-5, 6e-5, 2e-4)),
+    "bitfit": Contender(Selective(train="bias"), "BitFit", (3e-4, 1e-3, 3e-3)),
+    "lora": Contender(LoRA(rank=8), "LoRA", (5e-4, 2e-3, 8e-3)),
+    "oft": Contender(OFT(), "OFT", (5e-4, 2e-3, 8e-3)),
+}
+
+
+def tuning(names: Sequence[str]) -> list[Unit]:
+    """Plain trainings that choose each method's rate; Diff-Tuning takes the plain one's."""
+    return [
+        {"stage": "tune", "method": name, "rate": rate, "target": target, "objective": "standard", "seed": 100}
+        for name in names
+        for rate in CONTENDERS[name].rates
+        for target in TUNED_ON
+    ]
+
+
+def tests(results: Results, names: Sequence[str], seed: int) -> list[Unit]:
+    """Every target with and without, at the rate with the smallest mean logarithm of FD in `tuning`."""
+    chosen = {}
+    for name in names:
+        runs = results.where(stage="tune", method=name)
+        rates = {rate: [log_fd(each) for each in runs if each.unit["rate"] == rate] for rate in CONTENDERS[name].rates}
+        chosen[name] = min(rates, key=lambda rate: sum(rates[rate]))
+    return [
+        {"stage": "test", "method": n, "rate": chosen[n], "target": target, "objective": objective, "seed": seed}
+        for n in names
+        for target in TARGETS
+        for objective in OBJECTIVES
+    ]
+
+
+def classes_of(data: Path, name: str) -> Styles:
+    """The classes of a target set, a tenth of each kept back; a set without a test folder is split by its order."""
+    grouped: dict[str, list[Path]] = {}
+    for file, kind in files_of(data, name):
+        grouped.setdefault(kind, []).append(file)
+    learned, kept = {}, {}
+    for kind, files in grouped.items():
+        tested = [file for file in files if "test" in file.parts] or files[::5]
+        rest = [file for file in files if file not in set(tested)]
+        for place, part in ((learned, rest[: max(1, MOST // len(grouped))]), (kept, tested)):
+            if part:
+                place[kind] = Captioned(part[0].parent, [Example(path=file, caption=kind) for file in part], [])
+    return Styles(learned, {kind: each for kind, each in kept.items() if kind in learned})
+
+
+def teach(unit: Unit, context: Context) -> dict[str, Any]:
+    """FD to the test pictures, with shares of the steps handed back, and the base's loss on its own pictures."""
+    base, classes = context.base, classes_of(context.data, unit["target"])
+    memory = MemoryConfig(latents=MEMORY, folder=str(context.shared / "memory"), condition="null")
+    config = StyleConfig(
+        steps=STEPS, batch_size=BATCH, learning_rate=unit["rate"], objective=unit["objective"], memory=memory,
+        evaluation_pictures=0, sample_every=0,
+    )  # fmt: skip
+    all_rows = replace(config, memory=replace(memory, latents=MEMORY + UNSEEN))
+    bank = memory_of(
+        base, all_rows, context.folder, make_accelerator(base, config), resolution=base.resolution, quiet=True
+    )
+    unseen = bank.latents(range(MEMORY, MEMORY + UNSEEN))
+    steps = near_data(base.noise_schedule.noise_ratio().cpu(), UNSEEN)
+    before = float(losses_at(base, unseen, steps).mean())
+    run = train_style(
+        base, classes, method=CONTENDERS[unit["method"]].method, out=context.folder, seed=unit["seed"], config=config,
+        quiet=True,
+    )  # fmt: skip
+    features = load_features("probe" if base.world else "dino:facebook/dinov2-small", device=base.device)
+    tested = test_pictures(classes, base.resolution)
+    reference = features.pictures(tested)
+    captions = [name for _, name in zip(range(MADE), cycle(list(classes.pictures)), strict=False)]
+    lines = [default_line(base, caption, seed) for seed, caption in enumerate(captions)]
+    scores: dict[str, Any] = {"fd": {}, "premise": run.metrics.get("premise", {})}
+    with adapted(base, [(run.adapter, 1.0)]):
+        scores["forgotten"] = float(losses_at(base, unseen, steps).mean()) / before
+        for share in HANDED_BACK if unit["stage"] == "test" else (0.0,):
+            made = torch.stack(generate(base, lines, batch=16, hand_back=share))
+            scores["fd"][f"{share:g}"] = fid(features.pictures(made), reference)
+    return scores
+
+
+def cycle(names: list[str]):
+    """The names again and again."""
+    while True:
+        yield from names
+
+
+def test_pictures(classes: Styles, side: int) -> Tensor:
+    """Up to `TESTED` pictures that were not trained on, (N, 3, side, side), as many of each class as it has."""
+    each = max(1, TESTED // len(classes.held_out))
+    return torch.cat([part.pixels(range(min(each, len(part))), side) for part in classes.held_out.values()])
+
+
+def log_fd(each: Finished, share: float = 0.0) -> float:
+    return math.log(max(each.scores["fd"][f"{share:g}"], 1e-9))
+
+
+def gain(results: Sequence[Finished], method: str, *, level: float = 0.95) -> Interval:
+    """Mean over targets of the logarithm of FD with Diff-Tuning over that without; below 0 is better."""
+    runs = {
+        objective: {e.unit["target"]: log_fd(e) for e in results if is_test(e, method, objective)}
+        for objective in OBJECTIVES
+    }
+    rows = [[runs["difftuning"][target] - runs["standard"][target]] for target in TARGETS]
+    return interval_of_nested_mean(torch.tensor(rows), level=level)
+
+
+def is_test(each: Finished, method: str, objective: str) -> bool:
+    unit = each.unit
+    return unit["stage"] == "test" and unit["method"] == method and unit["objective"] == objective
+
+
+def fabricated(unit: Unit, generator: Generator | None, *, better: float = 0.0) -> dict[str, Any]:
+    """Scores as a training might have: targets differ by a factor, two runs of one by a tenth (assumed)."""
+    place = crc32(str(unit["target"]).encode()) / 2**32
+    kept = unit["objective"] == "difftuning"
+
+    def noise() -> float:
+        return 0.1 * float(torch.randn((), generator=generator)) if generator else 0.0
+
+    of_run = noise()
+
+    def fd(share: float) -> float:
+        curve = 2.0 * max(0.0, share - 0.2) ** 2 - (2.0 * better * share if share < 0.3 else 0.0)
+        return math.exp(place + of_run + 0.3 * noise() + curve - (better if kept else 0.0))
+
+    forgotten = 1.0 + (0.05 if kept and better else 0.6) * math.exp(noise())
+    return {"fd": {f"{share:g}": fd(share) for share in HANDED_BACK}, "forgotten": forgotten, "premise": {}}
