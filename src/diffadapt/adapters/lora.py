@@ -30,7 +30,7 @@ class LoRA(Method):
 
     name: ClassVar[str] = "lora"
     title: ClassVar[str] = "LoRA"
-    recipes: ClassVar[tuple[str, ...]] = ("subject", "control", "sequence")
+    recipes: ClassVar[tuple[str, ...]] = ("subject", "control", "style", "sequence")
 
     rank: int = option(4, "rank r of the update, 1 to the smaller side of the layer", low=1)
     alpha: float | None = option(None, "the update is multiplied by alpha / rank; unset means alpha = rank", low=0)
