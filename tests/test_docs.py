@@ -158,7 +158,7 @@ def test_commands_and_configs_named_in_the_text_exist(page: Path):
             assert match[1] in COMMANDS, f"{page.name}: no command in {code!r}"
         if re.fullmatch(r"configs/[\w./-]+\.toml", code):
             assert (ROOT / code).is_file(), f"{page.name}: no file {code}"
-        if match := re.match(r"(?:train|method|concept|pairs)\.(\w+)", code):
+        if match := re.match(r"(?:train|method|concept|pairs)\.[\w.]*\w", code):
             assert match[0] in known_options(*RECIPES) | method_options(), f"{page.name}: no option {match[0]}"
 
 
