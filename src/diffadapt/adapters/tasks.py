@@ -57,7 +57,7 @@ def fold_(attachment: Attached, tokens: Mapping[str, str], seed: int) -> None:
     vectors = attachment.method.vectors_per_word()
     if tokens and not tables:
         raise Refused("this attachment learned no token, so the next task cannot bring one; attach with tokens=...")
-    new = expand_vectors(base, tokens, vectors)
+    new = expand_vectors(base, tokens, vectors) if tokens else {}
     for table in tables.values():
         if len(new) != len(table.vectors):
             expected = len(table.vectors) // vectors
