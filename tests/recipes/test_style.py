@@ -16,7 +16,7 @@ from diffadapt.data.shards import load_shards
 from diffadapt.data.styles import load_styles
 from diffadapt.errors import Failed, Refused
 from diffadapt.files import load_tensors
-from diffadapt.recipes.job import read_job
+from diffadapt.recipes.job import RECIPES, read_job
 from diffadapt.recipes.style import collapse, train_style
 from diffadapt.training.style_pictures import CaptionedPictures, StreamedPictures
 
@@ -186,3 +186,9 @@ def test_collapsed_routers_are_said_with_their_entropy(tmp_path):
 def test_a_method_that_needs_a_word_is_refused(tiny_v_base, folder, tmp_path):
     with pytest.raises(Refused, match="'perfusion' cannot learn a style"):
         train_style(tiny_v_base, load_styles(folder, held_out=0), method=Perfusion(), out=tmp_path / "a", **FEW)
+
+
+def test_methods_that_need_no_word_are_the_recipes():
+    assert {"style_inject", "lora", "oft", "selective"} <= set(RECIPES["style"].methods)
+    assert {"style_inject", "lora", "oft", "selective"} <= set(RECIPES["distill"].methods)
+    assert not {"perfusion", "token", "hint"} & set(RECIPES["style"].methods)

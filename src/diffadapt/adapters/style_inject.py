@@ -26,7 +26,7 @@ import contextlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -136,7 +136,8 @@ class StyleInjectAdapter(Adapter):
         if self.method.scope == "sample" and places.ndim > 2:
             dims = tuple(range(1, places.ndim - 1))
             places = places.mean(dims) if self.method.pool == "mean" else places.sum(dims)
-        return (self.router(places) / self.method.temperature).softmax(-1)
+        logits = self.router(places)
+        return (logits if self.method.temperature == 1 else logits / self.method.temperature).softmax(-1)
 
     def _routed(self, x: Tensor) -> Tensor:
         s = self.route(x)
@@ -184,27 +185,79 @@ def transfer(h: Tensor, z: Tensor, up: Tensor, variance: str) -> Tensor:
         (N, L, out) in h's precision
     """
     if variance == "none" or h.shape[1] == 1:
+        if h.dtype == z.dtype:  # product and sum in one pass
+            return torch.baddbmm(h, z, up.t().expand(len(z), -1, -1))
         return h + F.linear(z, up).to(h.dtype)
-    tokens = h.shape[1]
-    mu = h.mean(1, keepdim=True, dtype=z.dtype)  # (N, 1, out)
-    centred = h.to(z.dtype) - mu
-    v = torch.linalg.vecdot(centred, centred, dim=1) / tokens + EPS  # (N, out)
     if variance == "sigma_map":
-        return torch.addcmul(h.to(z.dtype), z @ (up / v.sqrt()[..., None]).mT, centred).to(h.dtype)
-    z_mean = z.mean(1)  # (N, r)
-    if variance == "sigma_pooled":
-        gain = (1 + F.linear(z_mean, up) / v.sqrt()).clamp(-GAIN[1], GAIN[1])
-    else:
+        h_full = h.to(z.dtype)
+        centred = h_full - h_full.mean(1, keepdim=True)
+        sigma = (torch.linalg.vecdot(centred, centred, dim=1) / h.shape[1] + EPS).sqrt()
+        return torch.addcmul(h_full, z @ (up / sigma[..., None]).mT, centred).to(h.dtype)
+    return _ChannelGain.apply(h, z, up, variance)
+
+
+class _ChannelGain(torch.autograd.Function):
+    """h' = g (h - mu) + mu + shift for `std_of_sum`, `full_adain` and `sigma_pooled`, a g for each sample and channel.
+
+    With c = h - mu and z' = z - mean(z), all that g depends on are small:
+
+        v = mean(c^2) + eps                             K = mean(c z')        M = mean(z' z')
+        v' = v + 2 B K + B M B^T,  g = sqrt(v' / v)     or  g = 1 + B mean(z) / sqrt(v)
+
+    and the way back goes through them again, without an array of the features' size for each step in between.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, z: Tensor, up: Tensor, variance: str) -> Tensor:
+        tokens, features = h.shape[1], h.to(z.dtype)
+        c = features - features.mean(1, keepdim=True)  # (N, L, out)
+        v = torch.linalg.vecdot(c, c, dim=1) / tokens + EPS  # (N, out)
+        z_mean = z.mean(1)  # (N, r)
         z_centred = z - z_mean[:, None]
-        across = (z_centred.mT @ centred).mT / tokens  # (N, out, r) cov(h, z)
-        among = z_centred.mT @ z_centred / tokens  # (N, r, r) cov(z, z)
-        v_sum = v + (up * (2 * across + up @ among)).sum(-1)  # var(h + Dh)
-        gain = (v_sum.clamp(min=EPS) / v).sqrt().clamp(*GAIN)
-    # gain * centred + mu, written so that a gain of 1 gives h bit for bit
-    adapted = torch.addcmul(h.to(z.dtype), centred, (gain - 1)[:, None])
-    if variance == "full_adain":
-        adapted = adapted + F.linear(z_mean, up)[:, None]
-    return adapted.to(h.dtype)
+        if variance == "sigma_pooled":
+            k = m = z.new_empty(0)
+            raw = 1 + z_mean @ up.t() / v.sqrt()
+            gain = raw.clamp(-GAIN[1], GAIN[1])
+        else:
+            k = (z_centred.mT @ c).mT / tokens  # (N, out, r)
+            m = z_centred.mT @ z_centred / tokens  # (N, r, r)
+            raw = ((v + (up * (2 * k + up @ m)).sum(-1)).clamp(min=EPS) / v).sqrt()
+            gain = raw.clamp(*GAIN)
+        result = torch.addcmul(features, c, (gain - 1)[:, None])  # a gain of 1 gives h bit for bit
+        if variance == "full_adain":
+            result = result + (z_mean @ up.t())[:, None]
+        ctx.save_for_backward(c, z_centred, z_mean, up, v, k, m, raw, gain)
+        ctx.variance = variance
+        return result.to(h.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        c, z_centred, z_mean, up, v, k, m, raw, gain = ctx.saved_tensors
+        tokens, g = c.shape[1], gradients[0].to(c.dtype)
+        g_sum = g.sum(1)  # (N, out)
+        # of the gain, 0 where it was clamped
+        d_gain = torch.linalg.vecdot(g, c, dim=1) * (raw == gain)
+        if ctx.variance == "sigma_pooled":
+            d_v = d_gain * (1 - raw) / (2 * v)
+            d_shift = d_gain / v.sqrt()  # of B mean(z)
+        else:
+            d_sum = d_gain / (2 * raw * v)  # of v'
+            d_v = d_sum - d_gain * raw / (2 * v)
+            d_shift = g_sum if ctx.variance == "full_adain" else None
+        dh = torch.addcmul((1 - gain)[:, None] * (g_sum / tokens)[:, None], g, gain[:, None])
+        dh = torch.addcmul(dh, c, (d_v * (2 / tokens))[:, None])
+        d_up, dz = torch.zeros_like(up), None
+        if ctx.variance != "sigma_pooled":
+            d_k = (d_sum * (2 / tokens))[..., None] * up  # (N, out, r)
+            dh = torch.baddbmm(dh, z_centred, d_k.mT)
+            dz = torch.baddbmm(c @ d_k, z_centred, up.t() @ d_k)
+            d_up = d_up + (2 * d_sum[..., None] * (k + up @ m)).sum(0)
+        if d_shift is not None:
+            d_up = d_up + d_shift.t() @ z_mean
+            of_mean = (d_shift @ up / tokens)[:, None]
+            dz = of_mean.expand_as(z_centred) if dz is None else dz + of_mean
+        assert dz is not None
+        return dh.to(gradients[0].dtype), dz, d_up, None
 
 
 def _tokens(x: Tensor) -> Tensor:

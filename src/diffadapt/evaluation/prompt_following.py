@@ -17,7 +17,7 @@ from .figure import figure
 def following(
     encoder: ProbeFeatures, after: Tensor, before: Tensor, prompts: Sequence[str], world: World, *, seed: int
 ) -> dict[str, dict[str, Any]]:
-    """"followed" over all that was asked, and "followed_background", "followed_position", ... by themselves.
+    """ "followed" over all that was asked, and "followed_background", "followed_position", ... by themselves.
 
     Args:
         encoder: the probe.
