@@ -27,7 +27,7 @@ from diffadapt.training.retention_config import MemoryConfig
 
 OBJECTIVES = {"standard": "plain", "difftuning": "Diff-Tuning"}
 STEPS, BATCH, MEMORY, UNSEEN = 1500, 16, 2000, 128  # rows of memory that are trained on, and further ones
-MADE, TESTED, MOST = 256, 512, 1500  # pictures made, of the test set, and of the training set
+MADE, TESTED, MOST = 256, 512, 400  # pictures made, of the test set, and of one class to learn from
 HANDED_BACK = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 TUNED_ON = ("game-icons", "openmoji")  # with another seed than the test's
 
@@ -82,8 +82,9 @@ def classes_of(data: Path, name: str) -> Styles:
     learned, kept = {}, {}
     for kind, files in grouped.items():
         tested = [file for file in files if "test" in file.parts] or files[::5]
-        rest = [file for file in files if file not in set(tested)]
-        for place, part in ((learned, rest[: max(1, MOST // len(grouped))]), (kept, tested)):
+        known = set(tested)
+        rest = [file for file in files if file not in known]
+        for place, part in ((learned, rest[:MOST]), (kept, tested)):
             if part:
                 place[kind] = Captioned(part[0].parent, [Example(path=file, caption=kind) for file in part], [])
     return Styles(learned, {kind: each for kind, each in kept.items() if kind in learned})
