@@ -60,7 +60,8 @@ def test_we_answer_as_those_tools_do(base, unet, draw, apart, tmp_path, roles, m
 @pytest.mark.parametrize(
     ("key", "says"),
     [
-        ("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.dora_scale", "no part of OFT"),
+        ("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.dora_scale", "DoRA"),
+        ("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.bias", "no part of OFT"),
         (
             "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.oft_R.weight",
             "a layer 'lora_unet_input_blocks_4",
@@ -89,8 +90,8 @@ def test_output_side_rotations_are_refused_with_the_reason(base, tmp_path, key, 
 
 
 def test_what_is_no_oft_is_refused(base, tmp_path):
-    save_tensors(tmp_path / "lora.safetensors", {"lora_unet_x.lora_up.weight": torch.zeros(2, 2)})
-    with pytest.raises(Refused, match="holds no OFT that diffadapt knows: expected a PEFT directory"):
+    save_tensors(tmp_path / "lora.safetensors", {"lora_unet_x.weight": torch.zeros(2, 2)})
+    with pytest.raises(Refused, match="holds no adapter that diffadapt knows: expected LoRA .* or a PEFT directory"):
         import_adapter(base, tmp_path / "lora.safetensors", tmp_path / "ours.safetensors")
     with pytest.raises(Refused, match="no file at"):
         import_adapter(base, tmp_path / "nothing.safetensors", tmp_path / "ours.safetensors")

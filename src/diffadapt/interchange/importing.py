@@ -1,5 +1,6 @@
 """Reading another tool's adapter into an adapter file."""
 
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,16 +29,14 @@ _CONVERSION = (
 
 # What a file is that cannot be read, by the names in it.
 _KINDS = {
-    ".hada_": "LoHa (Hadamard products)",
-    ".lokr_": "LoKr (Kronecker products)",
-    ".dora_scale": "DoRA (LoRA with a magnitude for each neuron)",
-    ".lora_magnitude_vector": "DoRA (LoRA with a magnitude for each neuron)",
-    ".a1.weight": "GLoRA",
-    ".on_input": "IA3",
-    ".diff": "weight differences (.diff)",
-    ".w_norm": "weight differences (.w_norm)",
-    ".b_norm": "weight differences (.b_norm)",
-    "bundle_emb.": "a LoRA with words bundled into it",
+    r"\.hada_": "LoHa (Hadamard products)",
+    r"\.lokr_": "LoKr (Kronecker products)",
+    r"\.dora_scale$|\.lora_magnitude_vector": "DoRA (LoRA with a magnitude for each neuron)",
+    r"\.a1\.weight$": "GLoRA",
+    r"\.on_input$": "IA3",
+    r"\.diff(_b)?$": "weight differences (.diff)",
+    r"\.[wb]_norm$": "weight differences (.w_norm)",
+    r"^bundle_emb\.": "a LoRA with words bundled into it",
 }
 
 
@@ -110,7 +109,7 @@ def read(source: Path, base: AdaptableBase) -> Found | FoundLoRA:
     if _holds(tensors, ".oft_blocks") or _holds(tensors, ".oft_diag"):
         raise Refused(f"{source} cannot be read: {OUTPUT_SIDE}; merge it into the base in the tool that made it")
     for mark, kind in _KINDS.items():
-        if _holds(tensors, mark):
+        if any(re.search(mark, name) for name in tensors):
             raise Refused(
                 f"{source} is {kind}, which diffadapt does not read yet; merge it into the base in the tool that made "
                 "it, and train or sample on that base"

@@ -78,7 +78,7 @@ def attach_word(base: AdaptableBase, source: Path, tensors: Mapping[str, Tensor]
     if len(tensors) > 1:
         raise Refused(f"{source} is textual inversion for SDXL, which has two text encoders; no such base is known")
     (key,) = tensors
-    vectors = tensors[key].float().reshape(-1, tensors[key].shape[-1])
+    vectors = torch.atleast_2d(tensors[key].float())
     (path,) = base.roles[TOKEN_ROLE]
     width = base.module(path).get_parameter("weight").shape[1]
     if vectors.shape[1] != width:
