@@ -85,7 +85,11 @@ def test_prompt_lines_that_make_no_sense_are_refused(line, says):
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [({"width": 30}, "multiples of 8"), ({"steps": 0}, "at least 1"), ({"guidance": -1.0}, "not be negative")],
+    [
+        ({"width": 30}, "multiples of 8"),
+        ({"steps": 0}, "steps must be 1 to 1000"),
+        ({"guidance": -1.0}, "guidance must be a finite number from 0 up"),
+    ],
 )
 def test_impossible_options_are_refused(base, options, says):
     with pytest.raises(Refused, match=says):
