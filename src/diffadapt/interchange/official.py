@@ -63,11 +63,23 @@ def read_official(path: Path, tensors: Mapping[str, Tensor], base: AdaptableBase
                     f"{own}.scaling_factors in {path} has a gain that is not positive, which turns neurons over"
                 )
             found.gains[layer] = gain.float().flatten().log()
-        if bool(tensors.get(f"{own}.oft_is_coft", False)):
-            found.settings |= {"constraint": "official", "radius": float(tensors[f"{own}.oft_eps"])}
+        if _number(path, tensors, f"{own}.oft_is_coft"):
+            found.settings |= {"constraint": "official", "radius": _number(path, tensors, f"{own}.oft_eps")}
     found.remarks.append(_SIGN + ("cannot be read" if found.gains else "strength -1 puts right"))
     found.hint = {match[1]: tensor for key, tensor in tensors.items() if (match := _HINT.fullmatch(key))}
     return found
+
+
+def _number(path: Path, tensors: Mapping[str, Tensor], key: str) -> float:
+    """The one number of a tensor; 0 where there is no such tensor.
+
+    Raises:
+        Refused: it is several.
+    """
+    tensor = tensors.get(key)
+    if tensor is not None and tensor.numel() != 1:
+        raise Refused(f"{path}: {key} has shape {tuple(tensor.shape)}; expected one number")
+    return 0.0 if tensor is None else float(tensor)
 
 
 def _layer(own: str, layers_per_block: int) -> str | None:

@@ -58,6 +58,8 @@ def by_layer(source: Path, tensors: Mapping[str, Tensor], base: AdaptableBase) -
             raise Refused(f"{source} is about a layer {name!r}, which base {base.name!r} does not have")
         if kind == "scaled_oft":
             scaled.add(names[name])
+        elif tensor.ndim != 2 or not tensor.numel():
+            raise Refused(f"{source}: {key} has shape {tuple(tensor.shape)}, which holds no rotations")
         else:
             packed[names[name]] = tensor.float()
     return packed, scaled
