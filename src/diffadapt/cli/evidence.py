@@ -94,6 +94,8 @@ def list_claims(evidence: "Evidence", claims: Sequence[str], arguments: argparse
         for sentence in left_out(evidence.stored(name)):
             print(f"{'':40}{sentence}")
     print(f"{'all':8}{'':6}{total:12.2f}{'':14}of {BUDGET_HOURS} that a round may take")
+    if total > BUDGET_HOURS:
+        print(f"{total - BUDGET_HOURS:.1f} core-hours too many: run fewer claims, or cut subjects or contenders")
     return 0
 
 
