@@ -225,7 +225,7 @@ class CLoRAAdapter(Mergeable):
         self._accumulate(up, down)
         self._collapse()
         self.up.zero_()
-        self.down.copy_(fresh(*self.down.shape, generator))
+        self.down.copy_(fresh(self.down.shape[0], self.down.shape[1], generator))
         self._settle_factor()
 
     def _accumulate(self, up: Tensor, down: Tensor) -> None:
@@ -311,9 +311,9 @@ class _OfEntries(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         up, down = ctx.saved_tensors
-        return grad * up, grad * down, None, None
+        return gradients[0] * up, gradients[0] * down, None, None
 
 
 class _OfInputs(torch.autograd.Function):
@@ -329,6 +329,6 @@ class _OfInputs(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         up, down = ctx.saved_tensors
-        return grad * up, grad * down, None, None
+        return gradients[0] * up, gradients[0] * down, None, None

@@ -163,7 +163,7 @@ class StyleInjectAdapter(Adapter):
         z = inner._conv_forward(x, self.down.flatten(0, 1), None).unflatten(1, (n, r))
         if s.ndim == 2:
             return (z * s[:, :, None, None, None]).sum(1)
-        places = F.adaptive_avg_pool2d(s.permute(0, 3, 1, 2), z.shape[-2:])  # as the stride thins the places out
+        places = F.adaptive_avg_pool2d(s.permute(0, 3, 1, 2), (z.shape[-2], z.shape[-1]))  # as the stride does
         return (z * places[:, :, None]).sum(1)
 
 

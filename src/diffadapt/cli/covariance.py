@@ -27,11 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from ..bases.measure_covariance import measure_covariance
+    from ..bases.text_base import TextBase
     from ..data.prompts import world_captions
     from .sample import read_prompts
 
     captions = read_prompts(arguments.captions) if arguments.captions else None
     base = load(arguments)
+    if not isinstance(base, TextBase):
+        raise Refused(f"{base.name!r} has no text encoder whose second moment could be measured")
     place = Path(arguments.out).expanduser() if arguments.out else base.covariance_file
     if place.exists():
         raise Refused(f"{place} exists already, and concepts may have been learned under it; move it away first")

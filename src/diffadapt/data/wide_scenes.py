@@ -11,6 +11,7 @@ caption says is true of the picture, and a picture may hold more than its captio
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -226,7 +227,7 @@ def _noun(rng: np.random.Generator, world: WideWorld, core_share: float | None =
     return _one(rng, world.core if not world.tail or rng.random() < share else world.tail)
 
 
-def _looks(rng: np.random.Generator) -> dict:
+def _looks(rng: np.random.Generator) -> dict[str, Any]:
     """Mirror, tilt and hue: at least eight looks of each sprite, so that a seed changes something."""
     return {
         "mirrored": bool(rng.random() < 0.5),
@@ -304,11 +305,12 @@ def _pair(rng: np.random.Generator, world: WideWorld) -> tuple[tuple[Thing, ...]
         sides = [float(rng.integers(32, 37)), float(rng.integers(26, 31))]
         aside = 5.0 if rng.random() < 0.5 else -5.0
         places = [(32.0 - aside, 26.0), (32.0 + aside, 40.0)]
+    upright: dict[str, Any] = {"tilt": 0.0} if relation == "on" else {}
     things = tuple(
         Thing(
             noun=noun, kind=kind, stem=stem, style=its_style, size="small",
             boxes=(_square(x + rng.uniform(-1.5, 1.5), y + (0 if relation == "on" else rng.uniform(-1.5, 1.5)), side),),
-            colour=_colour(rng, 0.15), **(_looks(rng) | ({"tilt": 0.0} if relation == "on" else {})),
+            colour=_colour(rng, 0.15), **(_looks(rng) | upright),
         )
         for (noun, kind, stem), its_style, (x, y), side in zip(
             (first, second), (style, other), places, sides, strict=True

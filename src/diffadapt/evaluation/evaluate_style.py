@@ -100,10 +100,10 @@ def evaluate_style(
             _write(Path(out) / style, *pair)
 
     groups = torch.arange(len(reference)).repeat_interleave(most) if len(reference) > 1 else None
-    values = {
-        name: _value(*(torch.cat(each) for each in zip(*rows[name].values(), strict=True)), *about, groups, seed)
-        for name, about in MEANINGS.items()
-    }
+    values = {}
+    for name, about in MEANINGS.items():
+        made, plain = (torch.cat(each) for each in zip(*rows[name].values(), strict=True))
+        values[name] = _value(made, plain, *about, groups, seed)
     values["content_kept"] = _value(torch.cat([*kept.values()]), None, *KEPT, groups, seed)
     mean_fid = [sum(each[i] for each in distances.values()) / len(distances) for i in (0, 1)]
     values["style_fid"] = {

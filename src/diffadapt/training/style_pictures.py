@@ -122,8 +122,10 @@ class StreamedPictures(Source):
             return self._recent[index]
         if not 0 <= self._next <= index:
             self._stream, self._next = self.shards.stream(self.seed, *self.part), 0
+        row: Member | None = None
         while self._next <= index:
             row, self._next = next(self._stream), self._next + 1
+        assert row is not None
         self._recent[index] = row
         return row
 
