@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffadapt.adapters import OFT, LoRA, Method, Selective, SideInputs, attach
+from diffadapt.adapters import OFT, LoRA, Method, Selective, SideInputs, StyleInject, attach
 from diffadapt.adapters.oft import OFTAdapter, solve_together
 from diffadapt.bases import load_base
 from diffadapt.files import write_json
@@ -44,6 +44,8 @@ def methods(model: str, rank: int) -> dict[str, Method]:
         "diffadapt LoRA": LoRA(rank=rank),
         f"diffadapt OFT b={size}": OFT(block_size=size),
         "diffadapt OFT r=4": OFT(blocks=4),
+        "diffadapt LoRA r=12": LoRA(rank=12),
+        "diffadapt StyleInject n=4 r=4": StyleInject(),  # as many parameters as LoRA of rank 12
         FULL: Selective(),
     }
 
@@ -132,7 +134,10 @@ class Contender:
             roles = None if name == FULL else ["self_attention.*", "cross_attention.*"]
             attachment = attach(base, ours[name], roles)
             parameters = list(attachment.parameters())
-            self.begin, self.end = lambda: attachment.begin(SideInputs(text=text)), attachment.project_
+            self.begin, self.end = (
+                lambda: attachment.begin(SideInputs.of(condition, timesteps=timesteps)),
+                attachment.project_,
+            )
         elif name == FULL:
             parameters = list(module.requires_grad_().parameters())
         elif name in ours:
@@ -149,7 +154,9 @@ class Contender:
         for path, layer in list(module.named_modules()):
             if path.endswith(LAYERS):
                 parent, _, last = path.rpartition(".")
-                adapter = method.build(layer, path, generator)
+                role = "cross_attention." if ".attn2." in path else "self_attention."
+                role += {"to_k": "key", "to_v": "value", "to_q": "query"}.get(last, "out")
+                adapter = method.build(layer, path, role, generator)
                 setattr(module.get_submodule(parent), last, adapter)
                 adapters.append(adapter)
         turning = [adapter for adapter in adapters if isinstance(adapter, OFTAdapter)]
