@@ -97,3 +97,15 @@ def test_a_draw_may_weigh_rows():
 def test_timesteps_stand_anywhere_in_their_shares_each_on_its_own():
     places = spread_timesteps(np.random.default_rng(0), 8, 8_000_000) % 1_000_000
     assert len(set((places // 1000).tolist())) == 8
+
+
+def test_the_model_is_asked_at_the_rows_noise_levels_under_their_condition():
+    rows, asked = batch(), []
+
+    def model(noisy, timesteps, condition):
+        asked.append((timesteps, condition))
+        return noisy
+
+    Denoising(SCHEDULE).losses(model, rows)
+    ((timesteps, condition),) = asked
+    assert timesteps is rows.timesteps and condition is rows.condition

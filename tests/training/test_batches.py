@@ -65,6 +65,7 @@ def test_every_row_has_the_latents_and_the_text_of_what_was_picked(tiny_base):
         expected, found = tiny_base.condition([caption]), batch.condition.rows([row])
         assert torch.equal(found.token_ids, expected.token_ids)
         torch.testing.assert_close(found.text, expected.text)
+        assert batch.captions[row] == caption
     assert batch.sources == ("target",) * 6 and batch.mask is None and batch.weights is None
     assert not batch.condition.control
 
