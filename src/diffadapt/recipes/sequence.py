@@ -226,6 +226,7 @@ def learn(
         base, objective, sources, texts,
         batch_size=config.batch_size, parts=config.gradient_accumulation, seed=seed, process=0,
     )  # fmt: skip
+    write_run_file(place, base, dump_toml({"recipe": "sequence", "base": base.name, "out": str(place), **settings}))
     attachment.enabled = True
     facts = fit(
         base, {"adapter": attachment}, batches, objective,
