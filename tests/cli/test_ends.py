@@ -95,7 +95,9 @@ def test_too_little_memory_is_one_sentence(monkeypatch, capsys, error):
 
 
 STOPPED = """
-import sys, time
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the suite was started in the background
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup
 from diffadapt.cli import main as cli, train
 def run(arguments):
     from diffadapt.files import write_atomic
@@ -116,7 +118,10 @@ def test_a_signal_ends_in_a_sentence_its_exit_code_and_no_leftovers(tmp_path, nu
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     time.sleep(0.2)
     process.send_signal(number)
-    _, error = process.communicate(timeout=60)
+    try:
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == code, error
     what = "interrupted" if number == signal.SIGINT else f"stopped by {number.name}"
     assert error.strip() == f"{what}; resume with: diffadapt train concept.noun=cat"
