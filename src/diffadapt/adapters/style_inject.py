@@ -237,6 +237,7 @@ class _ChannelGain(torch.autograd.Function):
         g_sum = g.sum(1)  # (N, out)
         # of the gain, 0 where it was clamped
         d_gain = torch.linalg.vecdot(g, c, dim=1) * (raw == gain)
+        d_sum = None
         if ctx.variance == "sigma_pooled":
             d_v = d_gain * (1 - raw) / (2 * v)
             d_shift = d_gain / v.sqrt()  # of B mean(z)
@@ -247,7 +248,7 @@ class _ChannelGain(torch.autograd.Function):
         dh = torch.addcmul((1 - gain)[:, None] * (g_sum / tokens)[:, None], g, gain[:, None])
         dh = torch.addcmul(dh, c, (d_v * (2 / tokens))[:, None])
         d_up, dz = torch.zeros_like(up), None
-        if ctx.variance != "sigma_pooled":
+        if d_sum is not None:
             d_k = (d_sum * (2 / tokens))[..., None] * up  # (N, out, r)
             dh = torch.baddbmm(dh, z_centred, d_k.mT)
             dz = torch.baddbmm(c @ d_k, z_centred, up.t() @ d_k)

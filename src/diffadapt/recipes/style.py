@@ -134,7 +134,7 @@ def train_style(
             captions = styles.captions()
             if is_main:
                 _write_pictures(folder, styles, resolution)
-        sources = {"target": source}
+        sources: dict[str, Source] = {"target": source}
         with switched_off([attachment]):
             objective = retained(
                 base, Denoising(base.noise_schedule, snr_gamma=config.snr_gamma), sources, config, folder, accelerator,
