@@ -1,5 +1,9 @@
 """`diffadapt check`, and what `sample` says before it computes."""
 
+import base64
+import io
+import re
+
 import pytest
 from PIL import Image, ImageDraw
 
@@ -7,8 +11,10 @@ from diffadapt.adapters import Token, attach
 from diffadapt.cli.main import main
 from diffadapt.data.concept import load_concept
 from diffadapt.data.contact_sheet import contact_sheet
+from diffadapt.data.picture import to_tensor
 from diffadapt.data.prompt_check import caption_notes, cut_at, prompt_notes
 from diffadapt.errors import Refused
+from diffadapt.report.data_page import write_data_page
 
 
 @pytest.fixture
@@ -32,6 +38,15 @@ def test_the_page_shows_each_picture_its_mask_and_its_caption_as_used(photos, ti
     assert printed.strip().endswith("page.html") and "these look like photographs" in printed
     assert main([*command, "--out", str(tmp_path / "page.html")]) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def test_the_page_shows_the_pictures_as_training_sees_them(photos, tmp_path):
+    concept = load_concept(photos, "cat")
+    page = write_data_page(concept, 32, [], tmp_path / "page.html").read_text(encoding="utf-8")
+    shown = [Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall(r"base64,([^\"]+)", page)]
+    pictures = [picture for picture in shown if picture.size == shown[0].size]
+    light = [float(to_tensor(picture.convert("RGB")).float().mean()) / 255 for picture in pictures]
+    assert light[0] == pytest.approx(float(concept.pixels(32)[0].mean()), abs=0.02)
 
 
 def test_a_mask_that_is_empty_inside_the_crop_is_named(photos):

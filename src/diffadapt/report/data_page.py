@@ -24,7 +24,7 @@ def write_data_page(concept: Concept, resolution: int, notes: Sequence[str], out
         notes: what to mend or to know, one sentence each.
         out: where to.
     """
-    pixels, masks = (concept.pixels(resolution) + 1) / 2, concept.masks(resolution)
+    pixels, masks = concept.pixels(resolution), concept.masks(resolution)
     longest = longest_side(2 * len(concept))
     rows = []
     for i, row in enumerate(concept.crop_table()):
