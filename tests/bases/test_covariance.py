@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from diffadapt.bases import load_base
 from diffadapt.bases.covariance import Covariance, SecondMoment, load_covariance
@@ -72,8 +73,9 @@ def test_what_is_no_second_moment_is_refused(tiny_base, tmp_path):
     with pytest.raises(Refused, match="holds no covariance"):
         load_covariance(file)
     header = {"format": "diffadapt-covariance", "format_version": "1"}
-    file = save_tensors(tmp_path / "nan.safetensors", {"second_moment": torch.full((2, 2), float("nan"))}, header)
-    with pytest.raises(Refused, match="is damaged: expected a square matrix of numbers"):
+    file = tmp_path / "nan.safetensors"  # not as we write it: we refuse to
+    save_file({"second_moment": torch.full((2, 2), float("nan"))}, file, header)
+    with pytest.raises(Refused, match="second_moment holds values that are not numbers"):
         load_covariance(file)
     file = save_tensors(tmp_path / "new.safetensors", {}, {**header, "format_version": "9"})
     with pytest.raises(Refused, match="format version 9; update diffadapt"):

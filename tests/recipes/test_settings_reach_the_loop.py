@@ -113,7 +113,8 @@ def test_the_loop_gets_the_run_s_settings(handed, tmp_path):
     config = found["config"]
     assert (config.gradient_accumulation, config.max_grad_norm, config.ema_decay) == (3, 0.5, 0.9)
     assert found["batches"].parts == 3 and found["folder"].parent == tmp_path
-    assert found["log_as"] == {"target": "loss_concept", "class": "loss_prior"} and "max_grad_norm" in found["settings"]
+    named = {"target": "loss_concept", "class": "loss_prior", "memory": "loss_memory", "teacher": "loss_teacher"}
+    assert found["log_as"] == named and "max_grad_norm" in found["settings"]
 
 
 def test_control_has_rates_for_method_and_hint_and_keeps_signals_of_dropped_captions(base, tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ from .figure import figure
 from .forgetting import about_its_kind, loss_figures, losses, pictures_forgotten
 from .geometry import movement
 from .held_out_loss import LEVELS
-from .judge import Judge, load_encoders
+from .judge import Judge, class_prompt_count, load_encoders
 from .prompt_following import following
 
 
@@ -75,8 +75,7 @@ def evaluate(
     judge = Judge(
         base, concept, prompts=prompts, per_prompt=per_prompt, unrelated=drift_count, seed=seed, steps=steps
     )  # fmt: skip
-    total = 2 * len(judge.groups) + 3 * (len(judge.class_prompts) + drift_count)
-    say(f"evaluating on {total} pictures", quiet=quiet)
+    say(f"evaluating on {picture_count(prompts, per_prompt, drift_count)} pictures", quiet=quiet)
     with adapted(base, [(a, 0.0) for a, _ in adapters if isinstance(a, Attachment)]):
         before = _Drawn(judge.of_prompts_alone(), judge.of_class(), judge.of_unrelated())
         again = _Drawn(before.benchmark, judge.of_class(again=True), judge.of_unrelated(again=True))
@@ -111,6 +110,11 @@ def evaluate(
         "drift_pictures": pictures,
         **moved,
     }
+
+
+def picture_count(prompts: int, per_prompt: int, drift_count: int) -> int:
+    """How many pictures `evaluate` draws, of the adapted base and of the untouched one."""
+    return 2 * prompts * per_prompt + 3 * (class_prompt_count(prompts) + drift_count)
 
 
 class _Drawn(NamedTuple):

@@ -69,6 +69,14 @@ def load_encoders(base: Base, names: Sequence[str] = ()) -> list[Features]:
     return [load_features(name, device=base.device) for name in names]
 
 
+CONTEXTS = 12  # at most so many contexts in which the class is drawn
+
+
+def class_prompt_count(prompts: int) -> int:
+    """How many prompts of the class there are beside a number of the concept's: its contexts, and the class alone."""
+    return max(1, 4 - prompts) + min(CONTEXTS, prompts)
+
+
 class Judge:
     """Draws the pictures that a concept is judged by, and scores them.
 
@@ -104,7 +112,9 @@ class Judge:
         world = world_of(base)
         self._asked = spread(benchmark_prompts(concept.noun, concept.token, world), prompts)
         self.plain = spread(benchmark_prompts(concept.noun, "", world), prompts)
-        self.class_prompts = [concept.class_prompt] * max(1, 4 - len(self.plain)) + spread(self.plain, 12)
+        contexts = spread(self.plain, CONTEXTS)
+        alone = class_prompt_count(len(self.plain)) - len(contexts)
+        self.class_prompts = [concept.class_prompt] * alone + contexts
         self.unrelated = drift_prompts(world, unrelated, seed, without=concept.noun) if unrelated else []
         self.groups = torch.arange(len(self._asked)).repeat_interleave(per_prompt)
         self._reference: dict[str, Tensor] = {}  # encoder -> features of the concept's pictures

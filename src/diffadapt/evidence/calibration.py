@@ -17,6 +17,7 @@ from .plan import plan
 from .results import Finished, Results, identity
 
 EXPERIMENTS = 100  # of the null
+IN_DOUBT = 500  # in all, where the first hundred fall short: their share strays by 3 points
 QUIET = 0.9  # share of them in which every comparison must be undecided or equal
 
 
@@ -27,10 +28,12 @@ class Calibration:
     Args:
         quiet: share of null experiments in which no comparison came out better or worse and, of an exact claim, which
             has none, in which the paper's claim was not found to hold.
+        experiments: how many there were.
         oracle: the verdict on ideal figures.
     """
 
     quiet: float
+    experiments: int
     oracle: Verdict
 
     @property
@@ -40,7 +43,7 @@ class Calibration:
 
     def __str__(self) -> str:
         return (
-            f"null quiet in {self.quiet:.0%} of {EXPERIMENTS}, oracle {self.oracle.paper.status} and "
+            f"null quiet in {self.quiet:.0%} of {self.experiments}, oracle {self.oracle.paper.status} and "
             f"{self.oracle.goal.status}"
         )
 
@@ -56,12 +59,19 @@ def calibrate(folder: Path, name: str, settings: Settings | None = None, *, seed
     """
     settings, claim = settings or Settings(), load_claim(folder, name)
     generator = torch.Generator().manual_seed(seed)
-    quiet = 0
-    for _ in range(EXPERIMENTS):
+
+    def is_quiet() -> bool:
         verdict = claim.judge(simulated(folder, name, settings, generator))
-        loud = any(each.standing in ("better", "worse") for each in verdict.comparisons)
-        quiet += not (loud or (not verdict.comparisons and verdict.paper.status == "reproduced"))
-    return Calibration(quiet / EXPERIMENTS, claim.judge(simulated(folder, name, settings)))
+        if not verdict.comparisons:
+            return verdict.paper.status != "reproduced"
+        return all(each.standing not in ("better", "worse") for each in verdict.comparisons)
+
+    experiments = EXPERIMENTS
+    quiet = sum(is_quiet() for _ in range(experiments))
+    if 0 < quiet < QUIET * experiments:
+        quiet += sum(is_quiet() for _ in range(IN_DOUBT - experiments))
+        experiments = IN_DOUBT
+    return Calibration(quiet / experiments, experiments, claim.judge(simulated(folder, name, settings)))
 
 
 def refuse_uncalibrated(folder: Path, name: str, settings: Settings) -> None:

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from ..adapters import Attachment, Method, SideInputs, attach
 from ..bases import Base
 from ..data.concept import Concept
+from ..evaluation.evaluate import picture_count
 from ..sampling.sample import default_line, generate
 from ..training.finish import STRENGTHS
 from ..training.memory import CountedMemory
@@ -91,9 +92,8 @@ def count_pictures(concept: Concept, config: SubjectConfig) -> dict[str, int]:
     few = -(-COUNT // len(concept.parts)) * len(concept.parts) + len(concept.parts) - 1  # of a set
     on_the_way = math.ceil(config.steps / config.sample_every) if config.sample_every else 0
     checkpoints = math.ceil(config.steps / config.checkpoint_every) if config.checkpoint_every else 0
-    subject, plain = config.evaluation_prompts * config.evaluation_pictures, max(4, config.evaluation_pictures)
-    unrelated = min(25, 2 * config.evaluation_prompts)
-    measured = 2 * (subject + plain + unrelated) * len(concept.parts) if subject else 0
+    prompts, each = config.evaluation_prompts, config.evaluation_pictures
+    measured = picture_count(prompts, each, min(25, 2 * prompts)) * len(concept.parts) if prompts else 0
     counts = {
         "the class, for prior preservation": config.prior_pictures if config.prior_weight else 0,
         "the base and the way": few * (1 + on_the_way) if on_the_way else 0,

@@ -98,6 +98,7 @@ class Journal:
             self._write_page()
 
     def _write_page(self) -> None:
-        """The run's report as it stands, which loads itself again in the browser while training goes on."""
-        write_report(self.learner.folder, running=True)
+        """The run's report as it stands, which reloads itself while training goes on; a loop on its own has none."""
         self._page = time.monotonic()
+        if RunLayout(self.learner.folder).run.is_file():
+            write_report(self.learner.folder, running=True)

@@ -66,13 +66,13 @@ class ProgressSamples:
             return
         for attachment in attachments:
             attachment.enabled = False
-        self._write(self.run.base_samples, self.base_prompts)
+        self._write(self.run.base_samples, self.base_prompts, controls=None)  # nothing would follow them
         for attachment in attachments:
             attachment.enabled = True
 
     def save_step(self, step: int) -> None:
         """The pictures of what is attached now, after a 1-based step."""
-        self._write(self.run.step_samples(step), self.prompts)
+        self._write(self.run.step_samples(step), self.prompts, self.controls)
 
     def save_strengths(self, adapter: Path, strengths: Sequence[float]) -> None:
         """The pictures of a finished adapter, a file or a run's folder, at these strengths; those there are kept."""
@@ -80,15 +80,15 @@ class ProgressSamples:
             place = self.run.strength_samples(strength)
             if not self._complete(place):
                 with adapted(self.base, [(adapter, strength)]):
-                    self._write(place, self.prompts)
+                    self._write(place, self.prompts, self.controls)
 
     def _complete(self, place: Path) -> bool:
         """Whether every picture of a set is there."""
         return all(picture(place, i).is_file() for i in range(len(self.prompts)))
 
-    def _write(self, place: Path, prompts: Sequence[str]) -> None:
+    def _write(self, place: Path, prompts: Sequence[str], controls: Sequence[Tensor] | None) -> None:
         lines = [
-            default_line(self.base, prompt, self.seed + i, control=self.controls[i] if self.controls else None)
+            default_line(self.base, prompt, self.seed + i, control=controls[i] if controls else None)
             for i, prompt in enumerate(prompts)
         ]
         for i, pixels in enumerate(generate(self.base, lines)):
