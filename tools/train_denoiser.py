@@ -7,6 +7,12 @@ DIR/state.safetensors (weights and EMA in fp16, 45 MB, all that another machine 
 (warmed up again where it is missing). Scenes are drawn from (seed, step). bf16 autocast is used where the processor
 (avx512_bf16, amx_bf16) or the GPU has it.
 
+What another machine needs is kept small (EMA in fp16, 23 MB, which is also what it goes on from) by
+
+    python tools/train_denoiser.py --work DIR --keep FOLDER
+
+and taken up there by copying FOLDER to DIR.
+
 DIR also gets log.jsonl (loss), errors.jsonl (v-error at five noise levels on held-back scenes, of the EMA weights) and
 grids/ (60 captions drawn by the EMA weights every 100,000 pictures). The rate holds until `--decay-from` pictures have
 been seen and then falls to zero within `--decay-over`; without it, it holds. `tools/train_embedded_base.py` makes the
@@ -106,8 +112,8 @@ def grid_captions(world: WideWorld) -> list[str]:
     ]
     said = [
         "a purple cat on a white background", "a green flat dog in the snow", "a blue 3d apple on a wooden floor",
-        "a pink car on a street", "a red blob penguin", "a yellow crown", "two cats on a red background", "two apples",
-        "two 3d cars in the desert", "three flat penguins in the snow", "a cat wearing a hat",
+        "a pink car on a street", "a red blob penguin", "a yellow crown", "two cats on a red background",
+        "three apples", "two 3d cars in the desert", "three flat penguins in the snow", "a cat wearing a hat",
         "a 3d dog wearing a red scarf", "a rabbit wearing a crown in a forest", "a frog wearing glasses",
         "a cat next to a tent", "a dog on a bed", "a penguin behind a snowman", "a 3d apple above a book",
         "a bird under a tree", "a robot in front of a house", "a flat horse next to a noto carrot",
@@ -186,6 +192,19 @@ def begin(args: argparse.Namespace, words: list[str]) -> None:
     state = {f"model.{k}": v.half() for k, v in tensors.items() if v.is_floating_point()}
     state |= {f"ema.{k}": v.half() for k, v in tensors.items() if v.is_floating_point()}
     save_atomically(state, args.work / "state.safetensors", {"step": "0", "pictures": "0"})
+
+
+def keep(work: Path, out: Path) -> None:
+    """Writes the EMA of a training with its tokenizer, autoencoder and errors so far."""
+    with safe_open(work / "state.safetensors", "pt") as handle:
+        facts = handle.metadata()
+    state = {key: value for key, value in load_file(work / "state.safetensors").items() if key.startswith("ema.")}
+    out.mkdir(parents=True, exist_ok=True)
+    save_atomically(state, out / "state.safetensors", facts)
+    for name in ("tokenizer", "autoencoder"):
+        shutil.copytree(work / name, out / name, dirs_exist_ok=True)
+    shutil.copy(work / "errors.jsonl", out / "errors.jsonl")
+    print(f"{out}: {facts['pictures']} pictures, {sum(f.stat().st_size for f in out.rglob('*') if f.is_file())} bytes")
 
 
 def train(args: argparse.Namespace) -> None:
@@ -332,7 +351,7 @@ def train(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of sprite folders")
+    parser.add_argument("--data", type=Path, help="folder of sprite folders")
     parser.add_argument("--work", type=Path, required=True, help="state, log, errors, grids")
     parser.add_argument("--init", type=Path, help="an exported base to start from when DIR has no state")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after so many minutes")
@@ -343,7 +362,9 @@ def main() -> None:
     parser.add_argument("--decay-from", type=int, default=None, help="pictures after which the rate falls")
     parser.add_argument("--decay-over", type=int, default=500_000, help="pictures within which it falls to zero")
     parser.add_argument("--seed", type=int, default=0)
-    train(parser.parse_args())
+    parser.add_argument("--keep", type=Path, help="train nothing; write what another machine needs to this folder")
+    args = parser.parse_args()
+    keep(args.work, args.keep) if args.keep else train(args)
 
 
 if __name__ == "__main__":
