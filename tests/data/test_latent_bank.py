@@ -163,7 +163,7 @@ def test_ten_thousand_latents_of_the_embedded_base_take_less_than_200_mb_and_are
     before = _anonymous_kb()
     for start in range(0, 10_000, 8):
         assert bank.latents(range(start, start + 8)).shape[0] == 8
-    assert _anonymous_kb() - before < 10_000  # captions and headers; the rows alone are 30,720 kB as float16
+    assert _anonymous_kb() - before < 20_000  # captions, headers, the allocator; the rows alone are 30,720 kB
 
 
 def _anonymous_kb() -> int:
