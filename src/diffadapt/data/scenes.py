@@ -10,10 +10,11 @@ the same functions as the training of the base, so ground truth is exact.
     pictures, masks = render([scene], sprites)
 """
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,8 +25,10 @@ from torch import Tensor
 from ..errors import Refused
 from .world import BACKGROUNDS, HELD_OUT_NOUNS, HELD_OUT_STYLES, NOUNS, POSITIONS, SIZES, STYLES
 
+T = TypeVar("T")
 RESOLUTION = 64
 SPRITE = 72  # side of a stored sprite, in pixels
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of a 64x64 picture
 KIND_OF = {noun: kind for noun, kind, _ in NOUNS + HELD_OUT_NOUNS}
 STEM_OF = {noun: stem for noun, _, stem in NOUNS + HELD_OUT_NOUNS}
 FOLDER_OF = dict(STYLES + HELD_OUT_STYLES)
@@ -72,7 +75,7 @@ class Placed:
     style: str
     size: str
     position: str
-    box: tuple[float, float, float, float]  # left, top, right, bottom
+    box: Box
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +123,8 @@ def sample_scene(rng: np.random.Generator, world: World, *, two_objects: float =
     tint = (red, green, blue)
     if rng.random() < two_objects and len(world.nouns) > 1:
         first, second = (world.nouns[i] for i in rng.choice(len(world.nouns), 2, replace=False))
-        style = _choose(rng, world.styles)
-        other = style if rng.random() < 0.7 else _choose(rng, world.styles)
+        style = choose(rng, world.styles)
+        other = style if rng.random() < 0.7 else choose(rng, world.styles)
         relation = "next to" if rng.random() < 0.7 else "above"
         dx, dy = (15.5, 0.0) if relation == "next to" else (0.0, 15.5)
         objects = []
@@ -129,30 +132,36 @@ def sample_scene(rng: np.random.Generator, world: World, *, two_objects: float =
             side = int(rng.integers(26, 31))
             x = 32 + sign * dx + rng.uniform(-1.5, 1.5)
             y = 32 + sign * dy + rng.uniform(-1.5, 1.5)
-            objects.append(_placed(noun, its_style, "small", "center", x, y, side))
+            box = square(x, y, side)
+            objects.append(Placed(noun=noun, style=its_style, size="small", position="center", box=box))
         return Scene(objects=tuple(objects), background=background, relation=relation, tint=tint)
-    noun, style = _choose(rng, world.nouns), _choose(rng, world.styles)
+    noun, style = choose(rng, world.nouns), choose(rng, world.styles)
     size = ("small", "medium", "large")[rng.choice(3, p=(0.2, 0.45, 0.35))]
     position = "center"
     if size != "large" and rng.random() < 0.6:
-        position = _choose(rng, ("left", "right", "top", "bottom"))
+        position = choose(rng, ("left", "right", "top", "bottom"))
     return Scene(objects=(place(rng, noun, style, size, position),), background=background, tint=tint)
 
 
 def place(rng: np.random.Generator, noun: str, style: str, size: str, position: str) -> Placed:
     """Place one object by its size and position words, with a little jitter."""
+    return Placed(noun=noun, style=style, size=size, position=position, box=box_at(rng, size, position))
+
+
+def box_at(rng: np.random.Generator, size: str, position: str) -> Box:
+    """A box where the size and position words say, with a little jitter."""
     low, high = SIZES[size]
     side = int(rng.integers(low, high + 1))
     _, right, down = POSITIONS[position]
     reach = (RESOLUTION - side) / 2 - 2  # from the centre to two pixels off the edge
     x = 32 + right * reach + rng.uniform(-1.5, 1.5)
     y = 32 + down * reach + rng.uniform(-1.5, 1.5)
-    return _placed(noun, style, size, position, x, y, side)
+    return square(x, y, side)
 
 
-def _placed(noun: str, style: str, size: str, position: str, x: float, y: float, side: int) -> Placed:
-    box = (x - side / 2, y - side / 2, x + side / 2, y + side / 2)
-    return Placed(noun=noun, style=style, size=size, position=position, box=box)
+def square(x: float, y: float, side: float) -> Box:
+    """The box of a side around a point."""
+    return (x - side / 2, y - side / 2, x + side / 2, y + side / 2)
 
 
 def caption(scene: Scene, rng: np.random.Generator | None = None) -> str:
@@ -218,7 +227,7 @@ def render(
             continue
         placed = [scenes[i].objects[layer] for i in rows]
         stack = torch.stack([sprites[thing.noun, thing.style] for thing in placed]).to(device)
-        rgba = _warp(stack, [thing.box for thing in placed])  # (rows, 4, 64, 64)
+        rgba = warp(stack, [thing.box for thing in placed])  # (rows, 4, 64, 64)
         alpha = rgba[:, 3:]  # (rows, 1, 64, 64)
         pictures[rows] = pictures[rows] * (1 - alpha) + rgba[:, :3]
         masks[rows, :layer] *= 1 - alpha
@@ -239,13 +248,26 @@ def draw_backgrounds(scenes: Sequence[Scene], *, device: str | torch.device = "c
     return (colour / 255).expand(-1, -1, -1, RESOLUTION).clone()
 
 
-def _warp(stack: Tensor, boxes: Iterable[tuple[float, float, float, float]]) -> Tensor:
-    """Resizes sprites (N, 4, 72, 72) into their boxes on a transparent canvas -> (N, 4, 64, 64)."""
-    left, top, right, bottom = torch.tensor(list(boxes), device=stack.device, dtype=torch.float32).unbind(1)
+def warp(stack: Tensor, boxes: Sequence[Box], mirrored: Sequence[bool] = (), tilt: Sequence[float] = ()) -> Tensor:
+    """Resizes sprites into their boxes on a transparent canvas, mirrored and tilted where that is asked for.
+
+    Args:
+        stack: (N, 4, 72, 72) sprites.
+        boxes: of each sprite.
+        mirrored, tilt: of each sprite; tilt in degrees. Empty for none.
+
+    Returns:
+        (N, 4, 64, 64)
+    """
+    left, top, right, bottom = torch.tensor(boxes, device=stack.device, dtype=torch.float32).unbind(1)
     grid = torch.arange(RESOLUTION, device=stack.device, dtype=torch.float32) + 0.5
-    x = (grid[None, :] - left[:, None]) / (right - left)[:, None] * 2 - 1  # (N, 64), the sprite spans [-1, 1]
-    y = (grid[None, :] - top[:, None]) / (bottom - top)[:, None] * 2 - 1
-    places = torch.stack([x[:, None, :].expand(-1, RESOLUTION, -1), y[:, :, None].expand(-1, -1, RESOLUTION)], dim=-1)
+    x = ((grid[None, :] - left[:, None]) / (right - left)[:, None] * 2 - 1)[:, None, :]  # the sprite spans [-1, 1]
+    y = ((grid[None, :] - top[:, None]) / (bottom - top)[:, None] * 2 - 1)[:, :, None]
+    turned = [math.radians(degrees) for degrees in tilt] or [0.0] * len(stack)
+    angle = torch.tensor(turned, device=stack.device)[:, None, None]
+    side = torch.where(torch.tensor(list(mirrored) or [False] * len(stack), device=stack.device), -1.0, 1.0)
+    across, down = x * angle.cos() + y * angle.sin(), y * angle.cos() - x * angle.sin()  # (N, 64, 64)
+    places = torch.stack([side[:, None, None] * across, down], dim=-1)  # (N, 64, 64, 2)
     fine = F.grid_sample(stack, places, mode="bilinear", padding_mode="zeros", align_corners=False)
     coarse = F.grid_sample(F.avg_pool2d(stack, 2), places, mode="bilinear", padding_mode="zeros", align_corners=False)
     # Below half the stored size a bilinear read of the full sprite would skip pixels: blend towards the halved one.
@@ -254,5 +276,6 @@ def _warp(stack: Tensor, boxes: Iterable[tuple[float, float, float, float]]) -> 
     return fine * share + coarse * (1 - share)
 
 
-def _choose(rng: np.random.Generator, words: Sequence[str]) -> str:
+def choose(rng: np.random.Generator, words: Sequence[T]) -> T:
+    """One of the words, each as likely."""
     return words[int(rng.integers(len(words)))]

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .drawn_styles import draw_in_style
-from .scenes import FOLDER_OF, RESOLUTION, SPRITE, load_sprite
+from .scenes import FOLDER_OF, RESOLUTION, SPRITE, Box, load_sprite, warp
 from .wide_scenes import Ground, Thing, WideScene, WideWorld
 from .wide_world import ACCESSORIES, COLOURS
 from .world import BACKGROUNDS
@@ -51,7 +51,8 @@ def draw_wide_scenes(scenes: Sequence[WideScene], sprites: Sprites) -> tuple[Ten
         rows = [i for i, each in enumerate(layers) if len(each) > depth]
         drawn = [layers[i][depth] for i in rows]
         stack = torch.stack([dress(thing, sprites) for _, thing, _ in drawn])
-        rgba = _place(stack, [box for box, *_ in drawn], [thing for _, thing, _ in drawn])
+        boxes, things = [box for box, *_ in drawn], [thing for _, thing, _ in drawn]
+        rgba = warp(stack, boxes, [thing.mirrored for thing in things], [thing.tilt for thing in things])
         for i, (_, _, place), layer in zip(rows, drawn, rgba, strict=True):
             alpha = layer[3:]
             pictures[i] = pictures[i] * (1 - alpha) + layer[:3]
@@ -127,7 +128,7 @@ def _turn_hue(rgba: Tensor, degrees: float) -> Tensor:
     return torch.cat([torch.minimum(turned.clamp(min=0), rgba[3:]), rgba[3:]])
 
 
-def _resize(rgba: Tensor, box: tuple[float, float, float, float]) -> Tensor:
+def _resize(rgba: Tensor, box: Box) -> Tensor:
     """A sprite drawn into a box of its own canvas, (4, 72, 72) -> (4, 72, 72)."""
     left, top, right, bottom = box
     grid = torch.arange(SPRITE, dtype=torch.float32) + 0.5
@@ -135,22 +136,6 @@ def _resize(rgba: Tensor, box: tuple[float, float, float, float]) -> Tensor:
     where = torch.stack([x[None, :].expand(SPRITE, -1), y[:, None].expand(-1, SPRITE)], dim=-1)
     source = rgba[None] if right - left > SPRITE / 2 else F.avg_pool2d(rgba[None], 2)
     return F.grid_sample(source, where[None], mode="bilinear", padding_mode="zeros", align_corners=False)[0]
-
-
-def _place(stack: Tensor, boxes: Sequence[tuple[float, float, float, float]], things: Sequence[Thing]) -> Tensor:
-    """Mirrors, tilts and resizes sprites (N, 4, 72, 72) into their boxes on a clear canvas -> (N, 4, 64, 64)."""
-    left, top, right, bottom = torch.tensor(boxes, dtype=torch.float32).unbind(1)
-    grid = torch.arange(RESOLUTION, dtype=torch.float32) + 0.5
-    x = ((grid[None, :] - left[:, None]) / (right - left)[:, None] * 2 - 1)[:, None, :]  # the sprite spans [-1, 1]
-    y = ((grid[None, :] - top[:, None]) / (bottom - top)[:, None] * 2 - 1)[:, :, None]
-    angle = torch.tensor([math.radians(thing.tilt) for thing in things])[:, None, None]
-    side = torch.tensor([-1.0 if thing.mirrored else 1.0 for thing in things])[:, None, None]
-    where = torch.stack([side * (x * angle.cos() + y * angle.sin()), y * angle.cos() - x * angle.sin()], dim=-1)
-    fine = F.grid_sample(stack, where, mode="bilinear", padding_mode="zeros", align_corners=False)
-    coarse = F.grid_sample(F.avg_pool2d(stack, 2), where, mode="bilinear", padding_mode="zeros", align_corners=False)
-    # Below half the stored size a bilinear read of the full sprite would skip pixels: blend towards the halved one.
-    share = ((((right - left) / SPRITE).clamp(0.5, 0.75) - 0.5) / 0.25)[:, None, None, None]
-    return fine * share + coarse * (1 - share)
 
 
 # --- grounds ----------------------------------------------------------------------------------------------------------

@@ -9,13 +9,13 @@ caption says is true of the picture, and a picture may hold more than its captio
     pictures, masks = draw_wide_scenes([scene], sprites)      # wide_pictures
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from .drawn_styles import SEEN
+from .scenes import Box, box_at, choose, square
 from .wide_world import (
     ACCESSORIES,
     CLASSES,
@@ -29,9 +29,7 @@ from .wide_world import (
     SYNONYMS,
     plural,
 )
-from .world import BACKGROUNDS, NOUNS, POSITIONS, SIZES, STYLES
-
-Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of a 64x64 picture
+from .world import BACKGROUNDS, NOUNS, POSITIONS, STYLES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +107,7 @@ class WideScene:
 
 def sample_wide_scene(rng: np.random.Generator, world: WideWorld, *, plain: bool = False) -> WideScene:
     """Draws a scene. With `plain` it holds one thing, as its artist painted it, on an old background."""
-    ground = Ground(word=_one(rng, tuple(BACKGROUNDS)), tint=_tint(rng)) if plain else _ground(rng)
+    ground = Ground(word=choose(rng, tuple(BACKGROUNDS)), tint=_tint(rng)) if plain else _ground(rng)
     if plain:
         return WideScene(things=(_single(rng, world),), ground=ground)
     kind = rng.choice(4, p=(0.55, 0.24, 0.09, 0.12))
@@ -120,7 +118,7 @@ def sample_wide_scene(rng: np.random.Generator, world: WideWorld, *, plain: bool
         things = (_counted(rng, world),)
     else:
         things = (_single(rng, world, dressed=kind == 3),)
-    drawn = _one(rng, world.drawn) if world.drawn and rng.random() < 0.07 else None
+    drawn = choose(rng, world.drawn) if world.drawn and rng.random() < 0.07 else None
     clutter = _clutter(rng, world, things) if rng.random() < 0.1 else ()
     return WideScene(things=things, ground=ground, relation=relation, drawn=drawn, clutter=clutter)
 
@@ -154,7 +152,7 @@ def wide_caption(scene: WideScene, rng: np.random.Generator | None = None) -> st
     if scene.drawn and say(0.95):
         text = f"a {scene.drawn} picture of {text}"
     elif rng is not None and rng.random() < 0.06:
-        text = f"{_one(rng, OPENINGS)} {text}"
+        text = f"{choose(rng, OPENINGS)} {text}"
     if say(0.88):
         text += f" {scene.ground.phrase}"
     return text
@@ -175,7 +173,7 @@ def _word_for(thing: Thing, rng: np.random.Generator | None, *, general: float) 
         classes = [word for word, nouns in CLASSES.items() if thing.noun in nouns]
         return classes[0] if classes and rng.random() < 0.4 else thing.kind
     others = SYNONYMS.get(thing.noun, ())
-    return _one(rng, others) if others and rng.random() < 0.25 else thing.noun
+    return choose(rng, others) if others and rng.random() < 0.25 else thing.noun
 
 
 def _phrase(thing: Thing, rng: np.random.Generator | None, *, single: bool) -> str:
@@ -204,10 +202,6 @@ def _phrase(thing: Thing, rng: np.random.Generator | None, *, single: bool) -> s
 # --- what a scene is made of ------------------------------------------------------------------------------------------
 
 
-def _one(rng: np.random.Generator, words: Sequence):
-    return words[int(rng.integers(len(words)))]
-
-
 def _tint(rng: np.random.Generator) -> tuple[float, float, float]:
     red, green, blue = (float(v) for v in rng.uniform(-8, 8, 3))
     return red, green, blue
@@ -216,15 +210,15 @@ def _tint(rng: np.random.Generator) -> tuple[float, float, float]:
 def _ground(rng: np.random.Generator) -> Ground:
     share, seed = rng.random(), int(rng.integers(2**31))
     if share < 0.62:
-        return Ground(word=_one(rng, tuple(BACKGROUNDS)), tint=_tint(rng), seed=seed)
+        return Ground(word=choose(rng, tuple(BACKGROUNDS)), tint=_tint(rng), seed=seed)
     if share < 0.78:
-        return Ground(word=_one(rng, tuple(COLOURS)[:10]), pattern=_one(rng, PATTERNS), tint=_tint(rng), seed=seed)
-    return Ground(word=_one(rng, tuple(PLACES)), tint=_tint(rng), seed=seed)
+        return Ground(word=choose(rng, tuple(COLOURS)[:10]), pattern=choose(rng, PATTERNS), tint=_tint(rng), seed=seed)
+    return Ground(word=choose(rng, tuple(PLACES)), tint=_tint(rng), seed=seed)
 
 
 def _noun(rng: np.random.Generator, world: WideWorld, core_share: float | None = None) -> tuple[str, str, str]:
     share = world.core_share if core_share is None else core_share
-    return _one(rng, world.core if not world.tail or rng.random() < share else world.tail)
+    return choose(rng, world.core if not world.tail or rng.random() < share else world.tail)
 
 
 def _looks(rng: np.random.Generator) -> dict[str, Any]:
@@ -237,11 +231,7 @@ def _looks(rng: np.random.Generator) -> dict[str, Any]:
 
 
 def _colour(rng: np.random.Generator, share: float) -> str | None:
-    return _one(rng, tuple(COLOURS)) if rng.random() < share else None
-
-
-def _square(x: float, y: float, side: float) -> Box:
-    return (x - side / 2, y - side / 2, x + side / 2, y + side / 2)
+    return choose(rng, tuple(COLOURS)) if rng.random() < share else None
 
 
 def _single(rng: np.random.Generator, world: WideWorld, *, dressed: bool = False) -> Thing:
@@ -249,23 +239,19 @@ def _single(rng: np.random.Generator, world: WideWorld, *, dressed: bool = False
     size = ("small", "medium", "large")[rng.choice(3, p=(0.0, 0.4, 0.6) if dressed else (0.2, 0.4, 0.4))]
     position = "center"
     if size != "large" and rng.random() < 0.6:
-        position = _one(rng, ("left", "right", "top", "bottom"))
-    low, high = SIZES[size]
-    side = int(rng.integers(low, high + 1))
-    _, right, down = POSITIONS[position]
-    reach = (64 - side) / 2 - 2  # from the centre to two pixels off the edge
-    x, y = (32 + sign * reach + rng.uniform(-1.5, 1.5) for sign in (right, down))
-    wearing = _one(rng, tuple(ACCESSORIES)) if dressed else None
+        position = choose(rng, ("left", "right", "top", "bottom"))
+    box = box_at(rng, size, position)
+    wearing = choose(rng, tuple(ACCESSORIES)) if dressed else None
     return Thing(
-        noun=noun, kind=kind, stem=stem, style=_one(rng, world.styles), size=size, position=position,
-        boxes=(_square(x, y, side),), colour=_colour(rng, 0.15 if dressed else 0.22), wearing=wearing,
+        noun=noun, kind=kind, stem=stem, style=choose(rng, world.styles), size=size, position=position,
+        boxes=(box,), colour=_colour(rng, 0.15 if dressed else 0.22), wearing=wearing,
         wearing_colour=_colour(rng, 0.5) if dressed else None, **_looks(rng),
     )  # fmt: skip
 
 
 def _counted(rng: np.random.Generator, world: WideWorld) -> Thing:
     countable = [row for row in world.core if plural(row[0])]
-    noun, kind, stem = _one(rng, countable or world.core)
+    noun, kind, stem = choose(rng, countable or world.core)
     count = 2 if rng.random() < 0.5 else 3
     if count == 2:
         places = [(17.0, 32.0), (47.0, 32.0)] if rng.random() < 0.7 else [(32.0, 17.0), (32.0, 47.0)]
@@ -275,9 +261,9 @@ def _counted(rng: np.random.Generator, world: WideWorld) -> Thing:
         places = [(17.0, 46.0), (47.0, 46.0), (32.0, 18.0)]
     low, high = (24, 29) if places[0][0] > 12 else (18, 20)
     side = int(rng.integers(low, high + 1))
-    boxes = tuple(_square(x + rng.uniform(-1.5, 1.5), y + rng.uniform(-2, 2), side) for x, y in places)
+    boxes = tuple(square(x + rng.uniform(-1.5, 1.5), y + rng.uniform(-2, 2), side) for x, y in places)
     return Thing(
-        noun=noun, kind=kind, stem=stem, style=_one(rng, world.styles), size="small", boxes=boxes,
+        noun=noun, kind=kind, stem=stem, style=choose(rng, world.styles), size="small", boxes=boxes,
         colour=_colour(rng, 0.25), **_looks(rng),
     )  # fmt: skip
 
@@ -287,8 +273,8 @@ def _pair(rng: np.random.Generator, world: WideWorld) -> tuple[tuple[Thing, ...]
     first, second = _noun(rng, world, 0.65), _noun(rng, world, 0.65)
     while second[0] == first[0]:
         second = _noun(rng, world, 1.0 if len(world.core) > 1 else 0.0)
-    style = _one(rng, world.styles)
-    other = style if rng.random() < 0.7 else _one(rng, world.styles)
+    style = choose(rng, world.styles)
+    other = style if rng.random() < 0.7 else choose(rng, world.styles)
     relation = RELATIONS[rng.choice(len(RELATIONS), p=(0.4, 0.14, 0.14, 0.14, 0.12, 0.06))]
     sides = [float(rng.integers(26, 31)), float(rng.integers(26, 31))]
     if relation == "next to":
@@ -309,7 +295,7 @@ def _pair(rng: np.random.Generator, world: WideWorld) -> tuple[tuple[Thing, ...]
     things = tuple(
         Thing(
             noun=noun, kind=kind, stem=stem, style=its_style, size="small",
-            boxes=(_square(x + rng.uniform(-1.5, 1.5), y + (0 if relation == "on" else rng.uniform(-1.5, 1.5)), side),),
+            boxes=(square(x + rng.uniform(-1.5, 1.5), y + (0 if relation == "on" else rng.uniform(-1.5, 1.5)), side),),
             colour=_colour(rng, 0.15), **(_looks(rng) | upright),
         )
         for (noun, kind, stem), its_style, (x, y), side in zip(
@@ -326,10 +312,10 @@ def _clutter(rng: np.random.Generator, world: WideWorld, things: tuple[Thing, ..
     for _ in range(int(rng.integers(1, 4))):
         side = float(rng.integers(10, 16))
         x, y = (float(v) for v in rng.uniform(6, 58, 2))
-        box = _square(x, y, side)
+        box = square(x, y, side)
         if all(box[2] < b[0] + 2 or box[0] > b[2] - 2 or box[3] < b[1] + 2 or box[1] > b[3] - 2 for b in boxes):
             noun, kind, stem = _noun(rng, world, 0.2)
-            style = _one(rng, world.styles)
+            style = choose(rng, world.styles)
             found.append(Thing(noun=noun, kind=kind, stem=stem, style=style, boxes=(box,), **_looks(rng)))
             boxes.append(box)
     return tuple(found)
