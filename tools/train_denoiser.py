@@ -22,7 +22,6 @@ autoencoder that this needs and exports what this makes.
 import argparse
 import json
 import math
-import os
 import shutil
 import signal
 import time
@@ -31,7 +30,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from train_embedded_base import (
     TEXT_LENGTH,
@@ -47,6 +46,7 @@ from diffadapt.data.wide_pictures import Sprites, draw_wide_scenes, load_wide_sp
 from diffadapt.data.wide_scenes import WideScene, WideWorld, sample_wide_scene, wide_caption
 from diffadapt.data.wide_world import tail_nouns, wide_grammar_words
 from diffadapt.data.world import HELD_OUT_NOUNS, NOUNS
+from diffadapt.files import save_tensors
 
 LEVELS = (150, 350, 550, 750, 900, 980)  # timesteps of the held-back errors
 HELD_BACK = 10**9  # no training step reaches this number
@@ -148,12 +148,6 @@ def draw_grid(path: Path, captions: list[str], unet: nn.Module, embed, decode, d
 # --- state ------------------------------------------------------------------------------------------------------------
 
 
-def save_atomically(tensors: dict[str, Tensor], path: Path, facts: dict[str, str]) -> None:
-    temporary = path.with_suffix(".tmp")
-    save_file({key: value.detach().contiguous().cpu() for key, value in tensors.items()}, temporary, facts)
-    os.replace(temporary, path)
-
-
 def begin(args: argparse.Namespace, words: list[str]) -> None:
     """Makes DIR out of a base's folder: its autoencoder, a tokenizer with the wide world's words, its weights.
 
@@ -191,7 +185,7 @@ def begin(args: argparse.Namespace, words: list[str]) -> None:
     tensors = {f"unet.{k}": v for k, v in unet.items()} | {f"text_encoder.{k}": v for k, v in weights.items()}
     state = {f"model.{k}": v.half() for k, v in tensors.items() if v.is_floating_point()}
     state |= {f"ema.{k}": v.half() for k, v in tensors.items() if v.is_floating_point()}
-    save_atomically(state, args.work / "state.safetensors", {"step": "0", "pictures": "0"})
+    save_tensors(args.work / "state.safetensors", state, {"step": "0", "pictures": "0"})
 
 
 def keep(work: Path, out: Path) -> None:
@@ -200,7 +194,7 @@ def keep(work: Path, out: Path) -> None:
         facts = handle.metadata()
     state = {key: value for key, value in load_file(work / "state.safetensors").items() if key.startswith("ema.")}
     out.mkdir(parents=True, exist_ok=True)
-    save_atomically(state, out / "state.safetensors", facts)
+    save_tensors(out / "state.safetensors", state, facts)
     for name in ("tokenizer", "autoencoder"):
         shutil.copytree(work / name, out / name, dirs_exist_ok=True)
     shutil.copy(work / "errors.jsonl", out / "errors.jsonl")
@@ -269,10 +263,10 @@ def train(args: argparse.Namespace) -> None:
 
     def save() -> None:
         tensors = {f"model.{k}": v.half() for k, v in weights.items()} | {f"ema.{k}": v.half() for k, v in ema.items()}
-        save_atomically(tensors, args.work / "state.safetensors", {"step": str(step), "pictures": str(seen)})
+        save_tensors(args.work / "state.safetensors", tensors, {"step": str(step), "pictures": str(seen)})
         rows = optimizer.state_dict()["state"]
         moments = {f"{i}.{k}": v for i, row in rows.items() for k, v in row.items()} | {"step": torch.tensor(step)}
-        save_atomically(moments, args.work / "optimizer.safetensors", {})
+        save_tensors(args.work / "optimizer.safetensors", moments)
 
     def one_step() -> tuple[float, float]:
         rng = np.random.default_rng([args.seed, step, 3])

@@ -15,7 +15,6 @@ The model has DiT's shape at a small size: linear betas, noise and variance pred
 import argparse
 import json
 import math
-import os
 import signal
 import time
 from pathlib import Path
@@ -24,20 +23,18 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from train_denoiser import Stopped, has_bf16
 
 from diffadapt.bases import load_base
+from diffadapt.files import save_tensors
 from diffadapt.objectives.variational_bound import variational_bound
 
 SETS = ("noto", "twemoji", "fluent-flat", "fluent-3d", "fluent-high-contrast", "blob")
 SIDE, VARIANTS, WARM_UP = 64, 4, 500
 WIDTH, HEADS, LAYERS = 192, 6, 8
 BETAS = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 2e-2, "num_train_timesteps": 1000}
-
-
-class Stopped(Exception):
-    """SIGTERM or SIGINT: save and leave."""
 
 
 def list_sprites(data: Path) -> list[tuple[Path, str]]:
@@ -77,7 +74,7 @@ def encode_all(data: Path, place: Path, base) -> tuple[Tensor, Tensor, list[str]
             if i % 1000 == 0:
                 print(f"encoding {i} of {len(sprites)} sprites", flush=True)
         labels = torch.tensor([names.index(kind) for _, kind in sprites]).repeat_interleave(VARIANTS)
-        save_whole({"latents": torch.cat(rows), "labels": labels}, place, {})
+        save_tensors(place, {"latents": torch.cat(rows), "labels": labels})
     held = load_file(place)
     return held["latents"], held["labels"], names
 
@@ -133,19 +130,6 @@ def draw_grid(path: Path, model: nn.Module, base, classes: int, guidance: float 
     Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).numpy()).save(path)
 
 
-def save_whole(tensors: dict[str, Tensor], path: Path, facts: dict[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    save_file({key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}, temporary, facts)
-    os.replace(temporary, path)
-
-
-def has_bf16() -> bool:
-    facts = Path("/proc/cpuinfo")
-    listed = facts.is_file() and any(flag in facts.read_text(encoding="utf-8") for flag in ("avx512_bf16", "amx_bf16"))
-    return torch.cuda.is_available() or listed
-
-
 def train(args: argparse.Namespace) -> None:
     base = load_base("embedded")
     latents, labels, names = encode_all(args.data, args.work / "latents.safetensors", base)
@@ -175,7 +159,7 @@ def train(args: argparse.Namespace) -> None:
         tensors = {f"model.{k}": v for k, v in named.items()} | {f"ema.{k}": v for k, v in ema.items()}
         for i, row in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{k}": v for k, v in row.items()}
-        save_whole(tensors, state, {"step": str(step)})
+        save_tensors(state, tensors, {"step": str(step)})
 
     def stop(*_: object) -> None:
         raise Stopped

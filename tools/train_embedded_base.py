@@ -25,13 +25,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from diffadapt.data.wide_pictures import draw_wide_scenes, load_wide_sprites
 from diffadapt.data.wide_scenes import WideWorld, sample_wide_scene
 from diffadapt.data.wide_world import ACCESSORIES, COLOURS, PATTERNS, PLACES, tail_nouns
 from diffadapt.data.world import BACKGROUNDS
+from diffadapt.files import save_tensors
 
 LATENT_CHANNELS, TEXT_LENGTH, TEXT_WIDTH = 6, 32, 192
 
@@ -219,15 +220,12 @@ def schedule(step: int, total: int) -> float:
 
 
 def save_state(folder: Path, models: dict[str, nn.Module], optimizers, ema: dict[str, Tensor], step: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"model.{n}.{k}": v for n, m in models.items() for k, v in m.state_dict().items()}
     tensors |= {f"ema.{k}": v for k, v in ema.items()}
     for o, optimizer in enumerate(optimizers):
         for i, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{o}.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
-    temporary = folder / "state.tmp"
-    save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, temporary, {"step": str(step)})
-    os.replace(temporary, folder / "state.safetensors")
+    save_tensors(folder / "state.safetensors", tensors, {"step": str(step)})
 
 
 def load_state(folder: Path, models: dict[str, nn.Module], optimizers, ema: dict[str, Tensor]) -> int:
@@ -304,7 +302,7 @@ def train(stage: str, models: dict[str, nn.Module], loss_of, crew: Crew, args, *
             save_state(folder, models, optimizers, ema, step + 1)
             for name, model in models.items():
                 weights = {k: ema.get(f"{name}.{k}", v) for k, v in model.state_dict().items()}
-                save_file({k: v.contiguous().cpu() for k, v in weights.items()}, folder / f"{name}.safetensors")
+                save_tensors(folder / f"{name}.safetensors", weights)
 
 
 # --- stages -----------------------------------------------------------------------------------------------------------
