@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffadapt.data.asked import SEEN_AS
 from diffadapt.data.drawn_styles import SEEN
 from diffadapt.data.scenes import FOLDER_OF, load_sprite
 from diffadapt.data.wide_pictures import Sprites as WideSprites
@@ -42,7 +43,7 @@ LABELS = {
     "colour": (*COLOURS, "own"),  # of the first thing; "own" as its artist painted it
     "count": ("1", "2", "3"),
     "wearing": (*ACCESSORIES, "nothing"),
-    "relation": (*(word for word in RELATIONS if word != "in front of"), "none"),
+    "relation": (*(word for word in RELATIONS if word not in SEEN_AS), "none"),
     "pattern": (*PATTERNS, "none"),
     "drawn": (*SEEN, "none"),
 }
@@ -102,10 +103,11 @@ NOUN_OF_STEM = {stem: noun for noun, _, stem in NOUNS[:CORE]}
 
 def labels_of(scene: WideScene) -> list[int]:
     """The label of each head, SKIP where a caption could not say it either."""
-    things = scene.things[::-1] if scene.relation == "in front of" else scene.things
+    # One picture is "a cat above a dog" and "a dog under a cat": first is the upper, the left or the hind one.
+    things = scene.things[::-1] if scene.relation == "under" else scene.things
     first, single = things[0], len(things) == 1
     one = single and len(first.boxes) == 1
-    relation = {"in front of": "behind", None: "none"}.get(scene.relation, scene.relation)
+    relation = SEEN_AS.get(scene.relation or "none", scene.relation or "none")
     drawn = scene.drawn or "none"
     said = {
         "object": first.noun,

@@ -1,127 +1,218 @@
 """Trains a second judge of subjects, which has nothing in common with the probe but the sprites.
 
-    python tools/train_second_judge.py --data EMOJI --out FOLDER --minutes 10
-    diffadapt evaluate ... --features probe --features dino:FOLDER
+    python tools/train_second_judge.py train  --data EMOJI --work DIR --steps 800      (resumes from DIR)
+    python tools/train_second_judge.py export --data EMOJI --work DIR --out src/diffadapt/metrics/second_judge
 
-EMOJI is the folder of sprite folders that `tools/train_probe.py` reads. Another architecture, a vision transformer, and
-another objective, without a word of language: of two scenes of one sprite among those of others it has to find the
-pair (SimCLR's NT-Xent, Chen et al. 2020, arXiv:2002.05709, equation 1). The scenes differ in place, size, background,
-brightness and noise, so that what is left to agree on is the sprite. Held-out nouns and styles are never shown. Batches
-are drawn from (seed, step). FOLDER is in transformers' format, float16, below 2 MB, with `judge.json`: how often the
-nearest of 32 scenes of held-out sprites shows the same one, and how far the probe's likenesses of them agree.
+EMOJI is the folder of sprite folders that `tools/train_probe.py` reads. Another architecture, a vision transformer on
+patches of 8 pixels, and another objective, without labels and without a word of language: of two scenes of one sprite
+among those of others it has to find the pair (SimCLR's NT-Xent, Chen et al. 2020, arXiv:2002.05709, equation 1). It
+has no projection head, as cosines of its features are what it is used for. Every sprite comes with the same thing by
+another artist, so that the noun is not enough. The scenes differ in place, size, mirroring, tilt, hue, brightness, blur
+and noise, half of them on the plain grounds of the first embedded world and half on those of the wide one: it serves
+both. Held-out nouns and styles are never shown. Batches are drawn from (seed, step). The folder is in transformers'
+format, float16, with `judge.json`, its card: how it was trained and what it gets right on held-out sprites.
 """
 
 import argparse
+import dataclasses
 import json
-import platform
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from probe_batches import Sprites, spoil
+from torch import Tensor
+from train_probe import SOURCES, learning_rate, load_state, save_state
 
-from diffadapt.data.scenes import FOLDER_OF, STEM_OF, World, load_sprite, render, sample_scene
-from diffadapt.data.world import HELD_OUT_NOUNS, NOUNS, STYLES
-from diffadapt.files import write_json
+from diffadapt.data.scenes import FOLDER_OF, World, load_sprite, render, sample_scene
+from diffadapt.data.wide_pictures import draw_wide_scenes
+from diffadapt.data.wide_scenes import sample_wide_scene
+from diffadapt.data.world import HELD_OUT_NOUNS, STYLES
+from diffadapt.files import load_tensors, write_json
 from diffadapt.metrics.features import load_features
 
 SHAPE = {
     "image_size": 64, "patch_size": 8, "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
     "intermediate_size": 256, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
 }  # fmt: skip
-PAIRS, TEMPERATURE, RATE, HELD_BACK = 64, 0.1, 1e-3, 10**9  # HELD_BACK: a "step" that no training reaches
-Sprites = dict[tuple[str, str], Tensor]
+STEMS, TEMPERATURE, RATE = 48, 0.1, 1.5e-3  # a batch is two scenes each of two artists' sprites of so many things
+HELD_BACK = 10**9  # a "step" that no training reaches
+AMONG, ROUNDS = 32, 20  # how many held-out sprites are told apart, how often
+Key = tuple[str, str]  # (folder, file stem)
 
 
-def sprites_of(folder: Path, nouns: tuple[tuple[str, str, str], ...]) -> Sprites:
-    """(noun, style) -> sprite, of those that are there."""
-    wanted = [(noun, style) for noun, _, _ in nouns for style, _ in STYLES]
-    files = {key: folder / FOLDER_OF[key[1]] / f"{STEM_OF[key[0]]}.png" for key in wanted}
-    return {key: load_sprite(file) for key, file in files.items() if file.is_file()}
+def model_of() -> Any:
+    from transformers import ViTConfig, ViTModel
+
+    return ViTModel(ViTConfig(**SHAPE), add_pooling_layer=False)
 
 
-def two_scenes(names: list[tuple[str, str]], sprites: Sprites, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Two pictures (N, 3, 64, 64) of each sprite, alike in nothing else."""
-    views = []
-    for _ in range(2):
-        scenes = [sample_scene(rng, World(nouns=(n,), styles=(s,)), two_objects=0.0) for n, s in names]
-        drawn = render(scenes, {name: sprites[name] for name in names})[0]
-        light = torch.from_numpy(rng.uniform(0.8, 1.2, (len(names), 1, 1, 1))).float()
-        noise = torch.from_numpy(rng.standard_normal(drawn.shape, dtype=np.float32)) * 0.02
-        views.append((drawn * light + noise).clamp(0, 1))
-    return views[0], views[1]
+def rows_of(model: Any, pictures: Tensor) -> Tensor:
+    """(N, 3, 64, 64) in [0, 1] -> unit rows (N, D): the class token, as `load_features` reads it."""
+    return F.normalize(model(pixel_values=(pictures - 0.5) / 0.5).last_hidden_state[:, 0].float(), dim=1)
+
+
+def chosen_of(rng: np.random.Generator, sprites: Sprites) -> list[Key]:
+    """Sprites of a batch: of each thing those of two artists, or the one there is."""
+    chosen = []
+    for i in rng.choice(len(sprites.stems), STEMS, replace=False):
+        folders = sprites.folders_of[sprites.stems[i]]
+        chosen += [(folders[k], sprites.stems[i]) for k in rng.permutation(len(folders))[:2]]
+    return chosen
+
+
+def wide_views(rng: np.random.Generator, sprites: Sprites, chosen: list[Key]) -> Tensor:
+    """A picture (N, 3, 64, 64) of each sprite, half of them on grounds of the wide world."""
+    scenes, drawn = sprites.views(rng, chosen)
+    for i in range(0, len(scenes), 2):
+        scenes[i] = dataclasses.replace(scenes[i], ground=sample_wide_scene(rng, sprites.world).ground)
+    order = rng.permutation(len(scenes))  # so that no sprite always stands on the one kind
+    pictures = torch.empty(len(scenes), 3, 64, 64)
+    pictures[order] = draw_wide_scenes([scenes[i] for i in order], drawn)[0]
+    light = torch.from_numpy(rng.uniform(0.85, 1.15, (len(scenes), 1, 1, 1))).float()
+    return spoil((pictures * light).clamp(0, 1), rng)
 
 
 def nt_xent(first: Tensor, second: Tensor) -> Tensor:
-    """Equation 1 of SimCLR over a batch of pairs of features (N, D)."""
-    rows = F.normalize(torch.cat([first, second]), dim=1)
+    """Equation 1 of SimCLR over a batch of pairs of unit rows (N, D)."""
+    rows = torch.cat([first, second])
     similar = (rows @ rows.T / TEMPERATURE).fill_diagonal_(float("-inf"))
     n = len(first)
     return F.cross_entropy(similar, torch.cat([torch.arange(n) + n, torch.arange(n)]))
 
 
-def train(folder: Path, out: Path, minutes: float, seed: int) -> dict[str, float | int]:
-    """Trains for some CPU minutes and writes the model; returns what is known of the training."""
-    from transformers import ViTConfig, ViTModel
-
-    torch.manual_seed(seed)
-    model, head = ViTModel(ViTConfig(**SHAPE), add_pooling_layer=False), nn.Linear(128, 128)
-    sprites = sprites_of(folder, NOUNS)
-    optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], lr=RATE, weight_decay=0.05)
-    step, started, names, loss = 0, time.process_time(), list(sprites), float("nan")
-    while (spent := (time.process_time() - started) / 60) < minutes:
-        rate = RATE * min(1.0, (step + 1) / 50) * (1 - spent / minutes)
+def train(args: argparse.Namespace) -> None:
+    torch.manual_seed(args.seed)
+    sprites, model = Sprites(args.data), model_of()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
+    weights = dict(model.state_dict())
+    average = {name: value.detach().clone() for name, value in weights.items()}
+    first, start = load_state(args.work, model, average, optimizer), time.process_time()
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    print(f"{len(sprites.stack)} sprites; {millions:.2f} M parameters; from step {first} to {args.steps}", flush=True)
+    for step in range(first, args.steps):
         for group in optimizer.param_groups:
-            group["lr"] = rate
-        rng = np.random.default_rng((seed, step))
-        chosen = [names[i] for i in rng.choice(len(names), PAIRS, replace=False)]
-        pictures = torch.cat(two_scenes(chosen, sprites, rng))
-        rows = head(model(pixel_values=(pictures - 0.5) / 0.5).last_hidden_state[:, 0])
-        value = nt_xent(*rows.chunk(2))
+            group["lr"] = learning_rate(step, args.steps, RATE)
+        rng = np.random.default_rng([args.seed, step])
+        chosen = chosen_of(rng, sprites)
+        pictures = torch.cat([wide_views(rng, sprites, chosen) for _ in range(2)])
+        loss = nt_xent(*rows_of(model, pictures).chunk(2))
         optimizer.zero_grad()
-        value.backward()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        step, loss = step + 1, float(value)
-        if step % 50 == 0:
-            print(f"step {step}, {spent:.1f} CPU minutes, loss {loss:.3f}", flush=True)
-    model.half().save_pretrained(out, safe_serialization=True)
+        keep = min(0.99, (step + 1) / (step + 10))
+        for name, value in average.items():
+            value.lerp_(weights[name].detach(), 1 - keep)
+        done = step + 1
+        if done % 25 == 0 or done == args.steps:
+            save_state(args.work, model, average, optimizer, done)
+            row = {"step": done, "loss": round(float(loss), 4)}
+            row["cpu_minutes"] = round((time.process_time() - start) / 60, 2)
+            print(json.dumps(row), flush=True)
+            with open(args.work / "log.jsonl", "a", encoding="utf-8") as log:
+                log.write(json.dumps(row) + "\n")
+
+
+def export(args: argparse.Namespace) -> None:
+    """Writes the averaged weights in float16, and the card."""
+    tensors, metadata = load_tensors(args.work / "state.safetensors")
+    model = model_of()
+    model.load_state_dict({k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")})
+    model.half().save_pretrained(args.out, safe_serialization=True)
     fit = {"do_center_crop": True, "crop_size": 64, "size": {"shortest_edge": 64}}
-    write_json(out / "preprocessor_config.json", {**fit, "image_mean": [0.5] * 3, "image_std": [0.5] * 3})
-    return {"steps": step, "pairs": PAIRS, "sprites": len(sprites), "cpu_minutes": round(minutes, 2), "loss": loss}
+    write_json(args.out / "preprocessor_config.json", {**fit, "image_mean": [0.5] * 3, "image_std": [0.5] * 3})
+    log = [json.loads(line) for line in (args.work / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    clock = [row["cpu_minutes"] for row in log]  # it starts again with every resume
+    spent = sum(now for now, after in zip(clock, [*clock[1:], 0.0], strict=True) if after < now)
+    steps = int(metadata["step"])
+    write_json(args.out / "judge.json", {
+        "serves": "subjects of the first embedded world and of the wide one: whose sprite it is, on any ground of either",
+        "does_not_serve": "prompts, backgrounds, styles (it reads no text); photographs",
+        "architecture": "vision transformer, 4 layers of 128, patches of 8 x 8, class token",
+        "objective": f"NT-Xent at temperature {TEMPERATURE}, {2 * STEMS} pairs a batch, no labels, no text",
+        "training": {
+            "steps": steps, "pictures_at_most": steps * STEMS * 4, "sprites": len(Sprites(args.data).stack),
+            "seed": args.seed, "cpu_minutes": round(spent, 1), "last_loss": log[-1]["loss"],
+            "hardware": "one thread of a shared two-core x86-64 machine", "torch": torch.__version__,
+            "held_out": "world.HELD_OUT_NOUNS in every folder, and the folders of other styles", "data": SOURCES,
+        },
+        "held_out": measure(args.data, args.out),
+    })  # fmt: skip
+    print((args.out / "judge.json").read_text(encoding="utf-8"))
 
 
 @torch.no_grad()
-def measure(folder: Path, out: Path) -> dict[str, float]:
-    """On held-out sprites: how often the nearest scene shows the same one, and agreement with the probe."""
-    sprites, rng = sprites_of(folder, HELD_OUT_NOUNS), np.random.default_rng(HELD_BACK)
-    names = [list(sprites)[i] for i in rng.choice(len(sprites), 32, replace=False)]
-    views = two_scenes(names, sprites, rng)
-    likeness = {}
-    for name in ("probe", f"dino:{out}"):
-        first, second = (load_features(name).subjects(each) for each in views)
-        likeness[name] = first @ second.T
-    right = {name: float((each.argmax(1) == torch.arange(32)).float().mean()) for name, each in likeness.items()}
-    both = torch.stack([each.flatten() for each in likeness.values()])
-    return {
-        "held_out_top1": right[f"dino:{out}"], "held_out_top1_probe": right["probe"],
-        "agreement_with_probe": float(torch.corrcoef(both)[0, 1]),
-    }  # fmt: skip
+def measure(data: Path, out: Path) -> dict[str, Any]:
+    """On sprites that neither judge was shown: how often the nearest of 32 other scenes shows the same one.
+
+    "agreement" is the correlation of both judges' likenesses over all pairs of scenes, "agreement_others" over pairs of
+    different sprites alone, where nothing but their taste decides.
+    """
+    stems = {stem for _, _, stem in HELD_OUT_NOUNS}
+    sprites = Sprites(data, stems=stems)
+    judges = {"probe": load_features("probe"), "second": load_features(f"dino:{out}")}
+    result: dict[str, Any] = {"among": AMONG, "rounds": ROUNDS}
+    for world in ("first_world", "wide_world"):
+        found: dict[str, list[Tensor]] = {name: [] for name in judges}
+        for i in range(ROUNDS):
+            rng = np.random.default_rng([HELD_BACK, i])
+            views = first_views(rng, data) if world == "first_world" else held_back_views(rng, sprites)
+            for name, judge in judges.items():
+                first, second = (judge.subjects(each) for each in views)
+                found[name].append(first @ second.T)
+        own = torch.eye(AMONG, dtype=torch.bool)
+        for name, likeness in found.items():
+            all_of = torch.stack(likeness)
+            right = (all_of.argmax(2) == torch.arange(AMONG)).float().mean()
+            same, other = all_of[:, own], all_of[:, ~own]
+            result[f"{world}_{name}"] = {
+                "top1": round(float(right), 4), "cosine_same": round(float(same.mean()), 4),
+                "cosine_other": round(float(other.mean()), 4),
+            }  # fmt: skip
+        both = [torch.stack(each) for each in found.values()]
+        result[f"{world}_agreement"] = round(correlation(*(each.flatten() for each in both)), 4)
+        result[f"{world}_agreement_others"] = round(correlation(*(each[:, ~own].flatten() for each in both)), 4)
+    return result
+
+
+def first_views(rng: np.random.Generator, data: Path) -> tuple[Tensor, Tensor]:
+    """Two scenes of the first world of each of 32 held-out things, each in one of its four styles."""
+    names = [HELD_OUT_NOUNS[i] for i in rng.choice(len(HELD_OUT_NOUNS), AMONG, replace=False)]
+    keys = [(noun, STYLES[int(rng.integers(len(STYLES)))][0], stem) for noun, _, stem in names]
+    sprites = {(noun, style): load_sprite(data / FOLDER_OF[style] / f"{stem}.png") for noun, style, stem in keys}
+    views = []
+    for _ in range(2):
+        scenes = [sample_scene(rng, World(nouns=(noun,), styles=(style,))) for noun, style, _ in keys]
+        views.append(render(scenes, sprites)[0])
+    return views[0], views[1]
+
+
+def held_back_views(rng: np.random.Generator, sprites: Sprites) -> tuple[Tensor, Tensor]:
+    """Two scenes of the wide world of each of 32 held-out sprites, some of them the same thing by other artists."""
+    keys = sorted(sprites.number)
+    chosen = [keys[i] for i in rng.choice(len(keys), AMONG, replace=False)]
+    return wide_views(rng, sprites, chosen), wide_views(rng, sprites, chosen)
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    return float(torch.corrcoef(torch.stack([a, b]))[0, 1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=10.0, help="CPU minutes")
+    parser.add_argument("stage", choices=("train", "export"))
+    parser.add_argument("--data", type=Path, required=True, help="folder of sprite folders")
+    parser.add_argument("--work", type=Path, required=True, help="state and log")
+    parser.add_argument("--out", type=Path, help="export: the folder to write")
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    facts = train(arguments.data, arguments.out, arguments.minutes, arguments.seed)
-    facts |= measure(arguments.data, arguments.out)
-    facts |= {"seed": arguments.seed, "machine": platform.machine(), "torch": torch.__version__}
-    write_json(arguments.out / "judge.json", facts)
-    print(json.dumps(facts, indent=1))
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    train(args) if args.stage == "train" else export(args)
 
 
 if __name__ == "__main__":

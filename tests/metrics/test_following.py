@@ -1,10 +1,12 @@
 """What was asked is read off prompts, and seen in renderings of it."""
 
+import numpy as np
 import pytest
 import torch
 
-from diffadapt.data.asked import asked_of
+from diffadapt.data.asked import SEEN_AS, asked_of
 from diffadapt.data.scenes import World
+from diffadapt.data.wide_scenes import WideWorld, sample_wide_scene, wide_caption
 from diffadapt.errors import Refused
 from diffadapt.metrics.features import ProbeFeatures
 from diffadapt.metrics.following import followed, look, share_of_perfect
@@ -26,6 +28,56 @@ WORLD = World()
 )
 def test_a_prompt_says_what_it_asks_for(prompt: str, asked: dict[str, str]):
     assert asked_of(prompt, WORLD) == asked
+
+
+WIDE = WideWorld(tail=(("hammer and wrench", "tool", "x"), ("two hearts", "symbol", "y"), ("purple heart", "symbol", "z")))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "asked"),
+    [
+        ("a small purple 3d <x> animal on the left on a striped blue background",
+         {"size": "small", "colour": "purple", "style": "3d", "position": "left", "pattern": "striped",
+          "background": "blue"}),
+        ("a <x> animal wearing a red hat in front of a brick wall", {"wearing": "hat", "background": "bricks"}),
+        ("a <x> animal wearing glasses", {"wearing": "glasses"}),
+        ("three orange oranges in the snow", {"count": "3", "colour": "orange", "background": "snow"}),
+        ("an orange on a beach", {"background": "beach"}),
+        ("a <x> animal under a noto kitty under water", {"relation": "above", "second": "cat", "background": "water"}),
+        ("a green lorry on a <x> animal", {"relation": "on", "second": "truck"}),
+        ("a <x> animal in front of a donut in a forest",
+         {"relation": "behind", "second": "doughnut", "background": "forest"}),
+        ("a <x> animal and a dog at sunset", {"second": "dog", "background": "sunset"}),
+        ("a halftone picture of a large <x> animal in space",
+         {"drawn": "halftone", "size": "large", "background": "space"}),
+        ("a photo of a hammer and wrench on a street", {"background": "street"}),
+        ("a small two hearts at the top", {"size": "small", "position": "top"}),
+        ("a purple heart", {}),
+    ],
+)  # fmt: skip
+def test_a_prompt_of_the_wide_world_says_what_it_asks_for(prompt: str, asked: dict[str, str]):
+    assert asked_of(prompt, WIDE) == asked
+
+
+def test_captions_of_the_wide_world_are_read_as_they_were_written():
+    for seed in range(1500):
+        rng = np.random.default_rng(seed)
+        scene = sample_wide_scene(rng, WIDE)
+        asked, thing = asked_of(wide_caption(scene), WIDE), scene.things[0]
+        assert asked["background"] == scene.ground.word and asked.get("pattern") == scene.ground.pattern
+        assert asked.get("drawn") == scene.drawn
+        if scene.relation:
+            assert asked["relation"] == SEEN_AS.get(scene.relation, scene.relation)
+            assert asked["second"] == scene.things[0 if scene.relation == "in front of" else 1].noun
+            continue
+        own = {"style": thing.style, "colour": thing.colour, "wearing": thing.wearing}
+        if len(thing.boxes) > 1:
+            own["count"] = str(len(thing.boxes))
+        else:
+            own |= {"size": thing.size if thing.size != "medium" else None}
+            own |= {"position": thing.position if thing.position != "center" else None}
+        expected = {name: label for name, label in own.items() if label}
+        assert {name: asked[name] for name in asked if name not in ("background", "pattern", "drawn")} == expected
 
 
 def picture(left: int, top: int, side: int) -> torch.Tensor:
