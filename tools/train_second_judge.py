@@ -130,7 +130,7 @@ def export(args: argparse.Namespace) -> None:
     spent = sum(now for now, after in zip(clock, [*clock[1:], 0.0], strict=True) if after < now)
     steps = int(metadata["step"])
     write_json(args.out / "judge.json", {
-        "serves": "subjects of the first embedded world and of the wide one: whose sprite it is, on any ground of either",
+        "serves": "subjects of the first embedded world and of the wide one: whose sprite it is, on any ground",
         "does_not_serve": "prompts, backgrounds, styles (it reads no text); photographs",
         "architecture": "vision transformer, 4 layers of 128, patches of 8 x 8, class token",
         "objective": f"NT-Xent at temperature {TEMPERATURE}, {2 * STEMS} pairs a batch, no labels, no text",
