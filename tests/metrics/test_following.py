@@ -30,7 +30,8 @@ def test_a_prompt_says_what_it_asks_for(prompt: str, asked: dict[str, str]):
     assert asked_of(prompt, WORLD) == asked
 
 
-WIDE = WideWorld(tail=(("hammer and wrench", "tool", "x"), ("two hearts", "symbol", "y"), ("purple heart", "symbol", "z")))
+TAIL = (("hammer and wrench", "tool", "x"), ("two hearts", "symbol", "y"), ("purple heart", "symbol", "z"))
+WIDE = WideWorld(tail=TAIL)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from diffadapt.data.wide_scenes import WideWorld, sample_wide_scene
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-from probe_batches import LABELS, labels_of  # noqa: E402  (tools are no package)
+from probe_batches import LABELS, labels_of
 
 
 def pair(relation: str):
