@@ -94,6 +94,30 @@ def make_pipeline(folder: Path, *, prediction_type: str, tiny_autoencoder: bool)
     )  # fmt: skip
 
 
+def make_dit(place: Path) -> Path:
+    """A random DiT for 16x16 pictures as published checkpoints are: one embedding, copied into every block."""
+    from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+
+    torch.manual_seed(0)
+    transformer = DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=2, sample_size=8,
+        num_embeds_ada_norm=3,
+    )  # fmt: skip
+    first, second = transformer.transformer_blocks
+    second.norm1.emb.load_state_dict(first.norm1.emb.state_dict())
+    vae = AutoencoderKL(
+        block_out_channels=(8, 16), latent_channels=4, layers_per_block=1, norm_num_groups=4, sample_size=16,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    )  # fmt: skip
+    scheduler = DDIMScheduler(beta_schedule="linear", beta_start=1e-4, beta_end=2e-2, clip_sample=False)
+    pipeline = DiTPipeline(transformer, vae, scheduler)
+    classes = {"0": "cat, house cat", "1": "dog", "2": "apple"}  # as the published model_index.json has them
+    pipeline.register_to_config(id2label=classes)
+    pipeline.save_pretrained(place)
+    (place / "base.json").write_text(json.dumps({"format_version": 1, "default_guidance": 1.5, "default_steps": 3}))
+    return place
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved base that predicts epsilon, with AutoencoderKL and a DDIM scheduler, like Stable Diffusion 1.x."""
@@ -155,3 +179,19 @@ def ctrl_c():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session")
+def tiny_dit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from diffadapt.bases.quiet import quiet
+
+    with quiet():
+        return make_dit(tmp_path_factory.mktemp("dit") / "base")
+
+
+@pytest.fixture
+def tiny_dit(tiny_dit_folder: Path):
+    """A class-conditional transformer of three classes, loaded anew."""
+    from diffadapt.bases import load_base
+
+    return load_base(tiny_dit_folder, device="cpu")

@@ -4,7 +4,7 @@
     python tools/train_dit.py --data EMOJI --work DIR --export OUT
 
 EMOJI holds the folders of `SETS`, each with a metadata.jsonl whose "subgroup" is the class. Pictures of 64 pixels are
-encoded once by the embedded base's autoencoder, several times each (mirrored, moved, on white or on a flat colour:
+encoded once by the embedded base's autoencoder, twice each (mirrored, moved, on white or on a flat colour:
 the wider the base, the more it denoises near the data whatever it is shown). Stop it at any time (Ctrl-C or SIGTERM
 saves) and start it again with the same line: it goes on from DIR/state.safetensors. DIR also gets log.jsonl and grids/.
 
@@ -25,15 +25,15 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from train_denoiser import Stopped, has_bf16
+from train_denoiser import has_bf16
 
 from diffadapt.bases import load_base
 from diffadapt.files import save_tensors
 from diffadapt.objectives.variational_bound import variational_bound
 
 SETS = ("noto", "twemoji", "fluent-flat", "fluent-3d", "fluent-high-contrast", "blob")
-SIDE, VARIANTS, WARM_UP = 64, 4, 500
-WIDTH, HEADS, LAYERS = 192, 6, 8
+SIDE, VARIANTS, WARM_UP, SAVE_EVERY = 64, 2, 500, 120  # the last in seconds
+WIDTH, HEADS, LAYERS = 160, 5, 6
 BETAS = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 2e-2, "num_train_timesteps": 1000}
 
 
@@ -67,11 +67,11 @@ def encode_all(data: Path, place: Path, base) -> tuple[Tensor, Tensor, list[str]
     if not place.exists():
         rows: list[Tensor] = []
         rng = np.random.default_rng(0)
-        for i, (file, _) in enumerate(sprites):
-            sprite = Image.open(file).convert("RGBA")
-            pixels = torch.stack([draw(sprite, rng) for _ in range(VARIANTS)])
+        for i in range(0, len(sprites), 64):
+            opened = [Image.open(file).convert("RGBA") for file, _ in sprites[i : i + 64]]
+            pixels = torch.stack([draw(sprite, rng) for sprite in opened for _ in range(VARIANTS)])
             rows.append(base.encode_pictures(pixels).half())
-            if i % 1000 == 0:
+            if i % 1024 == 0:
                 print(f"encoding {i} of {len(sprites)} sprites", flush=True)
         labels = torch.tensor([names.index(kind) for _, kind in sprites]).repeat_interleave(VARIANTS)
         save_tensors(place, {"latents": torch.cat(rows), "labels": labels})
@@ -137,18 +137,21 @@ def train(args: argparse.Namespace) -> None:
     named = dict(model.named_parameters())  # a shared module is named once
     ema = {key: value for key, value in averaged.named_parameters() if key in named}
     optimizer = torch.optim.AdamW(named.values(), betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-    state, step = args.work / "state.safetensors", 0
+    state, step, warm = args.work / "state.safetensors", 0, 0
     if state.exists():
         with safe_open(state, "pt") as file:
             step = int(file.metadata()["step"])
         held = load_file(state)
         with torch.no_grad():
             for key in named:
-                named[key].copy_(held[f"model.{key}"])
                 ema[key].copy_(held[f"ema.{key}"])
-        keys = ("step", "exp_avg", "exp_avg_sq")
-        moments = {i: {k: held[f"optimizer.{i}.{k}"] for k in keys} for i in range(len(named))}
-        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+                named[key].copy_(held.get(f"model.{key}", held[f"ema.{key}"]))
+        if "optimizer.0.step" in held:
+            keys = ("step", "exp_avg", "exp_avg_sq")
+            moments = {i: {k: held[f"optimizer.{i}.{k}"] for k in keys} for i in range(len(named))}
+            optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+        else:  # what `--keep` wrote: the average alone, and the rate warms up again
+            warm = step
     if args.export:
         export(args.export, averaged, base, names, step, args.batch)
         return
@@ -161,50 +164,45 @@ def train(args: argparse.Namespace) -> None:
             tensors |= {f"optimizer.{i}.{k}": v for k, v in row.items()}
         save_tensors(state, tensors, {"step": str(step)})
 
-    def stop(*_: object) -> None:
-        raise Stopped
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    stopped: list[int] = []
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, lambda number, _: stopped.append(number))  # the step that runs is finished first
     print(f"{sum(p.numel() for p in named.values()) / 1e6:.2f} M parameters, {len(names)} classes, {len(latents)} "
           f"latents, step {step}, bf16 {bf16}", flush=True)  # fmt: skip
     began = saved = time.time()
     first, sums, count = step, np.zeros(2), 0
-    try:
-        while time.time() - began < 60 * args.minutes and (args.until is None or step < args.until):
-            rng = np.random.default_rng([args.seed, step])
-            chosen = torch.from_numpy(rng.integers(len(latents), size=args.batch))
-            told = torch.where(torch.from_numpy(rng.random(args.batch)) < 0.1, len(names), labels[chosen])
-            share = (rng.permutation(args.batch) + rng.random(args.batch)) / args.batch
-            t = torch.from_numpy(share * 1000).long()
-            clean = latents[chosen].float()
-            noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32))
-            error, bound = losses(model, alphas, clean, noise, t, told, bf16)
-            for group in optimizer.param_groups:
-                group["lr"] = args.lr * min(1.0, (step + 1) / WARM_UP)
-            optimizer.zero_grad()
-            (error + bound).mean().backward()
-            norm = nn.utils.clip_grad_norm_(named.values(), 1.0)
-            if not math.isfinite(norm):
-                raise FloatingPointError(f"gradient norm {norm} at step {step}; {state} keeps the last saved state")
-            optimizer.step()
-            decay = min(0.9995, (step + 1) / (step + 10))
-            torch._foreach_lerp_(list(ema.values()), [named[key].detach() for key in ema], 1 - decay)
-            sums += float(error.detach().mean()), float(bound.detach().mean())
-            count, step = count + 1, step + 1
-            if step % 50 == 0:
-                rate = round((step - first) * args.batch / (time.time() - began), 1)
-                mse, vb = (sums / count).round(5).tolist()
-                row = {"step": step, "pictures": step * args.batch, "mse": mse, "vb": vb, "pictures_per_s": rate}
-                print(json.dumps(row), flush=True)
-                with open(args.work / "log.jsonl", "a", encoding="utf-8") as log:
-                    log.write(json.dumps(row) + "\n")
-                sums, count = np.zeros(2), 0
-            if time.time() - saved > 600:
-                save()
-                saved = time.time()
-    except Stopped:
-        print("stopped", flush=True)
+    while not stopped and time.time() - began < 60 * args.minutes and (args.until is None or step < args.until):
+        rng = np.random.default_rng([args.seed, step])
+        chosen = torch.from_numpy(rng.integers(len(latents), size=args.batch))
+        told = torch.where(torch.from_numpy(rng.random(args.batch)) < 0.1, len(names), labels[chosen])
+        share = (rng.permutation(args.batch) + rng.random(args.batch)) / args.batch
+        t = torch.from_numpy(share * 1000).long()
+        clean = latents[chosen].float()
+        noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32))
+        error, bound = losses(model, alphas, clean, noise, t, told, bf16)
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * min(1.0, (step - warm + 1) / WARM_UP)
+        optimizer.zero_grad()
+        (error + bound).mean().backward()
+        norm = nn.utils.clip_grad_norm_(named.values(), 1.0)
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"gradient norm {norm} at step {step}; {state} keeps the last saved state")
+        optimizer.step()
+        decay = min(0.9995, (step + 1) / (step + 10))
+        torch._foreach_lerp_(list(ema.values()), [named[key].detach() for key in ema], 1 - decay)
+        sums += float(error.detach().mean()), float(bound.detach().mean())
+        count, step = count + 1, step + 1
+        if step % 50 == 0:
+            rate = round((step - first) * args.batch / (time.time() - began), 1)
+            mse, vb = (sums / count).round(5).tolist()
+            row = {"step": step, "pictures": step * args.batch, "mse": mse, "vb": vb, "pictures_per_s": rate}
+            print(json.dumps(row), flush=True)
+            with open(args.work / "log.jsonl", "a", encoding="utf-8") as log:
+                log.write(json.dumps(row) + "\n")
+            sums, count = np.zeros(2), 0
+        if time.time() - saved > SAVE_EVERY:
+            save()
+            saved = time.time()
     save()
     draw_grid(args.work / "grids" / f"{step:07}.png", averaged, base, len(names))
 

@@ -36,6 +36,7 @@ ADAPTER_HEADER = {
     "format_version": str, "method": str, "config": str, "roles": str, "tokens": str, "base": str,
     "base_fingerprint": str,
 }  # fmt: skip
+ADAPTER_CLASSES = [str]
 ADAPTER_ROLES = [str]
 ADAPTER_TOKENS = TEXTS
 BANK = {

@@ -1,47 +1,17 @@
 """Diffusion Transformers: diffusers' layout, class names as prompts, other classes on the same base."""
 
-import json
-
 import pytest
 import torch
 
-from diffadapt.adapters import OFT, LoRA, attach, load_adapter
+from diffadapt.adapters import OFT, LoRA, Selective, attach, load_adapter
 from diffadapt.bases import load_base
 from diffadapt.errors import Refused
 from diffadapt.sampling.sample import sample
 
-CLASSES = {"0": "cat, house cat", "1": "dog", "2": "apple"}
 
-
-def make_folder(place):
-    """A random DiT for 16x16 pictures as published checkpoints are: one embedding, copied into every block."""
-    from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
-
-    torch.manual_seed(0)
-    transformer = DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=2, sample_size=8,
-        num_embeds_ada_norm=3,
-    )  # fmt: skip
-    first, second = transformer.transformer_blocks
-    second.norm1.emb.load_state_dict(first.norm1.emb.state_dict())
-    vae = AutoencoderKL(
-        block_out_channels=(8, 16), latent_channels=4, layers_per_block=1, norm_num_groups=4, sample_size=16,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-    )  # fmt: skip
-    scheduler = DDIMScheduler(beta_schedule="linear", beta_start=1e-4, beta_end=2e-2, clip_sample=False)
-    pipeline = DiTPipeline(transformer, vae, scheduler)
-    pipeline.register_to_config(id2label=CLASSES)  # as the published model_index.json has it
-    pipeline.save_pretrained(place)
-    (place / "base.json").write_text(json.dumps({"format_version": 1, "default_guidance": 1.5, "default_steps": 3}))
-    return place
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    from diffadapt.bases.quiet import quiet
-
-    with quiet():
-        return make_folder(tmp_path_factory.mktemp("dit") / "base")
+@pytest.fixture
+def folder(tiny_dit_folder):
+    return tiny_dit_folder
 
 
 @pytest.fixture
@@ -115,27 +85,80 @@ def test_methods_stand_on_it_as_on_any_base(base, method, tmp_path):
     assert torch.equal(prediction(base), trained)
 
 
-def test_other_classes_start_as_the_null_class_which_keeps_its_trained_row(base, folder):
-    null = prediction(base, ("", ""))
-    base.replace_classes_(["rose", "tulip"])
-    assert base.classes == ("rose", "tulip") and base.condition(["tulip", ""]).class_labels.tolist() == [1, 2]
+def moved(attachment, size: float = 0.3):
+    with torch.no_grad():
+        for parameter in attachment.parameters():
+            parameter += size * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    return attachment
+
+
+def test_new_classes_start_as_the_null_class_which_keeps_its_trained_row(base):
+    null, own, name = prediction(base, ("", "")), prediction(base, ("cat", "dog")), base.fingerprint
+    attachment = attach(base, LoRA(rank=2), classes=["rose", "tulip"])
+    assert base.classes == ("cat", "dog", "apple", "rose", "tulip") and base.fingerprint == name
     assert torch.equal(prediction(base, ("", "")), null) and torch.equal(prediction(base, ("rose", "tulip")), null)
+    assert torch.equal(prediction(base, ("cat", "dog")), own)
+    attachment.detach()
+    assert base.classes == ("cat", "dog", "apple")
+    with pytest.raises(Refused, match="'rose' is no class"):
+        base.condition(["rose"])
+
+
+def test_the_rows_of_new_classes_train_where_a_batch_has_them_and_nowhere_else(base):
+    attachment = attach(base, Selective(train="bias"), classes=["rose", "tulip"])
+    (rows,) = (p for name, p in attachment.named_parameters() if name.endswith("class_embedder.embedding_table.rows"))
+    for prompts, touched in ((("", ""), [True, False, False]), (("tulip", "tulip"), [False, False, True])):
+        rows.grad = None
+        noisy = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+        base.denoise(noisy, torch.tensor([3, 800]), base.condition(prompts)).square().mean().backward()
+        assert (rows.grad.abs().sum(1) > 0).tolist() == touched
+
+
+def test_at_strength_zero_a_new_class_is_the_untouched_null_class(base):
+    null, dog = prediction(base, ("", "")), prediction(base, ("dog", "dog"))
+    attachment = moved(attach(base, Selective(), classes=["rose", "dog"]))
+    assert not torch.equal(prediction(base, ("rose", "")), null)
+    attachment.strength = 0.0
+    assert torch.equal(prediction(base, ("rose", "")), null)
+    assert torch.equal(prediction(base, ("dog", "dog")), dog)  # a name that both have is the base's own now
+
+
+def test_an_adapter_file_brings_its_classes(base, folder, tmp_path):
+    moved(attach(base, LoRA(rank=2), classes=["rose", "tulip"])).save(tmp_path / "a.safetensors")
+    trained = prediction(base, ("tulip", ""))
     again = load_base(folder, device="cpu")
-    assert again.fingerprint != base.fingerprint
-    again.replace_classes_(["rose", "tulip"])
-    assert again.fingerprint == base.fingerprint
+    load_adapter(again, tmp_path / "a.safetensors")
+    assert torch.equal(prediction(again, ("tulip", "")), trained)
 
 
-@pytest.mark.parametrize("names", [[], ["rose", "rose"], ["rose", ""]])
+def test_a_merged_base_is_saved_with_its_old_and_new_classes_in_the_published_layout(base, tmp_path):
+    attachment = moved(attach(base, LoRA(rank=2), classes=["rose", "tulip"]))
+    prompts = ("tulip", ""), ("cat", "rose")
+    trained = [prediction(base, each) for each in prompts]
+    attachment.merge_()
+    for each, expected in zip(prompts, trained, strict=True):
+        torch.testing.assert_close(prediction(base, each), expected, atol=1e-5, rtol=1e-5)
+    base.save(tmp_path / "flowers")
+    again = load_base(tmp_path / "flowers", device="cpu")
+    assert again.classes == ("cat", "dog", "apple", "rose", "tulip")
+    for each, expected in zip(prompts, trained, strict=True):
+        torch.testing.assert_close(prediction(again, each), expected, atol=1e-5, rtol=1e-5)
+    attachment.unmerge_()
+    assert all(torch.equal(prediction(base, e), t) for e, t in zip(prompts, trained, strict=True))
+
+
+@pytest.mark.parametrize("names", [["rose", "rose"], ["rose", ""]])
 def test_class_names_that_cannot_be_told_apart_are_refused(base, names):
     with pytest.raises(Refused, match="different class names"):
-        base.replace_classes_(names)
+        attach(base, LoRA(rank=2), classes=names)
 
 
-def test_a_saved_base_keeps_its_new_classes(base, tmp_path):
-    base.replace_classes_(["rose", "tulip"])
-    base.save(tmp_path / "flowers")
-    assert load_base(tmp_path / "flowers", device="cpu").classes == ("rose", "tulip")
+def test_new_classes_are_refused_where_there_is_no_place_for_them(base, tiny_base):
+    attach(base, LoRA(rank=2), classes=["rose"])
+    with pytest.raises(Refused, match="another attachment has brought new classes"):
+        attach(base, LoRA(rank=2), classes=["tulip"])
+    with pytest.raises(Refused, match="not conditioned on classes"):
+        attach(tiny_base, LoRA(rank=2), classes=["rose"])
 
 
 def test_another_size_than_its_own_is_refused(base):

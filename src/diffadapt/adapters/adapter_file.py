@@ -7,7 +7,7 @@ from torch import Tensor
 from ..config import build
 from ..errors import Refused
 from ..files import load_tensors, parse_json
-from ..shapes import ADAPTER_HEADER, ADAPTER_ROLES, ADAPTER_TOKENS, hold
+from ..shapes import ADAPTER_CLASSES, ADAPTER_HEADER, ADAPTER_ROLES, ADAPTER_TOKENS, hold
 from .adapter import Method
 from .attach import FORMAT_VERSION, AdaptableBase, Attachment, attach, package_version
 from .methods import METHODS
@@ -63,7 +63,8 @@ def load_adapter(base: AdaptableBase, path: str | Path, *, any_base: bool = Fals
         _refuse_another_base(base, path, header)
     vectors = method.vectors_per_word()
     first_vectors = dict(list(tokens.items())[::vectors])  # "<t>", "<t>_1", ... stand one behind the other
-    attachment = attach(base, method, roles, tokens=first_vectors)
+    classes = parse_json(header.get("classes", "[]"), ADAPTER_CLASSES, f"{path}: classes")
+    attachment = attach(base, method, roles, tokens=first_vectors, classes=classes)
     try:
         if attachment.shared:
             attachment.shared.check(header)

@@ -33,6 +33,7 @@ from .adapter import (
     effective_bias,
     effective_weight,
 )
+from .class_rows import ClassRows, class_rows
 from .tasks import fold_, observing
 from .token import TokenAdapter
 from .tokenizer import RANDOM_START, expand_vectors, initial_vectors, innermost, renew_tokenizer, table_with_rows
@@ -50,7 +51,8 @@ class Attachment:
         roles: the role patterns it was attached with.
         tokens: new token -> the text whose embedding it started from.
         adapters: layer path -> adapter; the token adapters are among them.
-        layers: the same without the token adapters.
+        layers: the same without token adapters and class rows.
+        classes: names of the classes that it brings to a class-conditional base.
         words: the token adapters, one for each text encoder.
         shared: what the adapters have in common, for methods that need it.
     """
@@ -62,11 +64,12 @@ class Attachment:
         roles: Sequence[str],
         tokens: Mapping[str, str],
         adapters: dict[str, Adapter],
+        classes: Sequence[str] = (),
     ) -> None:
         self.base, self.method, self.adapters = base, method, adapters
-        self.roles, self.tokens = list(roles), dict(tokens)
+        self.roles, self.tokens, self.classes = list(roles), dict(tokens), tuple(classes)
         self.words = [each for each in adapters.values() if isinstance(each, TokenAdapter)]
-        self.layers = {path: each for path, each in adapters.items() if not isinstance(each, TokenAdapter)}
+        self.layers = {p: each for p, each in adapters.items() if not isinstance(each, TokenAdapter | ClassRows)}
         self._strength, self._enabled, self._attached = 1.0, True, False
         self.shared = method.settle(self)
         self._unmerged: dict[str, dict[str, Tensor]] | None = None  # per layer what merge_ wrote over
@@ -212,7 +215,7 @@ class Attachment:
         for path, adapter in self.adapters.items():
             if isinstance(adapter.layer, Adapter):
                 raise Refused(f"another attachment stands beneath this one on {path}; merge that one first")
-            if not isinstance(adapter, Mergeable | TokenAdapter):
+            if not isinstance(adapter, Mergeable | TokenAdapter | ClassRows):
                 raise Refused(f"{type(adapter).__name__} on {path} depends on its input and cannot be merged")
         self.train(False)  # dropout is for training; what is written is the whole adapter
         self._unmerged = {}
@@ -226,8 +229,9 @@ class Attachment:
     def _merge_layer(self, path: str, adapter: Adapter) -> dict[str, Tensor]:
         """Puts the adapted layer where the adapter stood; returns what its parameters were."""
         layer = adapter.layer
-        if isinstance(adapter, TokenAdapter):
-            self._swap(path, adapter, table_with_rows(layer, adapter.rows()))
+        if isinstance(adapter, TokenAdapter | ClassRows):
+            table = adapter.table() if isinstance(adapter, ClassRows) else table_with_rows(layer, adapter.rows())
+            self._swap(path, adapter, table)
             return {}  # the table itself is untouched under the adapter
         before = {name: p.detach().clone() for name, p in layer.named_parameters(recurse=False)}
         weight, bias = effective_weight(adapter), effective_bias(adapter)
@@ -316,6 +320,7 @@ class Attachment:
             "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         }
         more = self.shared.facts() if self.shared else {}
+        more |= {"classes": json.dumps(self.classes)} if self.classes else {}
         return save_tensors(path, self.state_dict(), {**header, **more, **(metadata or {})})
 
 
@@ -325,6 +330,7 @@ def attach(
     roles: Sequence[str] | None = None,
     *,
     tokens: Mapping[str, str] | None = None,
+    classes: Sequence[str] = (),
     seed: int = 0,
 ) -> Attachment:
     """Puts one adapter of `method` on every layer of the roles.
@@ -335,11 +341,13 @@ def attach(
         roles: role names or patterns ("cross_attention.*"); None means the method's default.
         tokens: new tokens to learn beside the layers, each with the text that its embedding starts from, or
             `RANDOM_START`.
+        classes: names of classes that a class-conditional base is to learn besides; they start as its null class,
+            whose row trains with them.
         seed: of the adapters' and tokens' random initial values.
 
     Raises:
         Refused: a role matches nothing, a setting does not fit a layer, a token exists already or its initial text
-            holds no known word.
+            holds no known word, classes on a base that has none.
     """
     check(method)
     tokens = dict(tokens or {})
@@ -374,7 +382,9 @@ def attach(
             start = initial_vectors(base, path, tokens, generator)
             drawn = RANDOM_START in tokens.values()
             adapters[path] = TokenAdapter(base.module(path), start, drawn=drawn)
-    attachment = Attachment(base, method, patterns, tokens, adapters)
+    if classes:
+        adapters |= class_rows(base, classes)
+    attachment = Attachment(base, method, patterns, tokens, adapters, classes)
     for each in attachment._modules():
         each.eval()
     attachment.attach_()

@@ -57,6 +57,7 @@ class Base(Network):
     prediction_types: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction", "sample", "flow")
     learned_sigma: ClassVar[bool] = False  # whether the denoiser's output holds a variance behind the prediction
     unconditional_first: ClassVar[bool] = True  # with guidance, whether unconditional rows come before the others
+    own_classes: tuple[str, ...] = ()  # names of the classes of a class-conditional base, without those brought to it
     given: Mapping[str, str] = MappingProxyType({})  # what it was loaded with, by the names that a run's config has
 
     def __init__(self, pipeline: Any, *, name: str, defaults: Defaults, prediction_type: str | None = None) -> None:
@@ -204,9 +205,23 @@ class Base(Network):
             noisy: latents (N, C, h, w); timesteps: (N,) training steps.
             condition: N rows, from `condition`.
         """
-        inputs = self.denoiser_inputs(noisy.to(self.dtype), timesteps, condition.to(dtype=self.dtype))
-        output = self.denoiser(**inputs).sample
+        output = self._output(noisy, timesteps, condition)
         return output[:, : noisy.shape[1]] if self.learned_sigma else output
+
+    def denoise_with_variance(self, noisy: Tensor, timesteps: Tensor, condition: Conditioning) -> tuple[Tensor, Tensor]:
+        """The prediction and the variance behind it, (N, C, h, w) each.
+
+        Raises:
+            Refused: the base learned no variance.
+        """
+        if not self.learned_sigma:
+            raise Refused(f"{self.name!r} predicts no variance; expected a base that does, such as a DiT")
+        prediction, variance = self._output(noisy, timesteps, condition).chunk(2, dim=1)
+        return prediction, variance
+
+    def _output(self, noisy: Tensor, timesteps: Tensor, condition: Conditioning) -> Tensor:
+        inputs = self.denoiser_inputs(noisy.to(self.dtype), timesteps, condition.to(dtype=self.dtype))
+        return self.denoiser(**inputs).sample
 
     def generate(
         self,

@@ -1,6 +1,7 @@
 """DiT (Peebles and Xie 2022, arXiv:2212.09748): a transformer on latents, conditioned on a class: a `DiTPipeline`.
 
 The prompts of such a base are the names of its classes, and "" is the null class, the last row of its label table.
+`attach(..., classes=[...])` brings new ones.
 In files every block has its own copy of the embedding of time and label; where the copies are equal, as published
 checkpoints have them, they are one again here. The noise is predicted and a variance beside it.
 """
@@ -17,9 +18,8 @@ from torch import Tensor, nn
 from ..conditioning import Conditioning
 from ..errors import Refused
 from .base import Base
-from .fingerprint import combined
 from .local_folder import open_pipeline
-from .network import Rules, find_roles
+from .network import Rules
 
 RULES: Rules = (
     (r"transformer\..*\.attn1\.to_q", "self_attention.query"),
@@ -56,7 +56,7 @@ class DiT(Base):
         out = self.denoiser.config.out_channels or channels
         if out != 2 * channels:
             raise Refused(f"{self.name} predicts {out} channels for latents of {channels}; expected noise and variance")
-        self.classes: tuple[str, ...] = self._named_classes()
+        self.own_classes = self._named_classes()
 
     def _named_classes(self) -> tuple[str, ...]:
         """Names in the order of the table's rows; a class without a name is called by its number."""
@@ -67,11 +67,23 @@ class DiT(Base):
                 names[label] = name
         return tuple(names)
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of its classes, those that attachments have brought at the end."""
+        return (*self.own_classes, *(name for each in self.attachments for name in each.classes))
+
+    def _places(self) -> dict[str, int]:
+        """Prompt -> label. A name that an attachment brings is its class while it is on, and the base's own else."""
+        own = {**getattr(self.pipeline, "labels", {}), **{name: i for i, name in enumerate(self.own_classes)}}
+        null = len(self.own_classes)
+        brought = {name: i for each in self.attachments for i, name in enumerate(each.classes, start=null + 1)}
+        on = any(each.classes and each.live for each in self.attachments)
+        return {**(own | brought if on else brought | own), "": null}
+
     # --- condition, denoise -------------------------------------------------------------------------------------------
 
     def condition(self, prompts: Sequence[str]) -> Conditioning:
-        known = getattr(self.pipeline, "labels", {})
-        places = {**known, **{name: i for i, name in enumerate(self.classes)}, "": len(self.classes)}
+        places = self._places()
         for prompt in prompts:
             if prompt not in places:
                 near = difflib.get_close_matches(prompt, self.classes, n=1, cutoff=0.0)
@@ -117,37 +129,6 @@ class DiT(Base):
             x = scheduler.step(predicted, t, x).prev_sample
         return self.decode_latents(x)
 
-    # --- classes ------------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def replace_classes_(self, names: Sequence[str]) -> None:
-        """Gives the base other classes: a label table of K rows that all start as the null class, and the null row.
-
-        The null row keeps what it learned, since Diff-Tuning's retention lives there. Loading the base and replacing
-        its classes by the same names gives the same fingerprint again, so that adapters find it.
-
-        Args:
-            names: K different class names, in the order of the rows.
-
-        Raises:
-            Refused: no names, a name twice or empty, or something is attached.
-        """
-        if not names or len(set(names)) < len(names) or "" in names:
-            raise Refused(f"expected different class names, none of them empty, got {list(names)[:5]}")
-        if self.attachments:
-            raise Refused("the classes are replaced before anything is attached; detach it first")
-        for embedder in dict.fromkeys(block.norm1.emb.class_embedder for block in self.denoiser.transformer_blocks):
-            old = embedder.embedding_table
-            new = nn.Embedding(len(names) + 1, old.embedding_dim, device=old.weight.device, dtype=old.weight.dtype)
-            new.weight.copy_(old.weight[-1:].expand_as(new.weight))
-            embedder.embedding_table, embedder.num_classes = new.requires_grad_(False), len(names)
-        self.denoiser.register_to_config(num_embeds_ada_norm=len(names))
-        self.pipeline.labels = {name: i for i, name in enumerate(names)}
-        self.classes = tuple(names)
-        self.roles = find_roles(self.modules(), self.rules)
-        self._own = [parameter for part in self._all_parts() for parameter in part.parameters()]
-        self.fingerprint = combined(self._digests())
-
     # --- files --------------------------------------------------------------------------------------------------------
 
     @classmethod
@@ -159,15 +140,23 @@ class DiT(Base):
         return pipeline
 
     def save_pipeline(self, folder: Path) -> None:
-        """In the published layout, with a copy of the embedding in each block."""
+        """In the published layout: a copy of the embedding in each block, the null class last."""
         self.pipeline.register_to_config(id2label={str(i): name for i, name in enumerate(self.classes)})
         first, *others = self.denoiser.transformer_blocks
         shared = [block for block in others if block.norm1.emb is first.norm1.emb]
+        embedder = first.norm1.emb.class_embedder
+        table, null, count = embedder.embedding_table, len(self.own_classes), len(self.classes)
+        if count > null:  # merged with the rows of new classes, which stand behind the null class
+            order = [*range(null), *range(null + 1, count + 1), null]
+            embedder.embedding_table = nn.Embedding.from_pretrained(table.weight[order])
+            self.denoiser.register_to_config(num_embeds_ada_norm=count)
         for block in shared:
             block.norm1.emb = copy.deepcopy(first.norm1.emb)
         try:
             super().save_pipeline(folder)
         finally:
+            embedder.embedding_table = table
+            self.denoiser.register_to_config(num_embeds_ada_norm=null)
             for block in shared:
                 block.norm1.emb = first.norm1.emb
 

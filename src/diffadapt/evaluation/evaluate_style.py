@@ -17,7 +17,7 @@ from ..adapters import Attachment
 from ..bases import Base
 from ..data.captioned import Captioned
 from ..data.picture import to_picture, write_png
-from ..data.prompts import drift_prompts
+from ..data.prompts import drift_prompts, spread
 from ..data.scenes import world_of
 from ..errors import Refused
 from ..metrics.alignment import text_alignment
@@ -70,7 +70,7 @@ def evaluate_style(
         features or ("probe" if base.world else "clip:openai/clip-vit-base-patch32"), device=base.device
     )
     prompts = {style: [each.caption(i % len(each)) for i in range(most)] for style, each in reference.items()}
-    unrelated = drift_prompts(world_of(base), drift_count, seed)
+    unrelated = spread(base.own_classes, drift_count) or drift_prompts(world_of(base), drift_count, seed)
     asked = {**prompts, "": unrelated}
     lines = {
         name: [default_line(base, prompt, seed + i, steps=steps) for i, prompt in enumerate(each)]

@@ -8,14 +8,13 @@ Each mask is divided by its mean, so that the size of the region that it covers 
 from torch import Tensor
 
 from .denoising import Denoising
-from .objective import Batch, Model
+from .objective import Batch
 
 
 class Masked(Denoising):
     """Denoising with the batch's masks; a batch without any is learned as a whole."""
 
-    def squared_error(self, model: Model, batch: Batch) -> Tensor:
-        error = super().squared_error(model, batch)
+    def weighed(self, error: Tensor, batch: Batch) -> Tensor:
         if batch.mask is None:
             return error
         return error * (batch.mask / batch.mask.mean((1, 2, 3), keepdim=True).clamp(min=1e-6))

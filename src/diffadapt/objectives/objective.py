@@ -65,6 +65,10 @@ class Model(Protocol):
         """The prediction of the adapted base."""
         ...
 
+    def with_variance(self, noisy: Tensor, timesteps: Tensor, condition: Conditioning) -> tuple[Tensor, Tensor]:
+        """The same, and the variance that the base learned beside it, both (N, C, h, w)."""
+        ...
+
     def teacher(self, noisy: Tensor, timesteps: Tensor, condition: Conditioning) -> Tensor:
         """The prediction of the untouched base, without gradient."""
         ...

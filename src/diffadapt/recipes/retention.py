@@ -74,7 +74,10 @@ def retained(
         if type(objective) is not Denoising:
             raise Refused("distillation matches the base on whole pictures; leave train.masked off, or use difftuning")
         sources["teacher"] = Unconditioned(sources["target"])
-        return MixedWithMemory(MatchingTheBase(objective.schedule, snr_gamma=config.snr_gamma), mixture, ratio)
+        matching = MatchingTheBase(
+            objective.schedule, snr_gamma=config.snr_gamma, learned_variance=objective.learned_variance
+        )
+        return MixedWithMemory(matching, mixture, ratio)
     if not mixed.uses_memory:
         return mixed
     caption = {"null": "", "default_prompt": DEFAULT_PROMPT, "generated": None}[mixture.memory_condition]
@@ -140,7 +143,7 @@ def memory_of(
         raise Refused("the memory is sampled from the untouched base, and an adapter is on; switch it off or detach it")
     memory, world = config.memory, world_of(base)
     general = world_captions(base, WORLD_PROMPTS) if world else drift_prompts(None, GENERAL_PROMPTS)
-    prompts = tuple(memory.prompts or general)
+    prompts = tuple(memory.prompts or base.own_classes or general)
     side = resolution // base.downsampling
     vae = base.vae.config
     settings = LatentBankSettings(

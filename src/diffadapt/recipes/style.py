@@ -10,7 +10,7 @@ streamed. Interrupt at any time; the same call resumes and ends with the same ad
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ def train_style(
     settings = {"seed": seed, "method": {"name": method.name, **asdict(method)}, "train": config}
 
     # --- what trains: first, so that what does not fit is refused before anything is written ------------------------
-    attachment = attach(base, method, list(config.roles) or None, seed=seed)
+    attachment = attach(base, method, list(config.roles) or None, classes=_new_classes(base, styles), seed=seed)
     try:
         start_from({"adapter": attachment}, config.start_from)
         if is_main:
@@ -135,10 +135,10 @@ def train_style(
             if is_main:
                 _write_pictures(folder, styles, resolution)
         sources: dict[str, Source] = {"target": source}
+        denoising = Denoising(base.noise_schedule, snr_gamma=config.snr_gamma, learned_variance=base.learned_sigma)
         with switched_off([attachment]):
             objective = retained(
-                base, Denoising(base.noise_schedule, snr_gamma=config.snr_gamma), sources, config, folder, accelerator,
-                resolution=resolution, quiet=quiet,
+                base, denoising, sources, config, folder, accelerator, resolution=resolution, quiet=quiet,
             )  # fmt: skip
             premise = premise_of(base, sources, seed=seed, quiet=quiet)
         told = [each.captions() for each in sources.values()]
@@ -206,6 +206,15 @@ def _doubts(styles: Styles | Shards, method: Method) -> list[str]:
     if not isinstance(method, StyleInject) or method.branches == 1:
         return []
     return [f"one style for {method.branches} branches: they can only tell its pictures apart; see method.branches"]
+
+
+def _new_classes(base: Base, styles: Styles | Shards) -> Sequence[str]:
+    """The captions as classes of a class-conditional base; nothing for any other."""
+    if not base.own_classes:
+        return ()
+    if isinstance(styles, Shards):
+        raise Refused(f"{base.name!r} is conditioned on classes, and shards do not say theirs beforehand; use folders")
+    return list(styles.pictures) if isinstance(styles, ClassFolders) else sorted(set(styles.captions()))
 
 
 def _identity(styles: Styles | Shards) -> dict[str, Any]:

@@ -90,6 +90,10 @@ class AttachedBase:
     def __call__(self, noisy: Tensor, timesteps: Tensor, condition: Conditioning) -> Tensor:
         return self.base.denoise(noisy, timesteps, condition)
 
+    def with_variance(self, noisy: Tensor, timesteps: Tensor, condition: Conditioning) -> tuple[Tensor, Tensor]:
+        """The same, and the variance that the base learned beside it."""
+        return self.base.denoise_with_variance(noisy, timesteps, condition)
+
     @torch.no_grad()
     def teacher(self, noisy: Tensor, timesteps: Tensor, condition: Conditioning) -> Tensor:
         """The untouched base's prediction: the attachments are off while it is made."""

@@ -1,0 +1,108 @@
+"""A class-conditional transformer learns other classes: its variance, its moving average, its memory, its file."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from diffadapt.adapters import LoRA, Selective, load_adapter
+from diffadapt.bases import load_base
+from diffadapt.data.class_folders import load_classes
+from diffadapt.files import load_tensors
+from diffadapt.objectives import Batch, Denoising
+from diffadapt.objectives.variational_bound import variational_bound
+from diffadapt.recipes.retention import losses_at
+from diffadapt.recipes.style import train_style
+from diffadapt.training.fit import AttachedBase
+from diffadapt.training.retention_config import MemoryConfig
+
+FEW = {
+    "steps": 3, "batch_size": 4, "warmup": 0, "sample_every": 0, "checkpoint_every": 1, "keep_checkpoints": 0,
+    "evaluation_pictures": 0, "memory": MemoryConfig(latents=6, steps=2), "quiet": True,
+}  # fmt: skip
+ROWS = "transformer.transformer_blocks.0.norm1.emb.class_embedder.embedding_table.rows"
+
+
+@pytest.fixture
+def classes(tmp_path):
+    for name, colours in {"rose": ("red", "pink", "brown"), "tulip": ("yellow", "orange", "white")}.items():
+        (tmp_path / "flowers" / name).mkdir(parents=True)
+        for i, colour in enumerate(colours):
+            Image.new("RGB", (16, 16), colour).save(tmp_path / "flowers" / name / f"{i}.png")
+    return load_classes(tmp_path / "flowers", held_out=1)
+
+
+def train(base, classes, out, method=None, **settings):
+    return train_style(base, classes, method=method or Selective(), out=out, seed=1, **{**FEW, **settings})
+
+
+@pytest.mark.parametrize("method", [Selective(), Selective(train="bias"), LoRA(rank=2)])
+def test_the_folders_become_classes_that_train_and_the_file_knows_them(
+    tiny_dit, tiny_dit_folder, classes, tmp_path, method
+):
+    run = train(tiny_dit, classes, tmp_path / "run", method, objective="difftuning", learning_rate=0.01, steps=6)
+    assert tiny_dit.classes == ("cat", "dog", "apple")
+    rows = load_tensors(run.adapter)[0][ROWS]
+    null = tiny_dit.denoiser.transformer_blocks[0].norm1.emb.class_embedder.embedding_table.weight[-1]
+    assert rows.shape == (3, 16) and ((rows - null).abs().amax(1) > 1e-4).all()
+    again = load_base(tiny_dit_folder, device="cpu")
+    load_adapter(again, run.adapter)
+    assert again.condition(["rose", "tulip", "", "dog"]).class_labels.tolist() == [4, 5, 3, 1]
+
+
+def test_memory_is_of_the_bases_own_classes_and_serves_every_target(tiny_dit, classes, tmp_path):
+    train(tiny_dit, classes, tmp_path / "first", objective="difftuning")
+    train(tiny_dit, classes, tmp_path / "second", LoRA(rank=1), objective="difftuning")
+    (bank,) = (tmp_path / "memory_banks").iterdir()
+    assert json.loads((bank / "bank.json").read_text())["settings"]["prompts"] == ["cat", "dog", "apple"]
+
+
+def test_a_row_costs_its_squared_error_and_the_bound_of_its_variance(tiny_dit):
+    torch.manual_seed(0)
+    latents, noise, times = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.tensor([1, 400, 998])
+    batch = Batch(latents, noise, times, tiny_dit.condition(["cat", "", "dog"]), ("target",) * 3)
+    objective = Denoising(tiny_dit.noise_schedule, learned_variance=True)
+    with torch.no_grad():
+        found = objective.losses(AttachedBase(tiny_dit, {}), batch)
+        noisy = tiny_dit.noise_schedule.add_noise(latents, noise, times)
+        output = tiny_dit.denoiser(noisy, timestep=times, class_labels=torch.tensor([0, 3, 1])).sample
+    bound = variational_bound(tiny_dit.alphas_cumprod, latents, noisy, times, output[:, :4], output[:, 4:])
+    torch.testing.assert_close(found, (output[:, :4] - noise).square().mean((1, 2, 3)) + bound)
+    assert bound.min() > 0
+
+
+def test_training_trains_the_variance_too(tiny_dit, classes, tmp_path):
+    run = train(tiny_dit, classes, tmp_path / "run", Selective(), learning_rate=0.01)
+    after = load_tensors(run.adapter)[0]["transformer.proj_out_2.values.bias"]  # (patch places x (noise, variance))
+    moved = (after - tiny_dit.denoiser.proj_out_2.bias).view(-1, 8).abs().amax(0)
+    assert (moved > 1e-3).all()
+
+
+def test_the_saved_adapter_is_the_moving_average_of_the_steps(tiny_dit, classes, tmp_path):
+    settings = {"objective": "difftuning", "learning_rate": 0.01, "schedule": "constant"}
+    run = train(tiny_dit, classes, tmp_path / "averaged", ema_decay=0.9, **settings)
+    lasts = {
+        steps: load_tensors(train(tiny_dit, classes, tmp_path / f"to-{steps}", steps=steps, **settings).adapter)[0]
+        for steps in (1, 2, 3)
+    }
+    start = tiny_dit.denoiser.proj_out_2.bias
+    expected = start.clone()
+    for n, decay in ((1, 1 / 10), (2, 2 / 11), (3, 3 / 12)):  # min(0.9, (1 + n) / (10 + n)) for n = 0, 1, 2
+        expected = decay * expected + (1 - decay) * lasts[n]["transformer.proj_out_2.values.bias"]
+    torch.testing.assert_close(
+        load_tensors(run.adapter)[0]["transformer.proj_out_2.values.bias"], expected, atol=1e-6, rtol=0
+    )
+
+
+def test_off_the_base_is_the_source_again_to_the_last_bit(tiny_dit, classes, tmp_path):
+    latents, steps = (
+        torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([1, 50, 100, 200]),
+    )
+    before = losses_at(tiny_dit, latents, steps)
+    run = train(tiny_dit, classes, tmp_path / "run", learning_rate=0.01)
+    attachment = load_adapter(tiny_dit, run.adapter)
+    assert not torch.equal(losses_at(tiny_dit, latents, steps), before)
+    attachment.enabled = False
+    assert torch.equal(losses_at(tiny_dit, latents, steps), before)
