@@ -103,7 +103,7 @@ def test_the_last_pairs_can_be_held_out(folder):
         pairs.split(2)
 
 
-def test_the_identity_knows_captions_and_kind(folder):
+def test_the_identity_knows_captions_kind_and_every_byte(folder):
     def identity(kind=None):
         return load_control_pairs(folder, folder.parent / "signals", kind=kind).identity()
 
@@ -111,6 +111,10 @@ def test_the_identity_knows_captions_and_kind(folder):
     assert first == identity() and first != identity("canny")
     (folder / "0.txt").write_text("another caption")
     assert identity() != first
+    for changed in (folder / "1.jpg", folder.parent / "signals" / "1.png"):
+        before = identity()
+        Image.new("RGB", (48, 40), (1, 2, 3)).save(changed)
+        assert identity() != before
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,12 @@ def test_several_teachers_and_given_pictures_go_into_one_adapter(student, teache
     rows = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
     assert all({"loss_ink", "loss_same"} <= set(row) for row in rows)
     assert {"style_distance (ink)", "style_distance (same)"} <= set(run.metrics["values"])
+    Image.new("RGB", (32, 32), (7, 7, 7)).save(folder / "1.png")
+    with pytest.raises(Refused, match="other settings"):
+        train_distill(
+            student, {"ink": teacher, "same": teacher}, CAPTIONS, pictures=load_captioned(folder),
+            method=LoRA(rank=1), out=tmp_path / "a", **FEW | {"batch_size": 4, "evaluation_pictures": 2},
+        )  # fmt: skip
     (folder / "0.txt").write_text("a dog on a blue background")
     with pytest.raises(Refused, match=r"0\.png, 'a dog on a blue background', is not among the captions"):
         train_distill(

@@ -144,6 +144,34 @@ def test_a_run_learns_measures_and_resumes_to_the_same_bits(tiny_v_base, folder,
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_a_picture_or_caption_that_changed_is_no_run_to_resume(tiny_v_base, folder, tmp_path):
+    def train():
+        styles = load_styles(folder, held_out=1)
+        return train_style(tiny_v_base, styles, method=LoRA(rank=1), out=tmp_path / "run", **FEW)
+
+    train()
+    train()  # the same pictures: nothing is left to do
+    for changed in (folder / "ink" / "00.png", folder / "oil" / "04.png"):  # the last one is kept back
+        before = changed.read_bytes()
+        picture(99).save(changed)
+        with pytest.raises(Refused, match=rf"other settings \(it has '{changed.parent.name} = \"\d pictures"):
+            train()
+        changed.write_bytes(before)
+    (folder / "ink" / "00.txt").write_text("a bird")
+    with pytest.raises(Refused, match="other settings"):
+        train()
+
+
+def test_shards_that_changed_are_no_run_to_resume(tmp_path):
+    shards = load_shards(write_shards(tmp_path / "shards"))
+    before = shards.identity()
+    assert load_shards(tmp_path / "shards").identity() == before
+    data = bytearray(shards.paths[1].read_bytes())
+    data[2000] ^= 1  # within the first picture; the size stays
+    shards.paths[1].write_bytes(data)
+    assert load_shards(tmp_path / "shards").identity() != before
+
+
 def test_shards_are_trained_on_and_run_toml_says_so(tiny_v_base, tmp_path):
     shards = load_shards(write_shards(tmp_path / "shards"))
     run = train_style(tiny_v_base, shards, method=LoRA(rank=1), out=tmp_path / "run", caption_dropout=0.5, **FEW)

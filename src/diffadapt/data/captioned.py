@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import Refused
+from .cache import content_key
 from .folder import Example, list_folder
 from .picture import Crop
 
@@ -36,6 +37,15 @@ class Captioned:
     def captions(self) -> list[str]:
         """Every caption, in order."""
         return [self.caption(index) for index in range(len(self))]
+
+    def identity(self) -> str:
+        """A key of all names, captions and bytes, so that a run knows its own pictures again; reads every file.
+
+        Raises:
+            Refused: a picture cannot be read.
+        """
+        rows = ((each.path.name, each.caption or "", each.content()) for each in self.examples)
+        return content_key(*(part for row in rows for part in row))
 
     def pixels(self, indices: Sequence[int], resolution: int) -> Tensor:
         """Decodes and crops these pictures, (len(indices), 3, R, R) float32 in [0, 1].

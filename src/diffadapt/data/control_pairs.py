@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..controls import SIGNALS, find_signal
 from ..errors import Refused
+from ..files import file_digest
 from .cache import content_key
 from .folder import Example, list_folder, plain_name, read_metadata
 from .picture import SUFFIXES, find_crop, fit, open_picture, to_tensor
@@ -41,12 +42,14 @@ class Pair:
         caption: what it shows.
         read: decodes both.
         content: a key that the picture's bytes make, for caches.
+        signal: the signal's file, if it is one.
     """
 
     name: str
     caption: str
     read: Read
     content: Callable[[], str]
+    signal: Path | None = None
 
 
 class ControlPairs:
@@ -120,8 +123,10 @@ class ControlPairs:
         return pictures, signals
 
     def identity(self) -> str:
-        """A key that names, captions and kind of signal make, so that a run knows its own pairs again."""
-        return content_key(str(self.signal), *(part for pair in self.pairs for part in (pair.name, pair.caption)))
+        """A key of names, captions, bytes and kind of signal, so that a run knows its own pairs; reads every file."""
+        signals = (file_digest(pair.signal) if pair.signal else "" for pair in self.pairs)
+        rows = ((pair.name, pair.caption, pair.content(), its) for pair, its in zip(self.pairs, signals, strict=True))
+        return content_key(str(self.signal), *(part for row in rows for part in row))
 
     def split(self, held_out: int) -> tuple["ControlPairs", "ControlPairs | None"]:
         """(all but the last `held_out`, the last `held_out`); None for these when the number is 0.
@@ -161,6 +166,7 @@ def load_control_pairs(
     source = {name: str(value) for name, value in given.items() if value is not None}
     folder = Path(folder).expanduser()
     examples, notes = list_folder(folder)
+    files: dict[Path, Path] = {}
     if isinstance(signals, str) and (signals in SIGNALS or not Path(signals).expanduser().is_dir()):
         kind, readers = signals, _computed(examples, signals)
     else:
@@ -178,6 +184,7 @@ def load_control_pairs(
             caption=example.caption,
             read=readers[example.path],
             content=example.content,
+            signal=files.get(example.path),
         )
         for example in examples
         if example.caption is not None
@@ -264,7 +271,7 @@ def _in_memory(picture: Tensor, signal: Tensor, caption: str) -> Pair:
         return picture, signal
 
     key = content_key(picture)
-    return Pair(name=key, caption=caption, read=read, content=lambda: key)
+    return Pair(name=content_key(picture, signal), caption=caption, read=read, content=lambda: key)
 
 
 def _with_file(example: Example, signal_file: Path) -> Read:

@@ -16,9 +16,11 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import Failed, Refused
+from .cache import content_key
 from .picture import SUFFIXES, fit, on_white, open_picture, to_tensor
 
 BUFFER = 256  # undecoded pictures held to be shuffled
+_SAMPLED = 1 << 20  # bytes at both ends of a shard that its identity reads
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,27 @@ class Shards:
 
     def __repr__(self) -> str:
         return f"Shards({len(self.paths)} in {str(self.paths[0].parent)!r})"
+
+    def identity(self) -> str:
+        """A key of the shards' names, sizes and first and last MiB, so that a run knows its own shards again.
+
+        A tar file's first and last members are in it, and whole shards are too much to read before a training.
+
+        Raises:
+            Refused: a shard cannot be read.
+        """
+        parts: list[str | int | bytes] = []
+        for path in self.paths:
+            try:
+                with open(path, "rb") as file:
+                    size = file.seek(0, 2)
+                    file.seek(0)
+                    start = file.read(_SAMPLED)
+                    file.seek(max(0, size - _SAMPLED))
+                    parts += [path.name, size, start, file.read(_SAMPLED)]
+            except OSError as error:
+                raise Refused(f"shard {path} cannot be read ({error.strerror})") from error
+        return content_key(*parts)
 
     def stream(self, seed: int, process: int = 0, processes: int = 1) -> Iterator[Member]:
         """Captioned pictures without end, in rounds over the shards; the same ones whenever it is called.

@@ -220,9 +220,12 @@ def _new_classes(base: Base, styles: Styles | Shards) -> Sequence[str]:
 def _identity(styles: Styles | Shards) -> dict[str, Any]:
     """What tells these pictures from others, for the check that a folder is resumed with the same."""
     if isinstance(styles, Shards):
-        return {"shards": [path.name for path in styles.paths]}
-    parts: dict[str, Any] = {name: len(each) for name, each in styles.pictures.items()}
-    return {"pictures": parts, "held_out": {name: len(each) for name, each in styles.held_out.items()}}
+        return {"shards": f"{len(styles.paths)} shards {styles.identity()}"}
+    parts = {"pictures": styles.pictures, "held_out": styles.held_out}
+    return {
+        part: {name: f"{len(each)} pictures {each.identity()}" for name, each in named.items()}
+        for part, named in parts.items()
+    }
 
 
 def _recipe(styles: Styles | Shards) -> str:
