@@ -7,10 +7,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
-from diffadapt import OFT, LoRA, Refused, Selective, export_adapter, import_adapter, load_adapter
+from diffadapt import OFT, DoRA, LoRA, Refused, Selective, export_adapter, import_adapter, load_adapter
 from diffadapt.adapters import read_adapter
 from diffadapt.bases import load_base
 from diffadapt.files import load_tensors, save_tensors
+from diffadapt.interchange.names import kohya_name
 
 EVERYWHERE = [
     "self_attention.*", "cross_attention.*", "feed_forward.*", "attention.*", "residual.*", "resample.conv",
@@ -26,6 +27,13 @@ CASES = {
     "attention": (LoRA(rank=2), None),
     "alpha": (LoRA(rank=4, alpha=1), ["cross_attention.*", "feed_forward.*"]),
     "everywhere, uneven": (UNEVEN, EVERYWHERE),
+}
+DORA = {
+    "dora": (DoRA(rank=2), None),
+    "dora everywhere, uneven": (
+        DoRA(rank=3, alpha=2.0, ranks=UNEVEN.ranks, alphas=UNEVEN.alphas),
+        EVERYWHERE,
+    ),
 }
 PROMPTS = ["a cat", "a dog on a red background"]
 
@@ -109,9 +117,9 @@ def same_weights(base, file, other):
 
 
 @pytest.mark.parametrize("to", ["lora", "peft"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", CASES | DORA)
 def test_there_and_back_is_the_same_bit_for_bit(base, saved, tmp_path, case, to):
-    method, roles = CASES[case]
+    method, roles = (CASES | DORA)[case]
     file = saved(method, roles or method.default_roles(base.roles))
     out = tmp_path / ("out" if to == "peft" else "out.safetensors")
     export_adapter(base, file, out, to=to, dtype=torch.float32)
@@ -125,9 +133,9 @@ def test_there_and_back_is_the_same_bit_for_bit(base, saved, tmp_path, case, to)
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")
 @pytest.mark.parametrize("strength", [1.0, 0.3])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", CASES | DORA)
 def test_peft_answers_as_we_do_with_what_we_wrote(base, unet, saved, draw, apart, tmp_path, case, strength):
-    file = saved(*CASES[case])
+    file = saved(*(CASES | DORA)[case])
     folders, _ = export_adapter(base, file, tmp_path / "out", to="peft", strength=strength)
     text = load_base(base.name, device="cpu").text_encoder if len(folders) > 1 else None
     load_adapter(base, file).strength = strength
@@ -155,8 +163,9 @@ def peft_model(unet, **config):
         {"r": 3},
         {"r": 4, "lora_alpha": 1, "rank_pattern": {"attn2.to_q": 2}, "alpha_pattern": {"to_out.0": 5, "conv1": 0.5}},
         {"r": 5, "lora_alpha": 3, "use_rslora": True, "lora_dropout": 0.1},
+        {"r": 3, "lora_alpha": 5, "use_dora": True},
     ],
-    ids=["plain", "patterns", "rslora"],
+    ids=["plain", "patterns", "rslora", "dora"],
 )
 def test_we_answer_as_peft_does_with_what_it_wrote(base, unet, draw, apart, tmp_path, config):
     model = peft_model(unet, **config)
@@ -310,8 +319,6 @@ def test_what_no_lora_can_hold_is_refused(base, saved, tmp_path, method, roles, 
 REFUSED_TO_READ = {
     "lora_unet_conv_in.hada_w1_a": "LoHa",
     "lora_unet_conv_in.lokr_w1": "LoKr",
-    "lora_unet_conv_in.dora_scale": "DoRA",
-    "base_model.model.conv_in.lora_magnitude_vector": "DoRA",
     "lora_unet_conv_in.diff": r"weight differences \(\.diff\)",
     "lora_unet_conv_in.b_norm": "weight differences",
     "lora_unet_conv_in.oft_blocks": "oft_blocks",
@@ -352,3 +359,59 @@ def test_tensors_that_do_not_fit_are_refused(base, saved, tmp_path, part, value,
     with pytest.raises(Refused, match=says):
         import_adapter(base, other, tmp_path / "ours.safetensors")
     assert not base.attachments
+
+
+def lycoris_weight(w0, tensors, name):
+    """LyCORIS' own formula: W' = dora_scale (W0 + alpha / r B A) / ||W0 + alpha / r B A||, over what comes in."""
+    down, up = tensors[f"{name}.lora_down.weight"], tensors[f"{name}.lora_up.weight"]
+    update = tensors[f"{name}.alpha"] / len(down) * (up.flatten(1) @ down.flatten(1))
+    v = w0 + update.view_as(w0)
+    scale = tensors[f"{name}.dora_scale"]
+    assert scale.shape == (len(w0), *[1] * (w0.ndim - 1))
+    return scale * v / v.flatten(1).norm(dim=1).view_as(scale)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.3])
+def test_doras_file_is_what_lycoris_computes_and_the_note_says_who_reads_it_otherwise(base, saved, tmp_path, strength):
+    file = saved(*DORA["dora everywhere, uneven"])
+    (out,), note = export_adapter(
+        base, file, tmp_path / "out.safetensors", dtype=torch.float32, strength=strength
+    )
+    assert "ComfyUI (0.3) divides by the norms of the untouched weights" in note and "--to diff" in note
+    tensors, _ = load_tensors(out)
+    attachment = load_adapter(base, file)
+    attachment.strength = strength
+    for path, adapter in attachment.layers.items():
+        w0 = adapter.innermost().weight
+        theirs = lycoris_weight(w0, tensors, kohya_name(path))
+        torch.testing.assert_close(adapter.weight(w0), theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_layers_without_a_magnitude_are_lora_in_a_file_of_dora(base, saved, tmp_path):
+    file = saved(*DORA["dora"])
+    (out,), _ = export_adapter(base, file, tmp_path / "out.safetensors", dtype=torch.float32)
+    tensors, _ = load_tensors(out)
+    name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    left = {key: value for key, value in tensors.items() if key != f"{name}.dora_scale"}
+    other = save_tensors(tmp_path / "other.safetensors", left)
+    (back,), _ = import_adapter(base, other, tmp_path / "back.safetensors")
+    adapter = load_adapter(base, back).layers["unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"]
+    w0 = adapter.innermost().weight
+    update = tensors[f"{name}.lora_up.weight"] @ tensors[f"{name}.lora_down.weight"]
+    torch.testing.assert_close(adapter.weight(w0), w0 + update, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "says"), [((1, 32), "a norm for each of its inputs"), ((32,), r"magnitudes of shape \(32,\)")]
+)
+def test_magnitudes_that_mean_something_else_are_refused(base, saved, tmp_path, shape, says):
+    (out,), _ = export_adapter(base, saved(*DORA["dora"]), tmp_path / "out.safetensors")
+    name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.dora_scale"
+    other = save_tensors(tmp_path / "other.safetensors", {**load_tensors(out)[0], name: torch.ones(shape)})
+    with pytest.raises(Refused, match=says):
+        import_adapter(base, other, tmp_path / "ours.safetensors")
+
+
+def test_dora_at_strength_0_is_nothing_to_write(base, saved, tmp_path):
+    with pytest.raises(Refused, match="changes nothing at strength 0"):
+        export_adapter(base, saved(*DORA["dora"]), tmp_path / "out.safetensors", strength=0)

@@ -4,7 +4,10 @@ from .adapter import Adapter, GatedConcept, Mergeable, Method, SideInputs, effec
 from .adapter_file import copy_values, load_adapter, read_adapter
 from .attach import Attachment, attach
 from .c_lora import CLoRA
+from .dora import DoRA
+from .gained_lora import GainedLoRA
 from .hint import Hint
+from .ia3 import IA3
 from .lora import LoRA
 from .methods import METHODS, TRAINED
 from .oft import OFT
@@ -21,8 +24,11 @@ __all__ = [
     "Adapter",
     "Attachment",
     "CLoRA",
+    "DoRA",
+    "GainedLoRA",
     "GatedConcept",
     "Hint",
+    "IA3",
     "OFT",
     "LoRA",
     "Mergeable",

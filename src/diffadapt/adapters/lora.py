@@ -25,12 +25,8 @@ from .adapter import Adapter, Mergeable, Method
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoRA(Method):
-    """Low-rank matrices beside linear and convolution layers. A 4 to 32 rank suits one subject."""
-
-    name: ClassVar[str] = "lora"
-    title: ClassVar[str] = "LoRA"
-    recipes: ClassVar[tuple[str, ...]] = ("subject", "control", "style", "sequence")
+class LowRankMethod(Method):
+    """The settings that LoRA and what stands on it share."""
 
     rank: int = option(4, "rank r of the update, 1 to the smaller side of the layer", low=1)
     alpha: float | None = option(None, "the update is multiplied by alpha / rank; unset means alpha = rank", low=0)
@@ -61,6 +57,15 @@ class LoRA(Method):
     def summary(self) -> str:
         return f"{self.title}, rank {self.rank}"
 
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA(LowRankMethod):
+    """Low-rank matrices beside linear and convolution layers. A 4 to 32 rank suits one subject."""
+
+    name: ClassVar[str] = "lora"
+    title: ClassVar[str] = "LoRA"
+    recipes: ClassVar[tuple[str, ...]] = ("subject", "control", "style", "sequence")
+
     def build(self, layer: nn.Module, path: str, role: str, generator: torch.Generator) -> Adapter:
         return LoRAAdapter(layer, self, path, generator)
 
@@ -84,16 +89,16 @@ def _of_layer(entries: Iterable[str], path: str, option_name: str) -> float | No
     return None
 
 
-class LoRAAdapter(Mergeable):
-    """LoRA on one linear or convolution layer; parameters `down` (r, in, ...) and `up` (out, r)."""
+class LowRank(Mergeable):
+    """One linear or convolution layer with a low-rank update: `down` (r, in, ...) is A, `up` (out, r) is B."""
 
-    def __init__(self, layer: nn.Module, method: LoRA, path: str, generator: torch.Generator) -> None:
+    def __init__(self, layer: nn.Module, method: LowRankMethod, path: str, generator: torch.Generator) -> None:
         super().__init__(layer)
-        inner = self.innermost()
+        inner, title = self.innermost(), method.title
         if not isinstance(inner, nn.Linear | nn.Conv2d):
-            raise Refused(f"LoRA adapts linear and convolution layers; {path} is a {type(inner).__name__}")
+            raise Refused(f"{title} adapts linear and convolution layers; {path} is a {type(inner).__name__}")
         if isinstance(inner, nn.Conv2d) and inner.groups != 1:
-            raise Refused(f"LoRA cannot adapt {path}: a convolution with {inner.groups} groups; leave its role out")
+            raise Refused(f"{title} cannot adapt {path}: a convolution with {inner.groups} groups; leave its role out")
         shape = inner.weight.shape  # (out, in) or (out, in, kh, kw)
         largest = min(shape[0], math.prod(shape[1:]))
         rank, alpha = method.rank_of(path), method.alpha_of(path)
@@ -107,7 +112,8 @@ class LoRAAdapter(Mergeable):
         self.alpha, self.scale = alpha, alpha / rank
         self.dropout = method.dropout
 
-    def adapted(self, x: Tensor) -> Tensor:
+    def updated(self, x: Tensor) -> Tensor:
+        """The layer's output with the update: W0 x + b + strength (alpha / r) B A x."""
         inner = self.innermost()
         h = x.to(self.down.dtype)
         if self.dropout:
@@ -121,6 +127,17 @@ class LoRAAdapter(Mergeable):
             return torch.addmm(y.flatten(0, -2), h, self.up.t(), alpha=scale).view_as(y)
         return y + (scale * (h @ self.up.t())).view_as(y).to(y.dtype)
 
-    def weight(self, w0: Tensor) -> Tensor:
+    def updated_weight(self, w0: Tensor) -> Tensor:
+        """W0 + strength (alpha / r) B A in the parameters' precision."""
         update = self.strength * self.scale * (self.up @ self.down.flatten(1))
-        return (w0.to(update.dtype) + update.view_as(w0)).to(w0.dtype)
+        return w0.to(update.dtype) + update.view_as(w0)
+
+
+class LoRAAdapter(LowRank):
+    """LoRA on one layer."""
+
+    def adapted(self, x: Tensor) -> Tensor:
+        return self.updated(x)
+
+    def weight(self, w0: Tensor) -> Tensor:
+        return self.updated_weight(w0).to(w0.dtype)

@@ -3,7 +3,10 @@
 from .adapter import Method
 from .c_lora import CLoRA
 from .control_net import ControlNet
+from .dora import DoRA
+from .gained_lora import GainedLoRA
 from .hint import Hint
+from .ia3 import IA3
 from .lora import LoRA
 from .oft import OFT
 from .perfusion import Perfusion
@@ -12,7 +15,8 @@ from .style_inject import StyleInject
 from .token import Token
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (LoRA, OFT, Perfusion, CLoRA, StyleInject, Selective, Token, Hint)
+    method.name: method
+    for method in (LoRA, DoRA, GainedLoRA, IA3, OFT, Perfusion, CLoRA, StyleInject, Selective, Token, Hint)
 }
 # What recipes train: all of these, and the one that stands beside the denoiser instead of on its layers.
 TRAINED: dict[str, type[Method]] = {**METHODS, ControlNet.name: ControlNet}

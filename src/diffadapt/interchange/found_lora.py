@@ -1,4 +1,7 @@
-"""LoRA as another tool's file holds it, and the adapter made of it: ranks and alphas of every layer as they were."""
+"""LoRA as another tool's file holds it, and the adapter made of it: ranks and alphas of every layer as they were.
+
+A file with magnitudes is DoRA. Its layers without one get the norms of their updated weights, which change nothing.
+"""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -6,9 +9,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..adapters import Attachment, LoRA, attach
+from ..adapters import Attachment, DoRA, LoRA, attach
 from ..adapters.attach import AdaptableBase
-from ..adapters.lora import LoRAAdapter
+from ..adapters.dora import DoRAAdapter
+from ..adapters.lora import LowRank
 from ..errors import Refused
 
 
@@ -21,6 +25,7 @@ class FoundLoRA:
         down: layer path -> (r, in) or (r, in, kh, kw).
         up: layer path -> (out, r), or (out, r, 1, 1) of a convolution.
         alpha: layer path -> its update is multiplied by alpha / r.
+        magnitude: of DoRA, layer path -> (out,) the norms of its neurons' weights.
         dropout: share of input features that training dropped.
         remarks: what else people should know.
     """
@@ -29,6 +34,7 @@ class FoundLoRA:
     down: dict[str, Tensor] = field(default_factory=dict)
     up: dict[str, Tensor] = field(default_factory=dict)
     alpha: dict[str, float] = field(default_factory=dict)
+    magnitude: dict[str, Tensor] = field(default_factory=dict)
     dropout: float = 0.0
     remarks: list[str] = field(default_factory=list)
 
@@ -55,9 +61,17 @@ class FoundLoRA:
         attachment = attach(base, self._method(base.select(roles)), roles)
         for path in attachment.adapters.keys() - self.down.keys():
             adapter = attachment.adapters[path]
-            assert isinstance(adapter, LoRAAdapter)
+            assert isinstance(adapter, LowRank)
             values |= {f"{path}.down": torch.zeros_like(adapter.down), f"{path}.up": adapter.up}
-        attachment.load_state_dict(values)
+        magnitudes = {
+            f"{path}.magnitude": self.magnitude.get(path, adapter.magnitude)
+            for path, adapter in attachment.layers.items()
+            if isinstance(adapter, DoRAAdapter)
+        }
+        attachment.load_state_dict(values | magnitudes)
+        for path, adapter in attachment.layers.items():
+            if isinstance(adapter, DoRAAdapter) and path not in self.magnitude:
+                adapter.take_norms_()
         return attachment
 
     def _shaped(self, path: str, down: Tensor, layer: torch.Size) -> dict[str, Tensor]:
@@ -71,14 +85,14 @@ class FoundLoRA:
         shaped = {f"{path}.down": down.float().reshape(rank, *layer[1:]), f"{path}.up": up.float().reshape(-1, rank)}
         return shaped
 
-    def _method(self, layers: dict[str, str]) -> LoRA:
+    def _method(self, layers: dict[str, str]) -> LoRA | DoRA:
         """The settings: the commonest rank and alpha, and those of the layers that differ."""
         ranks = {path: len(down) for path, down in self.down.items()}
         rank = Counter(ranks.values()).most_common(1)[0][0]
         alpha = Counter(self.alpha.values()).most_common(1)[0][0]
         own = all(self.alpha[path] == ranks[path] for path in ranks)
         ranks |= {path: 1 for path in layers if path not in ranks}
-        return LoRA(
+        return (DoRA if self.magnitude else LoRA)(
             rank=rank,
             alpha=None if own else alpha,
             dropout=self.dropout,

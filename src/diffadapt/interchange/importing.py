@@ -27,11 +27,13 @@ _CONVERSION = (
 )
 
 
+_DORA = r"\.dora_scale$|\.lora_magnitude_vector"
+
 # What a file is that cannot be read, by the names in it.
 _KINDS = {
     r"\.hada_": "LoHa (Hadamard products)",
     r"\.lokr_": "LoKr (Kronecker products)",
-    r"\.dora_scale$|\.lora_magnitude_vector": "DoRA (LoRA with a magnitude for each neuron)",
+    _DORA: "DoRA on something else than LoRA",
     r"\.a1\.weight$": "GLoRA",
     r"\.on_input$": "IA3",
     r"\.diff(_b)?$": "weight differences (.diff)",
@@ -45,7 +47,7 @@ def import_adapter(
 ) -> tuple[list[Path], str]:
     """Reads another tool's LoRA, OFT or textual inversion into an adapter file.
 
-    Known are LoRA files of kohya's scripts, LyCORIS (LoCon) and diffusers, PEFT directories of LoRA and OFT, the OFT
+    Known are LoRA files of kohya's scripts, LyCORIS (LoCon) and diffusers, with and without DoRA, PEFT directories of them and of OFT, the OFT
     paper's own checkpoints, the `oft_v2` files of kohya's scripts and OneTrainer, and textual inversion.
 
     Args:
@@ -109,7 +111,7 @@ def read(source: Path, base: AdaptableBase) -> Found | FoundLoRA:
     if _holds(tensors, ".oft_blocks") or _holds(tensors, ".oft_diag"):
         raise Refused(f"{source} cannot be read: {OUTPUT_SIDE}; merge it into the base in the tool that made it")
     for mark, kind in _KINDS.items():
-        if any(re.search(mark, name) for name in tensors):
+        if any(re.search(mark, name) for name in tensors) and not (mark == _DORA and is_lora(tensors)):
             raise Refused(
                 f"{source} is {kind}, which diffadapt does not read yet; merge it into the base in the tool that made "
                 "it, and train or sample on that base"

@@ -5,6 +5,9 @@
     diffusers 0.15 to 0.21                      unet.<path>.lora.down.weight, text_encoder.<path>.lora_linear_layer.down
     diffusers before                            unet.<attention>.processor.to_q_lora.down.weight
 
+DoRA adds the norm of each neuron's weights: PEFT's `lora_magnitude_vector`, LyCORIS' `dora_scale` where it is taken over
+what comes into a neuron, (out, 1, ...); over what leaves an input, (1, in, ...), is another method.
+
 LoCon's `lora_mid` (a convolution between the two) is multiplied into `lora_down`, which changes nothing of the product.
 """
 
@@ -26,6 +29,7 @@ from .found_lora import FoundLoRA
 from .names import known_names
 
 _KEY = re.compile(r"(.+?)\.(?:(alpha)|(?:lora_)?(down|up|mid|A|B)(?:\.\w+)?\.weight)")
+_MAGNITUDE = re.compile(r"(.+?)\.(dora_scale|lora_magnitude_vector)(?:(?:\.\w+)?\.weight)?")
 _PROCESSOR = re.compile(r"(.+)\.processor\.(to_[qkv]|to_out)_lora")
 _OLD_TEXT = re.compile(r"(.+\.self_attn)\.to_(q|k|v|out)_lora")
 _PARTS = {"A": "down", "B": "up"}
@@ -74,14 +78,15 @@ def add_pairs(
     names = known_names(path for paths in base.roles.values() for path in paths)
     layers: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for key, tensor in tensors.items():
-        match = _KEY.fullmatch(key)
+        match = _KEY.fullmatch(key) or _MAGNITUDE.fullmatch(key)
         if match is None:
             raise Refused(f"{source} holds {key}, which is no part of LoRA as diffadapt knows it")
         name = _plain(match[1])
         if name not in names:
             more = "; it is of SDXL, which has two text encoders" if name.startswith("lora_te2_") else ""
             raise Refused(f"{source} is about a layer {name!r}, which base {base.name!r} does not have{more}")
-        layers[names[name]][match[2] or _PARTS.get(match[3], match[3])] = tensor
+        part = match[2] or _PARTS.get(match[3], match[3])
+        layers[names[name]][part] = tensor
     for layer, own in layers.items():
         if not {"down", "up"} <= own.keys():
             lacking = "down" if "up" in own else "up"
@@ -94,9 +99,26 @@ def add_pairs(
         if down.ndim < 2 or up.ndim < 2 or up.shape[1] != len(down) or not len(down):
             raise Refused(f"{source}: {layer} has matrices {tuple(up.shape)} x {tuple(down.shape)}, which do not match")
         found.down[layer], found.up[layer] = down, up
+        for name in own.keys() & {"dora_scale", "lora_magnitude_vector"}:
+            weight = base.module(layer).get_parameter("weight")
+            found.magnitude[layer] = _of_neurons(own[name], weight, name, f"{source}: {layer}")
         if "alpha" in own and own["alpha"].numel() != 1:
             raise Refused(f"{source}: the alpha of {layer} has shape {tuple(own['alpha'].shape)}; expected one number")
         found.alpha[layer] = float(own["alpha"]) if "alpha" in own else alpha(layer, len(down))
+
+
+def _of_neurons(magnitude: Tensor, weight: Tensor, name: str, where: str) -> Tensor:
+    """DoRA's magnitudes, (out,), of a tensor called `dora_scale` or `lora_magnitude_vector`."""
+    shape, ones, kernel = tuple(magnitude.shape), (1,) * (weight.ndim - 1), (1,) * (weight.ndim - 2)
+    theirs = {"dora_scale": [(len(weight), *ones)], "lora_magnitude_vector": [(len(weight),), (1, len(weight), *kernel)]}
+    if shape in theirs[name]:
+        return magnitude.float().flatten()
+    if name == "dora_scale" and shape == (1, weight.shape[1], *kernel):
+        raise Refused(
+            f"{where} has a norm for each of its inputs (LyCORIS with wd_on_output = false); DoRA is read with a norm "
+            "for each output, as in PEFT; merge it into the base in the tool that made it"
+        )
+    raise Refused(f"{where} has magnitudes of shape {shape}, and its weight is {tuple(weight.shape)}")
 
 
 def peft_alpha(config: Mapping[str, Any], layer: str, rank: int) -> float:

@@ -3,6 +3,7 @@
     lora_unet_<path with underscores>.lora_down.weight    (r, in) or (r, in, kh, kw)
     the same                         .lora_up.weight      (out, r) or (out, r, 1, 1)
     the same                         .alpha               one number; the update is alpha / r times the product
+    the same                         .dora_scale          of DoRA (out, 1) or (out, 1, 1, 1), the neurons' norms
 
 An adapter of another method whose effect is a change of the weight is brought to low rank: the r largest singular
 values of W' - W of every layer, which is the nearest matrix of that rank (Eckart and Young 1936). What is lost is said.
@@ -11,32 +12,38 @@ values of W' - W of every layer, which is the nearest matrix of that rank (Eckar
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..adapters import Attachment, LoRA, Mergeable
-from ..adapters.lora import LoRAAdapter
+from ..adapters import Attachment, DoRA, LoRA, Mergeable
+from ..adapters.dora import DoRAAdapter
+from ..adapters.lora import LoRAAdapter, LowRank
 from ..adapters.tokenizer import innermost
 from ..errors import Refused
 from ..files import save_tensors, write_json
 from .names import kohya_name
 
 _NOT_IN_SD_SCRIPTS = ("unet.conv_in", "unet.conv_out", "unet.time_embedding.")
+_DORA = (
+    "dora_scale is LyCORIS', whose tools read it exactly; ComfyUI (0.3) divides by the norms of the untouched weights, and "
+    "diffusers (0.42) and sd-scripts leave it out: for those use --to diff, which is exact"
+)
 _NOTHING = "this adapter changes nothing at strength {:g}; there is nothing to write"
 
 
 @dataclass
 class Pair:
-    """The update of one layer: alpha / r times up (out, r) by down (r, in, ...)."""
+    """The update of one layer: alpha / r times up (out, r) by down (r, in, ...), and DoRA's magnitude (out,)."""
 
     path: str
     down: Tensor
     up: Tensor
     alpha: float
+    magnitude: Tensor | None = None
 
     def shaped(self) -> tuple[Tensor, Tensor]:
         """(down, up) with the up matrix of a convolution as a 1x1 convolution."""
@@ -56,7 +63,7 @@ def write_lora(attachment: Attachment, out: Path, dtype: torch.dtype, rank: int 
     alphas = Counter(pair.alpha for pair in pairs)
     if len(alphas) > 1:  # diffusers (0.42) takes the alphas of attention layers for those of none, and uses one for all
         alpha = alphas.most_common(1)[0][0]
-        pairs = [Pair(pair.path, pair.down, pair.up * (pair.alpha / alpha), alpha) for pair in pairs]
+        pairs = [replace(pair, up=pair.up * (pair.alpha / alpha), alpha=alpha) for pair in pairs]
         notes.append(
             f"its alphas differ by layer, which diffusers overlooks; all are written as {alpha:g}, and lora_up is "
             "multiplied by what they differ"
@@ -67,6 +74,10 @@ def write_lora(attachment: Attachment, out: Path, dtype: torch.dtype, rank: int 
         name = kohya_name(pair.path)
         tensors |= {f"{name}.lora_down.weight": down.to(dtype), f"{name}.lora_up.weight": up.to(dtype)}
         tensors[f"{name}.alpha"] = torch.tensor(pair.alpha)
+        if pair.magnitude is not None:
+            tensors[f"{name}.dora_scale"] = pair.magnitude.view(-1, *[1] * (pair.down.ndim - 1))
+    if isinstance(attachment.method, DoRA) and rank is None:
+        notes.append(_DORA)
     passed_over = [pair.path for pair in pairs if pair.path.startswith(_NOT_IN_SD_SCRIPTS)]
     if passed_over:
         notes.append(
@@ -78,9 +89,9 @@ def write_lora(attachment: Attachment, out: Path, dtype: torch.dtype, rank: int 
 
 @torch.no_grad()
 def write_peft_lora(attachment: Attachment, out: Path, config_file: str, tensor_file: str) -> list[Path]:
-    """Writes a LoRA attachment at its present strength as PEFT directories; returns them."""
+    """Writes an attachment of LoRA or DoRA at its present strength as PEFT directories; returns them."""
     method = attachment.method
-    assert isinstance(method, LoRA)
+    assert isinstance(method, LoRA | DoRA)
     parts: dict[str, list[Pair]] = defaultdict(list)
     for pair in pairs_of(attachment, None)[0]:
         parts[pair.path.partition(".")[0]].append(pair)
@@ -92,6 +103,9 @@ def write_peft_lora(attachment: Attachment, out: Path, config_file: str, tensor_
             (down, up), name = pair.shaped(), pair.path.partition(".")[2]
             prefix = f"base_model.model.{name}"
             tensors |= {f"{prefix}.lora_A.weight": down, f"{prefix}.lora_B.weight": up}
+            if pair.magnitude is not None:
+                shaped = pair.magnitude[None, :, None, None] if down.ndim == 4 else pair.magnitude
+                tensors[f"{prefix}.lora_magnitude_vector"] = shaped
         save_tensors(folder / tensor_file, tensors, {"format": "pt"})
         write_json(folder / config_file, _peft_config(own, method.dropout, attachment.base.name))
         folders.append(folder)
@@ -100,13 +114,11 @@ def write_peft_lora(attachment: Attachment, out: Path, config_file: str, tensor_
 
 def pairs_of(attachment: Attachment, rank: int | None) -> tuple[list[Pair], list[str]]:
     """The pairs of all layers whose update is not zero, with the strength in them, and notes on what they lose."""
-    lora = all(isinstance(each, LoRAAdapter) for each in attachment.layers.values())
+    layers = attachment.layers.items()
+    lora = all(isinstance(each, LoRAAdapter | DoRAAdapter) for _, each in layers)
     if lora and rank is None:
-        pairs = [
-            Pair(path, each.down.detach(), attachment.strength * each.up.detach(), each.alpha)
-            for path, each in attachment.layers.items()
-            if isinstance(each, LoRAAdapter) and (each.scale * attachment.strength * each.up).any() and each.down.any()
-        ]
+        found = [(path, each) for path, each in layers if isinstance(each, LowRank)]
+        pairs = [_pair(path, each) for path, each in found if _changes_something(each)]
         if not pairs and not attachment.tokens:
             raise Refused(_NOTHING.format(attachment.strength))
         return pairs, []
@@ -116,6 +128,17 @@ def pairs_of(attachment: Attachment, rank: int | None) -> tuple[list[Pair], list
             "(what is lost is said), or use --to diff, which is exact"
         )
     return _nearest(attachment, rank)
+
+
+def _pair(path: str, adapter: LowRank) -> Pair:
+    """The pair of one layer with the strength in it."""
+    magnitude = adapter.magnitude_now() if isinstance(adapter, DoRAAdapter) else None
+    return Pair(path, adapter.down.detach(), adapter.strength * adapter.up.detach(), adapter.alpha, magnitude)
+
+
+def _changes_something(adapter: LowRank) -> bool:
+    turned = bool((adapter.scale * adapter.strength * adapter.up).any() and adapter.down.any())
+    return turned or isinstance(adapter, DoRAAdapter) and adapter.scales()
 
 
 def _nearest(attachment: Attachment, rank: int) -> tuple[list[Pair], list[str]]:
@@ -231,7 +254,7 @@ def _peft_config(pairs: list[Pair], dropout: float, base: str) -> dict[str, Any]
         "lora_dropout": dropout,
         "target_modules": list(names.values()),
         "use_rslora": False,
-        "use_dora": False,
+        "use_dora": first.magnitude is not None,
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,

@@ -1,4 +1,4 @@
-"""PEFT's directories: `adapter_config.json` and `adapter_model.safetensors`, of LoRA (see `lora_reading`) or OFT.
+"""PEFT's directories: `adapter_config.json` and `adapter_model.safetensors`, of LoRA, DoRA (see `lora_reading`) or OFT.
 
 Of OFT, PEFT turns the inputs, x R, like us. From one tensor v its exact transform makes R(-v) and its series R(v), so:
 
@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..adapters import OFT, Attachment, LoRA
+from ..adapters import OFT, Attachment, DoRA, LoRA
 from ..adapters.attach import AdaptableBase
 from ..adapters.oft import OFTAdapter
 from ..errors import Refused
@@ -44,11 +44,11 @@ def write_peft(attachment: Attachment, out: Path) -> list[Path]:
         Refused: another method, a convolution, or a gain per neuron, which PEFT's OFT does not have.
     """
     method = attachment.method
-    if isinstance(method, LoRA):
+    if isinstance(method, LoRA | DoRA):
         return write_peft_lora(attachment, out, CONFIG, TENSORS)
     if not isinstance(method, OFT):
         raise Refused(
-            f"a PEFT directory is written for lora and oft, and this adapter is {method.name}; --to diff takes every "
+            f"a PEFT directory is written for lora, dora and oft, and this adapter is {method.name}; --to diff takes every "
             "method that can be merged"
         )
     tensors: dict[str, dict[str, Tensor]] = defaultdict(dict)  # by part
@@ -115,8 +115,6 @@ def read_peft(directory: Path, base: AdaptableBase) -> Found | FoundLoRA:
 def _lora(source: str, configs: dict[Path, dict[str, Any]], base: AdaptableBase) -> FoundLoRA:
     found = FoundLoRA(source)
     for folder, config in configs.items():
-        if config.get("use_dora"):
-            raise Refused(f"{folder} is DoRA, which diffadapt does not read yet; merge it in PEFT and use that base")
         found.dropout = float(config.get("lora_dropout") or 0.0)
 
         def alpha(layer: str, rank: int, config: dict[str, Any] = config) -> float:

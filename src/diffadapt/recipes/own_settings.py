@@ -20,11 +20,15 @@ _SMALL: Mapping[str, Mapping[str, Any]] = {
     # the class cannot be lost when no weight of the base changes
     "token": {"token_learning_rate": 2e-2, "prior_weight": 0.0},
 }
+_LOW_RANK = {
+    **_PHOTOS, "steps": 800, "learning_rate": 1e-4, "token_learning_rate": 5e-4, "prior_pictures": 100,
+    "sample_every": 200,
+}  # fmt: skip
 _STABLE_DIFFUSION: Mapping[str, Mapping[str, Any]] = {
-    "lora": {
-        **_PHOTOS, "steps": 800, "learning_rate": 1e-4, "token_learning_rate": 5e-4, "prior_pictures": 100,
-        "sample_every": 200,
-    },
+    "lora": _LOW_RANK,
+    "dora": _LOW_RANK,
+    "gained_lora": _LOW_RANK,
+    "ia3": {**_LOW_RANK, "learning_rate": 3e-3},
     "oft": {
         **_PHOTOS, "steps": 1000, "learning_rate": 6e-5, "token_learning_rate": 5e-4, "schedule": "constant",
         "warmup": 0, "snr_gamma": 0.0, "prior_pictures": 200, "sample_every": 200,
