@@ -9,6 +9,7 @@ from perfusion_cases import prepared
 from torch import Tensor, nn
 
 from diffadapt.adapters import (
+    IA3,
     METHODS,
     OFT,
     Adapter,
@@ -17,7 +18,6 @@ from diffadapt.adapters import (
     DoRA,
     GainedLoRA,
     Hint,
-    IA3,
     LoRA,
     Mergeable,
     Method,

@@ -374,9 +374,7 @@ def lycoris_weight(w0, tensors, name):
 @pytest.mark.parametrize("strength", [1.0, 0.3])
 def test_doras_file_is_what_lycoris_computes_and_the_note_says_who_reads_it_otherwise(base, saved, tmp_path, strength):
     file = saved(*DORA["dora everywhere, uneven"])
-    (out,), note = export_adapter(
-        base, file, tmp_path / "out.safetensors", dtype=torch.float32, strength=strength
-    )
+    (out,), note = export_adapter(base, file, tmp_path / "out.safetensors", dtype=torch.float32, strength=strength)
     assert "ComfyUI (0.3) divides by the norms of the untouched weights" in note and "--to diff" in note
     tensors, _ = load_tensors(out)
     attachment = load_adapter(base, file)

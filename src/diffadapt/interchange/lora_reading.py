@@ -110,7 +110,10 @@ def add_pairs(
 def _of_neurons(magnitude: Tensor, weight: Tensor, name: str, where: str) -> Tensor:
     """DoRA's magnitudes, (out,), of a tensor called `dora_scale` or `lora_magnitude_vector`."""
     shape, ones, kernel = tuple(magnitude.shape), (1,) * (weight.ndim - 1), (1,) * (weight.ndim - 2)
-    theirs = {"dora_scale": [(len(weight), *ones)], "lora_magnitude_vector": [(len(weight),), (1, len(weight), *kernel)]}
+    theirs = {
+        "dora_scale": [(len(weight), *ones)],
+        "lora_magnitude_vector": [(len(weight),), (1, len(weight), *kernel)],
+    }
     if shape in theirs[name]:
         return magnitude.float().flatten()
     if name == "dora_scale" and shape == (1, weight.shape[1], *kernel):
