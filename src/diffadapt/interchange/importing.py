@@ -47,8 +47,8 @@ def import_adapter(
 ) -> tuple[list[Path], str]:
     """Reads another tool's LoRA, OFT or textual inversion into an adapter file.
 
-    Known are LoRA files of kohya's scripts, LyCORIS (LoCon) and diffusers, with and without DoRA, PEFT directories of them and of OFT, the OFT
-    paper's own checkpoints, the `oft_v2` files of kohya's scripts and OneTrainer, and textual inversion.
+    Known are LoRA and DoRA files of kohya's scripts, LyCORIS (LoCon) and diffusers, PEFT directories of LoRA, DoRA and
+    OFT, the OFT paper's own checkpoints, the `oft_v2` files of kohya's scripts and OneTrainer, and textual inversion.
 
     Args:
         base: the base that it was trained on; its fingerprint goes into the file.

@@ -5,8 +5,8 @@
     diffusers 0.15 to 0.21                      unet.<path>.lora.down.weight, text_encoder.<path>.lora_linear_layer.down
     diffusers before                            unet.<attention>.processor.to_q_lora.down.weight
 
-DoRA adds the norm of each neuron's weights: PEFT's `lora_magnitude_vector`, LyCORIS' `dora_scale` where it is taken over
-what comes into a neuron, (out, 1, ...); over what leaves an input, (1, in, ...), is another method.
+DoRA adds the norm of each neuron's weights: PEFT's `lora_magnitude_vector`, LyCORIS' `dora_scale` where it is taken
+over what comes into a neuron, (out, 1, ...); over what leaves an input, (1, in, ...), is another method.
 
 LoCon's `lora_mid` (a convolution between the two) is multiplied into `lora_down`, which changes nothing of the product.
 """
