@@ -109,11 +109,8 @@ def add_pairs(
 
 def _of_neurons(magnitude: Tensor, weight: Tensor, name: str, where: str) -> Tensor:
     """DoRA's magnitudes, (out,), of a tensor called `dora_scale` or `lora_magnitude_vector`."""
-    shape, ones, kernel = tuple(magnitude.shape), (1,) * (weight.ndim - 1), (1,) * (weight.ndim - 2)
-    theirs = {
-        "dora_scale": [(len(weight), *ones)],
-        "lora_magnitude_vector": [(len(weight),), (1, len(weight), *kernel)],
-    }
+    shape, kernel, neurons = tuple(magnitude.shape), (1,) * (weight.ndim - 2), len(weight)
+    theirs = {"dora_scale": [(neurons, 1, *kernel)], "lora_magnitude_vector": [(neurons,), (1, neurons, *kernel)]}
     if shape in theirs[name]:
         return magnitude.float().flatten()
     if name == "dora_scale" and shape == (1, weight.shape[1], *kernel):

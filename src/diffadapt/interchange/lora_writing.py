@@ -29,8 +29,8 @@ from .names import kohya_name
 
 _NOT_IN_SD_SCRIPTS = ("unet.conv_in", "unet.conv_out", "unet.time_embedding.")
 _DORA = (
-    "dora_scale is LyCORIS', whose tools read it exactly; ComfyUI (0.3) divides by the norms of the untouched weights, and "
-    "diffusers (0.42) and sd-scripts leave it out: for those use --to diff, which is exact"
+    "dora_scale is LyCORIS', whose tools read it exactly; ComfyUI (0.3) divides by the norms of the untouched weights, "
+    "and diffusers (0.42) and sd-scripts leave it out: for those use --to diff, which is exact"
 )
 _NOTHING = "this adapter changes nothing at strength {:g}; there is nothing to write"
 

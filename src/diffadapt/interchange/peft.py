@@ -48,8 +48,8 @@ def write_peft(attachment: Attachment, out: Path) -> list[Path]:
         return write_peft_lora(attachment, out, CONFIG, TENSORS)
     if not isinstance(method, OFT):
         raise Refused(
-            f"a PEFT directory is written for lora, dora and oft, and this adapter is {method.name}; --to diff takes every "
-            "method that can be merged"
+            f"a PEFT directory is written for lora, dora and oft, and this adapter is {method.name}; --to diff takes "
+            "every method that can be merged"
         )
     tensors: dict[str, dict[str, Tensor]] = defaultdict(dict)  # by part
     for path, adapter in attachment.layers.items():
