@@ -225,3 +225,12 @@ def test_figures_are_printed_beside_the_base():
     lines = table({"values": {"subject_fidelity": row}, "features": "probe"}).splitlines()
     assert lines[1].split() == ["subject_fidelity", "0.5123", "0.4000", "to", "0.6000", "-", "higher"]
     assert lines[2] == "features: probe"
+
+
+def test_floor_and_perfect_renderings_stand_beside_the_figures_that_have_them():
+    followed = {"value": 0.8, "low": 0.7, "high": 0.9, "base": 0.85, "perfect": 0.95, "better": "higher"}
+    drift = {"value": 0.05, "low": 0.04, "high": 0.06, "base": None, "floor": 0.012, "better": "lower"}
+    lines = table({"values": {"followed": followed, "drift_features": drift}}).splitlines()
+    assert lines[0].split() == ["metric", "value", "95", "%", "interval", "base", "floor", "perfect", "better"]
+    assert lines[1].split()[-4:] == ["0.8500", "-", "0.9500", "higher"]
+    assert lines[2].split()[-4:] == ["-", "0.0120", "-", "lower"]

@@ -76,12 +76,18 @@ def first_token(of_adapters: Any) -> str | None:
 
 
 def table(metrics: Mapping[str, Any]) -> str:
-    """The figures as aligned text: name, value, interval, the base's figure, which way is better."""
-    rows = [("metric", "value", "95 % interval", "base", "better")]
+    """The figures as aligned text, each with its interval and what it stands beside.
+
+    "floor" is what the untouched base comes to when it is drawn again from other seeds, "perfect" what perfect
+    renderings of the same prompts reach.
+    """
+    beside = [name for name in ("base", "floor", "perfect") if any(name in row for row in metrics["values"].values())]
+    rows = [("metric", "value", "95 % interval", *beside, "better")]
     for name, row in metrics["values"].items():
         interval = f"{_figure(row.get('low'))} to {_figure(row.get('high'))}"
-        rows.append((name, _figure(row["value"]), interval, _figure(row.get("base")), row.get("better", "")))
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+        found = (_figure(row.get(each)) for each in beside)
+        rows.append((name, _figure(row["value"]), interval, *found, row.get("better", "")))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([*lines, f"features: {metrics.get('features', '')}"])
 

@@ -252,7 +252,15 @@ def _single(rng: np.random.Generator, world: WideWorld, *, dressed: bool = False
 def _counted(rng: np.random.Generator, world: WideWorld) -> Thing:
     countable = [row for row in world.core if plural(row[0])]
     noun, kind, stem = choose(rng, countable or world.core)
-    count = 2 if rng.random() < 0.5 else 3
+    boxes = boxes_of_copies(rng, 2 if rng.random() < 0.5 else 3)
+    return Thing(
+        noun=noun, kind=kind, stem=stem, style=choose(rng, world.styles), size="small", boxes=boxes,
+        colour=_colour(rng, 0.25), **_looks(rng),
+    )  # fmt: skip
+
+
+def boxes_of_copies(rng: np.random.Generator, count: int) -> tuple[Box, ...]:
+    """Where two or three copies of a thing stand."""
     if count == 2:
         places = [(17.0, 32.0), (47.0, 32.0)] if rng.random() < 0.7 else [(32.0, 17.0), (32.0, 47.0)]
     elif rng.random() < 0.5:
@@ -261,11 +269,7 @@ def _counted(rng: np.random.Generator, world: WideWorld) -> Thing:
         places = [(17.0, 46.0), (47.0, 46.0), (32.0, 18.0)]
     low, high = (24, 29) if places[0][0] > 12 else (18, 20)
     side = int(rng.integers(low, high + 1))
-    boxes = tuple(square(x + rng.uniform(-1.5, 1.5), y + rng.uniform(-2, 2), side) for x, y in places)
-    return Thing(
-        noun=noun, kind=kind, stem=stem, style=choose(rng, world.styles), size="small", boxes=boxes,
-        colour=_colour(rng, 0.25), **_looks(rng),
-    )  # fmt: skip
+    return tuple(square(x + rng.uniform(-1.5, 1.5), y + rng.uniform(-2, 2), side) for x, y in places)
 
 
 def _pair(rng: np.random.Generator, world: WideWorld) -> tuple[tuple[Thing, ...], str]:
@@ -276,6 +280,23 @@ def _pair(rng: np.random.Generator, world: WideWorld) -> tuple[tuple[Thing, ...]
     style = choose(rng, world.styles)
     other = style if rng.random() < 0.7 else choose(rng, world.styles)
     relation = RELATIONS[rng.choice(len(RELATIONS), p=(0.4, 0.14, 0.14, 0.14, 0.12, 0.06))]
+    sides, places = standing(rng, relation)
+    upright: dict[str, Any] = {"tilt": 0.0} if relation == "on" else {}
+    things = tuple(
+        Thing(
+            noun=noun, kind=kind, stem=stem, style=its_style, size="small",
+            boxes=(square(x + rng.uniform(-1.5, 1.5), y + (0 if relation == "on" else rng.uniform(-1.5, 1.5)), side),),
+            colour=_colour(rng, 0.15), **(_looks(rng) | upright),
+        )
+        for (noun, kind, stem), its_style, (x, y), side in zip(
+            (first, second), (style, other), places, sides, strict=True
+        )
+    )  # fmt: skip
+    return things, relation
+
+
+def standing(rng: np.random.Generator, relation: str) -> tuple[list[float], list[tuple[float, float]]]:
+    """How large two things are and where their middles are, the first named first, by how they stand to each other."""
     sides = [float(rng.integers(26, 31)), float(rng.integers(26, 31))]
     if relation == "next to":
         places = [(16.5, 32.0), (47.5, 32.0)]
@@ -291,18 +312,7 @@ def _pair(rng: np.random.Generator, world: WideWorld) -> tuple[tuple[Thing, ...]
         sides = [float(rng.integers(32, 37)), float(rng.integers(26, 31))]
         aside = 5.0 if rng.random() < 0.5 else -5.0
         places = [(32.0 - aside, 26.0), (32.0 + aside, 40.0)]
-    upright: dict[str, Any] = {"tilt": 0.0} if relation == "on" else {}
-    things = tuple(
-        Thing(
-            noun=noun, kind=kind, stem=stem, style=its_style, size="small",
-            boxes=(square(x + rng.uniform(-1.5, 1.5), y + (0 if relation == "on" else rng.uniform(-1.5, 1.5)), side),),
-            colour=_colour(rng, 0.15), **(_looks(rng) | upright),
-        )
-        for (noun, kind, stem), its_style, (x, y), side in zip(
-            (first, second), (style, other), places, sides, strict=True
-        )
-    )  # fmt: skip
-    return things, relation
+    return sides, places
 
 
 def _clutter(rng: np.random.Generator, world: WideWorld, things: tuple[Thing, ...]) -> tuple[Thing, ...]:

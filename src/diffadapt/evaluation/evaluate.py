@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..adapters import Attachment
 from ..bases import Base
+from ..data.asked import asked_of
 from ..data.concept import Concept
 from ..data.picture import to_picture, write_png
 from ..data.scenes import world_of
@@ -26,7 +28,7 @@ from .forgetting import about_its_kind, loss_figures, losses, pictures_forgotten
 from .geometry import movement
 from .held_out_loss import LEVELS
 from .judge import Judge, class_prompt_count, load_encoders
-from .prompt_following import following
+from .prompt_following import drawable, following, perfect_pictures
 
 
 def evaluate(
@@ -129,11 +131,18 @@ def _feature_values(
     judge: Judge, encoder: Features, before: _Drawn, after: _Drawn, again: _Drawn
 ) -> dict[str, dict[str, Any]]:
     """The figures of one encoder; those that need texts, or several pictures of a prompt, only where there are any."""
-    seed, groups = judge.seed, judge.groups
+    seed, groups, world = judge.seed, judge.groups, world_of(judge.base)
+    asked = [prompt for prompt in judge.asked for _ in range(judge.per_prompt)]
+    knows = world if isinstance(encoder, ProbeFeatures) else None
+    best = perfect_pictures(judge.base, judge.concept, asked, knows, seed=seed) if knows else None
+    one = torch.tensor([bool(knows) and drawable(asked_of(prompt, knows)) for prompt in asked])
 
     def compared(score: Callable[[Features, Tensor], Tensor], better: str, meaning: str, groups: Tensor | None = None):
         values, base = score(encoder, after.benchmark), score(encoder, before.benchmark)
-        return figure(values, base, better, meaning, groups=groups, seed=seed)
+        reached = None
+        if best is not None and len(values) == len(one) and one.any():
+            reached = float(score(encoder, best)[one].mean())
+        return figure(values, base, better, meaning, groups=groups, seed=seed, perfect=reached)
 
     meaning = "likeness to the concept's pictures (mean cosine)"
     result = {"subject_fidelity": compared(judge.fidelity, "higher", meaning, groups)}
@@ -143,10 +152,8 @@ def _feature_values(
     if judge.per_prompt > 1:
         meaning = "how much pictures of one prompt differ (mean pairwise cosine distance)"
         result["diversity"] = compared(judge.diversity, "near base", meaning)
-    world = world_of(judge.base)
-    if world and isinstance(encoder, ProbeFeatures):
-        asked = [prompt for prompt in judge.asked for _ in range(judge.per_prompt)]
-        result |= following(encoder, after.benchmark, before.benchmark, asked, world, seed=seed)
+    if knows and isinstance(encoder, ProbeFeatures):
+        result |= following(encoder, after.benchmark, before.benchmark, asked, knows, seed=seed, perfect=best)
     near = about_its_kind(judge.unrelated, judge.concept.noun)
     return result | pictures_forgotten(judge, encoder, after, before, again, near)
 

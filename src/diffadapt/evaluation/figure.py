@@ -16,9 +16,10 @@ def figure(
     seed: int,
     groups: Tensor | None = None,
     floor: Tensor | None = None,
+    perfect: float | None = None,
     kind: str | None = None,
 ) -> dict[str, Any]:
-    """{"value", "low", "high", "n", "base", "better", "unit", "meaning"}, and "floor" and "kind" where given.
+    """{"value", "low", "high", "n", "base", "better", "unit", "meaning"}, and "floor", "perfect", "kind" where given.
 
     Args:
         values: (N,) one a picture, or a prompt.
@@ -28,6 +29,7 @@ def figure(
         seed: of the bootstrap.
         groups: (N,) which values go together, as in `interval_of_mean`.
         floor: what the untouched base, drawn again from other seeds, comes to.
+        perfect: what perfect renderings of the same prompts come to.
         kind: what the figure is about, for the report; None lets the report tell from its name.
     """
     row: dict[str, Any] = interval_of_mean(values, groups=groups, seed=seed).as_row()
@@ -35,4 +37,8 @@ def figure(
     if floor is not None:
         row["floor"] = float(floor.mean())
         meaning += f"; the base drawn again from other seeds: {row['floor']:.3f}"
+    if perfect is not None:
+        row["perfect"] = perfect
+        share = f", this is {row['value'] / perfect:.0%} of it" if perfect > 0 else ""
+        meaning += f"; perfect renderings of the same prompts: {perfect:.3f}{share}"
     return row | {"meaning": meaning} | ({"kind": kind} if kind else {})

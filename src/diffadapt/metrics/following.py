@@ -14,7 +14,9 @@ from ..errors import Refused
 from .features import ProbeFeatures
 from .reader import Reader
 
-ATTRIBUTES = ("background", "position", "size", "style", "second", "relation")
+ATTRIBUTES = ("background", "pattern", "position", "size", "style", "colour", "count", "wearing", "drawn", "second",
+              "relation")  # fmt: skip
+BY_MASKS = ("position", "size")  # read by where the object is, and not by the probe's heads
 CENTRAL = 6.0  # pixels off the middle up to which an object is in the centre
 LEAST = 20  # pixels of an object
 SIZES = {"small": 30.0, "medium": 42.5, "large": 64.0}  # the longer side of its box, in pixels, up to
@@ -23,20 +25,23 @@ SIZES = {"small": 30.0, "medium": 42.5, "large": 64.0}  # the longer side of its
 def look(pictures: Tensor, probe: ProbeFeatures, reader: Reader) -> list[dict[str, str]]:
     """What is seen in pictures (N, 3, 64, 64) in [0, 1]: attribute -> label, for each.
 
-    "object" and "second" are the probe's nouns; "position" and "size" of the larger object, "none" without one;
-    "relation" is "next to" or "above" where there are two objects, whichever is the upper one, else "none".
+    What the probe's heads name, but "position" and "size" of the larger object by the reader's masks, "none" without
+    one. "object" and "second" are nouns. Without a head for it, "relation" is "next to" or "above" where there are two
+    masks, whichever is the upper one, else "none".
     """
     named = probe.describe(pictures)
     seen = []
     for i, layers in enumerate(reader.read(pictures).layers):
         masks = [layers == layer for layer in (1, 2) if (layers == layer).sum() >= LEAST]
         masks.sort(key=lambda mask: -int(mask.sum()))
-        seen.append({name: named[name][i] for name in ("object", "second", "style", "background")} | _placed(masks))
+        seen.append(_placed(masks) | {name: labels[i] for name, labels in named.items() if name not in BY_MASKS})
     return seen
 
 
 def followed(asked: Sequence[Mapping[str, str]], seen: Sequence[Mapping[str, str]]) -> dict[str, list[float]]:
     """Attribute -> 1.0 or 0.0 for every picture whose prompt asked for it, in the order of the pictures.
+
+    What the probe has no head for is left out.
 
     Args:
         asked: what each picture's prompt asks for, as `data.asked.asked_of` returns it.
@@ -50,6 +55,8 @@ def followed(asked: Sequence[Mapping[str, str]], seen: Sequence[Mapping[str, str
     right: dict[str, list[float]] = {}
     for wanted, found in zip(asked, seen, strict=True):
         for name, label in wanted.items():
+            if name not in found:
+                continue
             either = (found["object"], found["second"]) if name == "second" else (found[name],)
             right.setdefault(name, []).append(float(label in either))
     return {name: right[name] for name in ATTRIBUTES if name in right}

@@ -121,10 +121,15 @@ class TextTower(nn.Module):
 
 
 class Probe(nn.Module):
-    """Both towers and the temperature that they were trained with."""
+    """Both towers and the temperature that they were trained with.
+
+    Attributes:
+        accuracy: share of rendered scenes that each head reads right, and more, as the card has it; {} without one.
+    """
 
     def __init__(self, shape: ProbeShape) -> None:
         super().__init__()
+        self.accuracy: dict[str, float] = {}
         self.shape = shape
         self.image = ImageTower(shape)
         self.text = TextTower(shape)
@@ -180,4 +185,5 @@ def load_probe(folder: str | Path | None = None) -> Probe:
         raise Refused(f"{folder}: probe.json and probe.safetensors do not make a probe ({error})") from error
     if wrong:
         raise Refused(f"{folder}: probe.json and probe.safetensors do not fit each other: {', '.join(wrong[:3])}")
+    probe.accuracy = dict(facts.get("accuracy", {}))
     return probe.eval().requires_grad_(False)
