@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from diffadapt import config as config_module
 from diffadapt.config import (
     REQUIRED,
     build,
@@ -230,3 +231,29 @@ def test_settings_are_checked_where_they_are_made_and_a_wrong_name_gets_the_near
     with pytest.raises(Refused, match="train.steps: expected at least 1, got 0"):
         build(SubjectConfig, {"steps": 0}, name="train")
     assert LoRA(rank=8) == LoRA(rank=8) and LoRA(rank=8).rank == 8
+
+
+def test_the_docstring_of_settings_says_what_each_option_is():
+    @dataclass(frozen=True, kw_only=True)
+    class Part(config_module.Settings):
+        """A part."""
+
+        side: int = option(8, "side in pixels", low=1, high=64)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Whole(Part):
+        """A whole.
+
+        With a second paragraph.
+        """
+
+        side: int = option(16, "side in pixels, larger here", low=1)
+        name: str = option(REQUIRED, "what it is called", choices=("a", "b"))
+        inner: Part = option(Part(), "the part in it")
+
+    assert Whole.__doc__ == (
+        "A whole.\n\nWith a second paragraph.\n\nArgs:\n"
+        "    side (default 16): side in pixels, larger here [a whole number, >= 1]\n"
+        "    name (required): what it is called [a | b]\n"
+        "    inner (Part): the part in it"
+    )

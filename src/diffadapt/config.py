@@ -12,8 +12,11 @@ standard library does it: a validation library would still leave the messages, t
 """
 
 import dataclasses
+import inspect
+import json
 import os
 import sys
+import textwrap
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
@@ -43,6 +46,21 @@ class Option(NamedTuple):
     low: float | None = None
     high: float | None = None
     choices: tuple[Any, ...] | None = None
+
+    @property
+    def default_text(self) -> str:
+        """The default as it is written in TOML, "none" or "(required)"."""
+        if self.default is REQUIRED:
+            return "(required)"
+        return "none" if self.default is None else json.dumps(self.default, default=str)
+
+    @property
+    def limits(self) -> str:
+        """What is allowed: "a whole number, >= 1" or "constant | cosine"."""
+        if self.choices:
+            return " | ".join(map(str, self.choices))
+        limits = [f"{sign} {limit:g}" for sign, limit in ((">=", self.low), ("<=", self.high)) if limit is not None]
+        return ", ".join([self.type, *limits])
 
 
 def option(
@@ -75,9 +93,17 @@ class Settings:
 
         LoRA(rnk=8)      Refused: unknown option rnk; did you mean rank?
         LoRA(rank=0)     Refused: rank: expected at least 1, got 0
+        help(LoRA)       says what each option is, made from the same declarations
 
     To be the first base of a frozen, keyword-only dataclass.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        declared = {field.name: field for base in cls.__mro__[:0:-1] if is_dataclass(base) for field in fields(base)}
+        declared |= {name: value for name, value in vars(cls).items() if isinstance(value, dataclasses.Field)}
+        if cls.__doc__ and declared:
+            cls.__doc__ = f"{inspect.cleandoc(cls.__doc__)}\n\nArgs:\n{_described(cls, declared)}"
 
     def __new__(cls, *_: Any, **values: Any) -> "Settings":
         names = [field.name for field in fields(cls)]  # pyright: ignore[reportArgumentType]
@@ -184,16 +210,31 @@ def options(config_class: type, name: str = "") -> list[Option]:
     found: list[Option] = []
     for field in fields(config_class):
         dotted, inner = _dotted(name, field.name), _table_class(hints[field.name])
-        if inner is not None:
-            found += options(inner, dotted)
-            continue
-        default = field.default
-        if default is MISSING and field.default_factory is not MISSING:
-            default = field.default_factory()
-        meta = field.metadata
-        about = (meta.get("low"), meta.get("high"), meta.get("choices"))
-        found.append(Option(dotted, words(hints[field.name]), default, meta.get("doc", ""), *about))
+        found += options(inner, dotted) if inner is not None else [_option_of(field, hints[field.name], dotted)]
     return found
+
+
+def _option_of(field: "dataclasses.Field[Any]", hint: Any, name: str) -> Option:
+    default, meta = field.default, field.metadata
+    if default is MISSING and field.default_factory is not MISSING:
+        default = field.default_factory()
+    return Option(
+        name, words(hint), default, meta.get("doc", ""), meta.get("low"), meta.get("high"), meta.get("choices")
+    )
+
+
+def _described(config_class: type, declared: Mapping[str, "dataclasses.Field[Any]"]) -> str:
+    """One paragraph of a docstring for each field."""
+    hints, lines = typing.get_type_hints(config_class), []
+    for name, field in declared.items():
+        if (inner := _table_class(hints[name])) is not None:
+            about = f"{name} ({inner.__name__}): {field.metadata.get('doc') or 'a table of its own'}"
+        else:
+            its = _option_of(field, hints[name], name)
+            given = its.default_text.strip("()") if its.default is REQUIRED else f"default {its.default_text}"
+            about = f"{name} ({given}): {its.doc} [{its.limits}]"
+        lines.append(textwrap.fill(about, 116, initial_indent="    ", subsequent_indent="        "))
+    return "\n".join(lines)
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

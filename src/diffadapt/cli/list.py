@@ -74,26 +74,13 @@ def _find(name: str, known: Mapping[str, Any], what: str) -> Any:
 
 def options_text(rows: list[Option]) -> str:
     """One paragraph a table: name = default, meaning, limits."""
-    width = max(len(row.name) + len(_default(row)) for row in rows) + 3
+    width = max(len(row.name) + len(row.default_text) for row in rows) + 3
     lines: list[str] = []
     for i, row in enumerate(rows):
         if i and row.name.rpartition(".")[0] != rows[i - 1].name.rpartition(".")[0]:
             lines.append("")
-        lines.append(f"{row.name} = {_default(row)}".ljust(width) + f"  {row.doc} [{_limits(row)}]")
+        lines.append(f"{row.name} = {row.default_text}".ljust(width) + f"  {row.doc} [{row.limits}]")
     return "\n".join(lines)
-
-
-def _default(row: Option) -> str:
-    if row.default is REQUIRED:
-        return "(required)"
-    return "none" if row.default is None else json.dumps(row.default)
-
-
-def _limits(row: Option) -> str:
-    if row.choices:
-        return " | ".join(map(str, row.choices))
-    limits = [f"{sign} {limit:g}" for sign, limit in ((">=", row.low), ("<=", row.high)) if limit is not None]
-    return ", ".join([row.type, *limits])
 
 
 def _jsonable(row: Option) -> dict[str, Any]:
