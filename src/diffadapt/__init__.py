@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .recipes.sequence import SequenceConfig, train_sequence
     from .recipes.style import StyleConfig, train_style
     from .recipes.subject import SubjectConfig, train_subject
+    from .report import compare
     from .sampling.sample import sample
     from .training.run import Run
 
@@ -74,6 +75,7 @@ _HOME = {
     "SubjectConfig": "recipes.subject",
     "Token": "adapters",
     "attach": "adapters",
+    "compare": "report",
     "evaluate": "evaluation.evaluate",
     "evaluate_control": "evaluation.evaluate_control",
     "evaluate_style": "evaluation.evaluate_style",
@@ -123,6 +125,7 @@ __all__ = [
     "SubjectConfig",
     "Token",
     "attach",
+    "compare",
     "evaluate",
     "evaluate_control",
     "evaluate_style",

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+import diffadapt as da
 from diffadapt.cli.main import main
 from diffadapt.errors import Refused
 from diffadapt.files import save_tensors, write_json
-from diffadapt.report import write_comparison
+from diffadapt.report import compare
 from diffadapt.report.comparison import read_comparison
 from diffadapt.report.verdict import Figure, read_figures
+from diffadapt.training.run import Run
 
 from .test_run_report import Reader
 
@@ -51,7 +53,7 @@ def pair(run: Path, tmp_path: Path) -> list[Path]:
 
 
 def read(runs: list[Path], out: Path) -> Reader:
-    return Reader(write_comparison(runs, out).read_text(encoding="utf-8"))
+    return Reader(compare(runs, out).read_text(encoding="utf-8"))
 
 
 def test_the_page_is_one_file_with_every_part_in_order(pair: list[Path], tmp_path: Path) -> None:
@@ -154,14 +156,21 @@ def test_runs_that_do_not_compare_are_refused(
 ) -> None:
     change(pair[1])
     with pytest.raises(Refused, match=said):
-        write_comparison(pair, tmp_path / "page.html")
+        compare(pair, tmp_path / "page.html")
 
 
 def test_two_different_runs_are_needed(pair: list[Path], tmp_path: Path) -> None:
     with pytest.raises(Refused, match="two or more runs, got 1"):
-        write_comparison(pair[:1], tmp_path / "page.html")
+        compare(pair[:1], tmp_path / "page.html")
     with pytest.raises(Refused, match="given twice"):
-        write_comparison([pair[0], pair[0]], tmp_path / "page.html")
+        compare([pair[0], pair[0]], tmp_path / "page.html")
+
+
+def test_python_takes_runs_as_training_returned_them(pair: list[Path], tmp_path: Path) -> None:
+    of_folders, of_runs = tmp_path / "folders.html", tmp_path / "runs.html"
+    assert da.compare(pair, of_folders) == of_folders
+    da.compare([Run(folder) for folder in pair], of_runs)
+    assert of_runs.read_bytes() == of_folders.read_bytes()
 
 
 def test_the_command_writes_the_page_once(pair: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out).expanduser()
     if out.exists():
         raise Refused(f"{out} exists already; choose another --out, nothing is overwritten")
-    from ..report import write_comparison
+    from ..report import compare
 
-    print(write_comparison(arguments.runs, out))
+    print(compare(arguments.runs, out))
     return 0

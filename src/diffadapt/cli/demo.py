@@ -46,12 +46,12 @@ def run(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.out).expanduser() if arguments.out else unfinished(Path("runs"))
     from ..data.demo_subject import draw_demo_subject
     from ..recipes.job import read_job
-    from ..report import write_comparison
+    from ..report import compare
 
     photos = draw_demo_subject(folder)
     jobs = [read_job(table) for table in tables(folder, photos, arguments.settings)]  # a mistake is refused before work
     done = [job.run() for job in jobs]
-    page = write_comparison([each.folder for each in done], folder / "comparison.html")
+    page = compare([each.folder for each in done], folder / "comparison.html")
     print(f"pictures: {photos}")
     for job, each in zip(jobs, done, strict=True):
         print(f"report of {type(job.method).__name__}: {each.report}")

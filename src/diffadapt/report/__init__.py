@@ -1,6 +1,6 @@
 """Run folders in, one self-contained HTML page out."""
 
-from .comparison import write_comparison
+from .comparison import compare
 from .run_report import write_report
 
-__all__ = ["write_comparison", "write_report"]
+__all__ = ["compare", "write_report"]

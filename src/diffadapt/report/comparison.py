@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from ..errors import Refused
 from ..files import write_atomic
@@ -18,37 +19,48 @@ Runs = Mapping[str, RunFolder]  # by the name that the page gives each
 Measured = Mapping[str, Mapping[str, Figure]]  # run -> name of a figure -> the figure
 
 
-def write_comparison(run_folders: Sequence[str | Path], out: str | Path) -> Path:
+class Finished(Protocol):
+    """What training functions return."""
+
+    @property
+    def folder(self) -> Path: ...
+
+
+def compare(runs: Sequence[str | Path | Finished], out: str | Path = "comparison.html") -> Path:
     """Writes one page, which needs nothing else, about two or more finished runs of the same subject.
 
     Args:
-        run_folders: of the runs, in the order of the columns.
+        runs: what `train_subject` returned, or folders of runs, in the order of the columns.
         out: the page; an existing one is replaced atomically.
+
+    Returns:
+        the page
 
     Raises:
         Refused: fewer than two runs, one that is not finished, or runs that do not compare: of other pictures, of
             another base, or sampled with other prompts or seeds.
         Failed: the page cannot be written.
     """
-    runs = _named([read_run_folder(folder) for folder in run_folders])
-    first = next(iter(runs.values()))
+    folders = [each if isinstance(each, str | Path) else each.folder for each in runs]
+    found = _named([read_run_folder(folder) for folder in folders])
+    first = next(iter(found.values()))
     subject = read_subject(first)
-    figures = {name: {each.name: each for each in read_figures(run.metrics)} for name, run in runs.items()}
-    longest = longest_side(2 * MOST_COLUMNS * (len(runs) + 1) + len(first.concept))
+    figures = {name: {each.name: each for each in read_figures(run.metrics)} for name, run in found.items()}
+    longest = longest_side(2 * MOST_COLUMNS * (len(found) + 1) + len(first.concept))
     page = render(
         "comparison.html",
-        title=f"{subject.phrase}: {_listed([*runs])} side by side",
+        title=f"{subject.phrase}: {_listed([*found])} side by side",
         subject=subject,
-        names=[*runs],
+        names=[*found],
         verdict=read_comparison(figures, f"the {subject.phrase}"),
-        notices=_notices(runs),
+        notices=_notices(found),
         concept=concept_pictures(first, longest),
-        samples=_samples(runs, longest),
-        unrelated=_unrelated(runs, longest),
+        samples=_samples(found, longest),
+        unrelated=_unrelated(found, longest),
         figures=_figure_table(figures),
         forests=[(each, draw(each)) for each in _forests(figures)],
         features=str(first.metrics.get("features") or ""),
-        tables=[_cost_table(runs), _geometry_table(runs)],
+        tables=[_cost_table(found), _geometry_table(found)],
         cell=cell,
     )
     return write_atomic(out, page)
