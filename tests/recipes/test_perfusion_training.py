@@ -132,6 +132,14 @@ def test_settings_that_cannot_be_met_are_refused_before_anything_is_written(base
     assert not out.exists()
 
 
+def test_what_chooses_the_step_is_looked_for_before_the_training(tiny_base, concept, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # a photo base is judged by CLIP, which is not here
+    out, settings = tmp_path / "run", SETTINGS | {"checkpoint_every": 2, "keep_checkpoints": 0}
+    with pytest.raises(Refused, match="clip"):
+        train_subject(tiny_base, concept, method=Perfusion(), out=out, select=4, **settings)
+    assert not out.exists()
+
+
 def test_22_the_mask_weighs_by_its_shape_alone(base):
     latents, noise = (torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
     times, text = torch.tensor([100, 600]), base.condition(["a cat", "a dog"]).text.detach()

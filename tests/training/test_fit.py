@@ -22,7 +22,7 @@ from diffadapt.files import load_tensors, save_tensors
 from diffadapt.objectives import Batch, Denoising, NoiseSchedule
 from diffadapt.training import seeds
 from diffadapt.training.fit import AttachedBase, fit
-from diffadapt.training.learner import Learner, make_accelerator, refuse_the_impossible, release
+from diffadapt.training.learner import Learner, make_accelerator, refuse_the_impossible, release, rounded_products
 from diffadapt.training.loop_config import LoopConfig
 
 SCHEDULE = NoiseSchedule(alphas_cumprod=torch.tensor([0.64, 0.36]), prediction_type="epsilon")
@@ -358,6 +358,38 @@ def test_a_resumed_training_ends_with_the_bits_of_a_whole_one(tmp_path):
         assert torch.equal(one, other) and not torch.equal(one, whole[name].w.detach())  # the averages
     logged = [json.loads(line)["step"] for line in (tmp_path / "stopped" / "log.jsonl").read_text().splitlines()]
     assert logged == [1, 2, 3, 4, 5]
+
+
+def test_the_scale_of_the_loss_in_fp16_is_resumed(tmp_path):
+    def learner(scale: float) -> Learner:
+        adapter = {"adapter": Scale()}
+        accelerator = make_accelerator(Base(), PLAIN)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=7)
+        groups = [{"params": list(adapter["adapter"].parameters()), "peak": 0.1}]
+        return Learner(Base(), adapter, groups, PLAIN, tmp_path, accelerator)
+
+    first, second = learner(1024.0), learner(65536.0)
+    first.accelerator.scaler.load_state_dict(first.accelerator.scaler.state_dict() | {"_growth_tracker": 5})
+    first.checkpoint(1)
+    assert second.resume() == 1
+    assert second.accelerator.scaler.state_dict() == first.accelerator.scaler.state_dict()
+    assert second.accelerator.scaler.state_dict() == {
+        "scale": 1024.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 7, "_growth_tracker": 5
+    }  # fmt: skip
+
+
+def test_products_are_rounded_on_a_gpu_alone_and_only_while_it_trains():
+    def allowed() -> bool:
+        return torch.backends.cuda.matmul.allow_tf32
+
+    assert not allowed()
+    with pytest.raises(RuntimeError), rounded_products(torch.device("cuda"), True):
+        assert allowed()
+        raise RuntimeError
+    assert not allowed()
+    for device, on in (("cuda", False), ("cpu", True)):
+        with rounded_products(torch.device(device), on):
+            assert not allowed()
 
 
 def test_checkpoints_come_when_they_are_due_and_the_oldest_go(tmp_path):

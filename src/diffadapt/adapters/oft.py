@@ -181,11 +181,13 @@ class OFTAdapter(Mergeable):
         """Whether to turn the T inputs rather than the n neurons, by what each costs beyond the frozen layer.
 
         In multiplications: T d b forward and twice that backward, against n d b each way and T n d for the weight's
-        gradient. Weights that are adapted, quantised or in half precision (which rounds small turns off) stay as they
-        are.
+        gradient. Weights that are adapted or quantised stay as they are, and so do those in half precision and those
+        whose products a GPU rounds to TF32: small turns would be rounded off.
         """
         layer = self.layer
         if not isinstance(layer, nn.Linear) or layer.weight.dtype != torch.float32 or x.dtype != torch.float32:
+            return True
+        if x.is_cuda and torch.backends.cuda.matmul.allow_tf32:
             return True
         t, n, b = x.numel() // self.inputs, layer.out_features, self.block_size
         return 3 * t * b <= 2 * n * b + t * n if torch.is_grad_enabled() else t <= n

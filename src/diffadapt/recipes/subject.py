@@ -21,6 +21,7 @@ from ..data.concept import Concept
 from ..data.prompt_check import caption_notes
 from ..errors import Refused
 from ..evaluation.evaluate import evaluate
+from ..evaluation.judge import load_encoders
 from ..objectives import Denoising, Masked, Objective, PriorPreservation
 from ..progress import say
 from ..sampling.adapter_files import start_from
@@ -208,6 +209,8 @@ def _refuse_what_does_not_fit(base: Base, concept: Concept, method: Method, conf
         )
     for noun in concept.tokens.values():
         base.check_noun(noun)
+    if config.select:
+        load_encoders(base)  # what chooses the step must be there before the steps are
 
 
 def _write_header(folder: Path, base: Base, concept: Concept, settings: dict[str, Any], resolution: int) -> None:

@@ -96,6 +96,20 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+def scaler_tensors(scaler: torch.amp.GradScaler | None) -> dict[str, Tensor]:
+    """The state of what scales the loss in fp16, as named tensors; none where nothing does."""
+    state = scaler.state_dict() if scaler is not None else {}
+    return {f"scaler.{key}": torch.tensor(value, dtype=torch.float64) for key, value in state.items()}
+
+
+def restore_scaler(scaler: torch.amp.GradScaler | None, tensors: Mapping[str, Tensor]) -> None:
+    """Puts the state back that `scaler_tensors` took; a checkpoint from before it was kept has none."""
+    state = {key: value.item() for key, value in without_prefix("scaler", tensors).items()}
+    if scaler is not None and state:
+        counts = {key: int(state[key]) for key in ("growth_interval", "_growth_tracker")}
+        scaler.load_state_dict(state | counts)
+
+
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors with `prefix.` before each name."""
     return {f"{prefix}.{key}": value for key, value in tensors.items()}

@@ -15,7 +15,7 @@ from ..objectives import Batch, Objective
 from . import seeds
 from .batches import Batches
 from .journal import Journal
-from .learner import Learner
+from .learner import Learner, rounded_products
 from .loop_config import LoopConfig
 from .progress_samples import ProgressSamples
 
@@ -64,7 +64,8 @@ def fit(
     learner = Learner(base, attachments, groups, config, folder, accelerator)
     model = AttachedBase(base, attachments)
     images = batches.rows * config.gradient_accumulation * accelerator.num_processes
-    with Journal(learner, samples, images=images, watch=watch, quiet=quiet) as journal:
+    journal = Journal(learner, samples, images=images, watch=watch, quiet=quiet)
+    with journal, rounded_products(accelerator.device, config.tf32):
         for step in journal.steps():
             learner.before_step(step)
             parts = []

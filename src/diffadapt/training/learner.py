@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from .checkpoint import (
     optimizer_tensors,
     prefixed,
     restore_optimizer,
+    restore_scaler,
     save_checkpoint,
+    scaler_tensors,
     without_prefix,
 )
 from .ema import EMA
@@ -37,6 +39,21 @@ def make_accelerator(base: Base, config: LoopConfig) -> Accelerator:
     if shared and shared.get("_mixed_precision") != config.mixed_precision:
         AcceleratorState._reset_state()
     return Accelerator(cpu=base.device.type == "cpu", mixed_precision=config.mixed_precision)
+
+
+@contextlib.contextmanager
+def rounded_products(device: torch.device, on: bool) -> Iterator[None]:
+    """Within the block a GPU may round the factors of fp32 matrix products to TF32, ten bits: up to eight times faster.
+
+    Only here, and never where weights are merged or measured.
+    """
+    before = torch.backends.cuda.matmul.allow_tf32
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = on
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def refuse_the_impossible(base: Base, config: LoopConfig) -> None:
@@ -104,6 +121,7 @@ class Learner:
         for name, attachment in self.attachments.items():
             attachment.load_state_dict(without_prefix(name, tensors))
         restore_optimizer(self.optimizer, tensors)
+        restore_scaler(self.accelerator.scaler, tensors)
         if self.ema:
             self.ema.load_state(without_prefix("ema", tensors))
         return self.kept
@@ -186,7 +204,7 @@ class Learner:
 
     def checkpoint(self, step: int) -> None:
         """Writes all that the next step depends on, and the adapters as a user would load them."""
-        state = optimizer_tensors(self.optimizer)
+        state = optimizer_tensors(self.optimizer) | scaler_tensors(self.accelerator.scaler)
         for name, attachment in self.attachments.items():
             state |= prefixed(name, attachment.state_dict())
         state |= prefixed("ema", self.ema.state()) if self.ema else {}
