@@ -191,7 +191,7 @@ def test_a_methods_table_holds_its_options_and_their_defaults(page: Path):
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p not in METHOD_PAGES and option_rows(p)], ids=lambda p: p.stem)
 def test_other_tables_of_options_have_the_right_defaults(page: Path):
-    recipe = {"distillation": "distill"}.get(page.stem, page.stem)
+    recipe = {"distillation": "distill", "classification": "classify"}.get(page.stem, page.stem)
     known = known_options(recipe if recipe in RECIPES else "subject")
     for name, written in option_rows(page).items():
         assert known.get(name) == written, f"{page.name}: {name} is {known.get(name)!r} and not {written!r}"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         Hint,
         LoRA,
         Perfusion,
+        PromptPool,
         Selective,
         StyleInject,
         Token,
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
         load_adapter,
     )
     from .adapters.control_net import ControlNet
-    from .bases import Base, Network, load_base
+    from .bases import Base, Classifier, Network, load_base, load_classifier
     from .data.captioned import load_captioned
+    from .data.class_folders import load_classes
+    from .data.class_tasks import split_classes
     from .data.concept import Concept, load_concept
     from .data.control_pairs import ControlPairs, load_control_pairs
     from .data.joined import join_concepts
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from .evaluation.evaluate_control import evaluate_control
     from .evaluation.evaluate_style import evaluate_style
     from .interchange import export_adapter, import_adapter
+    from .recipes.classify import ClassifyConfig, train_classify
     from .recipes.control import ControlConfig, train_control
     from .recipes.distill import DistillConfig, train_distill
     from .recipes.sequence import SequenceConfig, train_sequence
@@ -51,6 +55,8 @@ _HOME = {
     "Attachment": "adapters",
     "Base": "bases",
     "CLoRA": "adapters",
+    "Classifier": "bases",
+    "ClassifyConfig": "recipes.classify",
     "Concept": "data.concept",
     "ControlConfig": "recipes.control",
     "ControlNet": "adapters.control_net",
@@ -65,6 +71,7 @@ _HOME = {
     "OFT": "adapters",
     "Network": "bases",
     "Perfusion": "adapters",
+    "PromptPool": "adapters",
     "Refused": "errors",
     "Run": "training.run",
     "Selective": "adapters",
@@ -85,11 +92,15 @@ _HOME = {
     "load_adapter": "adapters",
     "load_base": "bases",
     "load_captioned": "data.captioned",
+    "load_classes": "data.class_folders",
+    "load_classifier": "bases",
     "load_concept": "data.concept",
     "load_control_pairs": "data.control_pairs",
     "load_sequence": "data.sequence",
     "load_styles": "data.styles",
     "sample": "sampling.sample",
+    "split_classes": "data.class_tasks",
+    "train_classify": "recipes.classify",
     "train_control": "recipes.control",
     "train_distill": "recipes.distill",
     "train_sequence": "recipes.sequence",
@@ -101,6 +112,8 @@ __all__ = [
     "Attachment",
     "Base",
     "CLoRA",
+    "Classifier",
+    "ClassifyConfig",
     "Concept",
     "ControlConfig",
     "ControlNet",
@@ -115,6 +128,7 @@ __all__ = [
     "OFT",
     "Network",
     "Perfusion",
+    "PromptPool",
     "Refused",
     "Run",
     "Selective",
@@ -135,11 +149,15 @@ __all__ = [
     "load_adapter",
     "load_base",
     "load_captioned",
+    "load_classes",
+    "load_classifier",
     "load_concept",
     "load_control_pairs",
     "load_sequence",
     "load_styles",
     "sample",
+    "split_classes",
+    "train_classify",
     "train_control",
     "train_distill",
     "train_sequence",

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from .errors import Refused
 
+PICTURES = "pictures"  # the name in `Conditioning.control` of a classifier's own pictures
+
 
 @dataclass(frozen=True, kw_only=True)
 class Conditioning:

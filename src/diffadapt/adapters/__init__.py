@@ -12,6 +12,7 @@ from .lora import LoRA
 from .methods import METHODS, TRAINED
 from .oft import OFT
 from .perfusion import Perfusion
+from .prompt_pool import PromptPool
 from .selective import Selective
 from .style_inject import StyleInject
 from .token import Token
@@ -34,6 +35,7 @@ __all__ = [
     "Mergeable",
     "Method",
     "Perfusion",
+    "PromptPool",
     "Selective",
     "SideInputs",
     "StyleInject",

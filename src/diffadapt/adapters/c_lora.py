@@ -51,7 +51,7 @@ class CLoRA(Method):
 
     name: ClassVar[str] = "c_lora"
     title: ClassVar[str] = "C-LoRA"
-    recipes: ClassVar[tuple[str, ...]] = ("subject", "sequence")
+    recipes: ClassVar[tuple[str, ...]] = ("subject", "sequence", "classify")
     replaces_noun: ClassVar[bool] = True
 
     rank: int = option(16, "rank r of each task's change, 1 to the smaller side of the layer", low=1)

@@ -64,7 +64,7 @@ class LoRA(LowRankMethod):
 
     name: ClassVar[str] = "lora"
     title: ClassVar[str] = "LoRA"
-    recipes: ClassVar[tuple[str, ...]] = ("subject", "control", "style", "sequence")
+    recipes: ClassVar[tuple[str, ...]] = ("subject", "control", "style", "sequence", "classify")
 
     def build(self, layer: nn.Module, path: str, role: str, generator: torch.Generator) -> Adapter:
         return LoRAAdapter(layer, self, path, generator)

@@ -10,13 +10,14 @@ from .ia3 import IA3
 from .lora import LoRA
 from .oft import OFT
 from .perfusion import Perfusion
+from .prompt_pool import PromptPool
 from .selective import Selective
 from .style_inject import StyleInject
 from .token import Token
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
-    for method in (LoRA, DoRA, GainedLoRA, IA3, OFT, Perfusion, CLoRA, StyleInject, Selective, Token, Hint)
+    for method in (LoRA, DoRA, GainedLoRA, IA3, OFT, Perfusion, CLoRA, StyleInject, Selective, Token, Hint, PromptPool)
 }
 # What recipes train: all of these, and the one that stands beside the denoiser instead of on its layers.
 TRAINED: dict[str, type[Method]] = {**METHODS, ControlNet.name: ControlNet}

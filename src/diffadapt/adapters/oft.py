@@ -38,7 +38,7 @@ class OFT(Method):
 
     name: ClassVar[str] = "oft"
     title: ClassVar[str] = "OFT"
-    recipes: ClassVar[tuple[str, ...]] = ("subject", "control", "style", "sequence")
+    recipes: ClassVar[tuple[str, ...]] = ("subject", "control", "style", "sequence", "classify")
 
     block_size: int = option(16, "side b of each rotation; must divide the layer's inputs (in, or in * kh * kw)", low=2)
     blocks: int | None = option(None, "number r of blocks of each layer, the paper's way; replaces block_size", low=1)

@@ -25,7 +25,7 @@ class Selective(Method):
 
     name: ClassVar[str] = "selective"
     title: ClassVar[str] = "selective fine-tuning"
-    recipes: ClassVar[tuple[str, ...]] = ("subject", "control", "style", "sequence")
+    recipes: ClassVar[tuple[str, ...]] = ("subject", "control", "style", "sequence", "classify")
 
     train: str = option("full", "which parameters of a layer train: full or bias", choices=("full", "bias"))
 

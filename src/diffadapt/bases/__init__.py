@@ -3,5 +3,6 @@
 from .base import Base
 from .load import load_base
 from .network import Network
+from .vit import Classifier, load_classifier
 
-__all__ = ["Base", "Network", "load_base"]
+__all__ = ["Base", "Classifier", "Network", "load_base", "load_classifier"]

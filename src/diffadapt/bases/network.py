@@ -137,6 +137,11 @@ class Network:
             chosen |= matched
         return {path: role for role, paths in self.roles.items() if role in chosen for path in paths}
 
+    def checkpoint_gradients_(self, on: bool) -> None:
+        """Raises Refused when switched on: a network computes its layers once; a `Base` may do otherwise."""
+        if on:
+            raise Refused(f"{self.name!r} keeps what its layers compute; train without gradient_checkpointing")
+
     # --- words: a network has none ------------------------------------------------------------------------------------
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:

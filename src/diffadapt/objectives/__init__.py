@@ -1,6 +1,7 @@
 """What is asked of an adapted base: noise levels, where rows come from, their losses and what is minimised."""
 
 from ..noise_schedule import NoiseSchedule
+from .cross_entropy import CrossEntropy
 from .denoising import Denoising
 from .diff_tuning import PRESETS, DiffTuning, MatchingTheBase, MixedWithMemory, preset
 from .distillation import Distillation, Teacher
@@ -11,6 +12,7 @@ from .prior_preservation import PriorPreservation
 __all__ = [
     "PRESETS",
     "Batch",
+    "CrossEntropy",
     "Denoising",
     "DiffTuning",
     "Distillation",

@@ -11,9 +11,8 @@
     name = "lora"
     rank = 4
 
-The recipe says which table the data have: [concept] for a subject, [pairs] for control, [style] for styles, [distill]
-for teachers. `diffadapt train` reads the file, a run writes it, and `diffadapt list options` prints what may stand in
-it.
+The recipe says which table the data have: [concept] for a subject, [pairs] for control, and so on. `diffadapt train`
+reads the file, a run writes it, and `diffadapt list options` prints what may stand in it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters import TRAINED, Method, Selective
-from ..bases import Base, load_base
+from ..bases import Base, load_base, load_classifier
 from ..config import REQUIRED, Option, build, option, options, unknown
 from ..controls import SIGNALS
 from ..data.captioned import load_captioned
 from ..data.class_folders import load_classes
+from ..data.class_tasks import split_classes
 from ..data.concept import Concept, load_concept
 from ..data.control_pairs import load_control_pairs
 from ..data.joined import join_concepts
@@ -35,6 +35,7 @@ from ..data.shards import load_shards
 from ..data.styles import load_styles
 from ..errors import Refused
 from ..training.run import Run
+from .classify import ClassifyConfig, train_classify
 from .control import ControlConfig, train_control
 from .distill import DistillConfig, train_distill
 from .own_settings import own_settings
@@ -107,6 +108,16 @@ class SequenceTable:
     folder: str = option(REQUIRED, "folder with a folder of 1 to 30 pictures for each concept")
     noun: str = option(REQUIRED, "what all concepts are one of, such as person")
     order: tuple[str, ...] = option((), "names of the folders in the order of the tasks; empty takes them by name")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyTable:
+    """The table [classify]."""
+
+    folder: str = option(REQUIRED, "folder with a folder of pictures for each class, or with such in train and test")
+    held_out: int = option(8, "pictures of each class, the last ones, to test with where there is no test", low=1)
+    tasks: int = option(10, "how many tasks of equal size; 1 learns all classes together", low=1)
+    order: tuple[str, ...] = option((), "classes in their order; empty takes the folder's, shuffled by seeds above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +215,13 @@ def _start_sequence(job: "Job", device: str | None) -> Run:
     return train_sequence(base, tasks, method=job.method, out=job.out, seed=job.top.seed, config=job.train)
 
 
+def _start_classify(job: "Job", device: str | None) -> Run:
+    folders = load_classes(job.data.folder, held_out=job.data.held_out)
+    tasks = split_classes(folders, job.data.tasks, seed=job.top.seed, order=job.data.order)
+    network = load_classifier(job.top.base, tasks[-1].last, device=device)
+    return train_classify(network, tasks, method=job.method, out=job.out, seed=job.top.seed, config=job.train)
+
+
 def _methods(recipe: str) -> dict[str, type[Method]]:
     """The methods that a recipe trains, by name."""
     return {name: method for name, method in TRAINED.items() if recipe in method.recipes}
@@ -236,6 +254,11 @@ RECIPES: dict[str, Recipe] = {
     "distill": Recipe(
         doc="one or several frozen teachers, such as fine-tuned models, from captions alone",
         table="distill", data=DistillTable, settings=DistillConfig, methods=_methods("style"), start=_start_distill,
+    ),
+    "classify": Recipe(
+        doc="classes task after task, by a vision transformer (C-LoRA's second setting)",
+        table="classify", data=ClassifyTable, settings=ClassifyConfig,
+        methods=_methods("classify"), start=_start_classify,
     ),
 }  # fmt: skip
 

@@ -2,28 +2,37 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from ..adapters import Attachment, SideInputs
-from ..bases import Base
+from ..bases import Base, Network
 from ..conditioning import Conditioning
-from ..objectives import Batch, Objective
+from ..objectives import Batch, Model, Objective
 from . import seeds
-from .batches import Batches
 from .journal import Journal
 from .learner import Learner, rounded_products
 from .loop_config import LoopConfig
 from .progress_samples import ProgressSamples
 
 
+class Rows(Protocol):
+    """Where batches come from; `batches.Batches` is one."""
+
+    rows: int
+
+    def batch(self, step: int, part: int) -> Batch:
+        """The batch of one accumulation part of one step, a function of its arguments and a seed."""
+        ...
+
+
 def fit(
-    base: Base,
+    base: Network,
     attachments: Mapping[str, Attachment],
-    batches: Batches,
+    batches: Rows,
     objective: Objective,
     *,
     config: LoopConfig,
@@ -32,6 +41,7 @@ def fit(
     accelerator: Accelerator,
     settings: str,
     seed: int,
+    model: Model | None = None,
     samples: ProgressSamples | None = None,
     log_as: Mapping[str, str] | None = None,
     watch: Callable[[int, float], None] | None = None,
@@ -50,6 +60,7 @@ def fit(
         accelerator: of this process.
         settings: TOML for the files' headers.
         seed: of dropout.
+        model: what the objective asks; None is the denoiser of the base, which is then a `Base`.
         samples: the pictures on the way, or None.
         log_as: source -> the log's name of the mean loss of its rows; others are not logged.
         watch: called with (step, loss) after every step.
@@ -62,7 +73,7 @@ def fit(
         Failed: the loss is not a number (the last good checkpoint stays), the disk is full.
     """
     learner = Learner(base, attachments, groups, config, folder, accelerator)
-    model = AttachedBase(base, attachments)
+    model = AttachedBase(cast(Base, base), attachments) if model is None else model
     images = batches.rows * config.gradient_accumulation * accelerator.num_processes
     journal = Journal(learner, samples, images=images, watch=watch, quiet=quiet)
     with journal, rounded_products(accelerator.device, config.tf32):

@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from ..adapters import Attachment, SideInputs
-from ..bases import Base
+from ..bases import Network
 from ..config import check
 from ..errors import Failed, Refused
 from ..run_layout import RunLayout, checkpoint_of
@@ -33,7 +33,7 @@ from .run import peak_memory_mb
 from .schedule import learning_rate_factor
 
 
-def make_accelerator(base: Base, config: LoopConfig) -> Accelerator:
+def make_accelerator(base: Network, config: LoopConfig) -> Accelerator:
     """accelerate keeps one precision per process; a second run in the process may ask for another."""
     shared = AcceleratorState._shared_state
     if shared and shared.get("_mixed_precision") != config.mixed_precision:
@@ -56,7 +56,7 @@ def rounded_products(device: torch.device, on: bool) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def refuse_the_impossible(base: Base, config: LoopConfig) -> None:
+def refuse_the_impossible(base: Network, config: LoopConfig) -> None:
     """What no recipe can do, known before the first file is written."""
     check(config)
     if base.attachments:
@@ -67,7 +67,7 @@ def refuse_the_impossible(base: Base, config: LoopConfig) -> None:
         raise Refused(f"resolution must be a multiple of 8 pixels, got {config.resolution}")
 
 
-def release(base: Base, attachments: Iterable[Attachment]) -> None:
+def release(base: Network, attachments: Iterable[Attachment]) -> None:
     """Leaves the base as it was before the training, whether that ended well or not."""
     for attachment in reversed([*attachments]):
         attachment.detach()
@@ -92,7 +92,7 @@ class Learner:
 
     def __init__(
         self,
-        base: Base,
+        base: Network,
         attachments: Mapping[str, Attachment],
         groups: Sequence[dict[str, Any]],
         config: LoopConfig,

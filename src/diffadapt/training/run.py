@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..bases import Base
+from ..bases import Network
 from ..config import dump_toml
 from ..data.picture import to_picture, write_png
 from ..errors import Refused
@@ -120,7 +120,7 @@ def write_pictures(folder: Path, pictures: Tensor, table: Sequence[Mapping[str, 
     write_json(RunLayout(folder).crops, table)
 
 
-def write_run_file(folder: Path, base: Base, settings: str) -> None:
+def write_run_file(folder: Path, base: Network, settings: str) -> None:
     """Writes run.toml, the resolved config and what made the run, unless it is there."""
     place = RunLayout(folder).run
     if not place.exists():

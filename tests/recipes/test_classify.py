@@ -1,0 +1,213 @@
+"""The classification recipe end to end on a tiny transformer: what is learned, what is kept, resuming, refusals."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from diffadapt.adapters import CLoRA, LoRA, Selective, Token, load_adapter
+from diffadapt.bases import load_classifier
+from diffadapt.data.class_folders import load_classes
+from diffadapt.data.class_tasks import split_classes
+from diffadapt.errors import Refused
+from diffadapt.files import load_tensors
+from diffadapt.recipes.classify import ClassifyConfig, train_classify
+
+FAST = ClassifyConfig(steps=8, batch_size=6, warmup=0, checkpoint_every=2, learning_rate=5e-3, mirror=False)
+METHOD = CLoRA(rank=2, penalty_weight=1.0)
+COLOURS = ("red", "blue", "green", "orange")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """A transformer that nobody trained, as `save_pretrained` writes it."""
+    from transformers import ViTConfig, ViTModel
+
+    torch.manual_seed(0)
+    shape = ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=16, patch_size=8
+    )
+    place = tmp_path_factory.mktemp("vit")
+    ViTModel(shape, add_pooling_layer=False).save_pretrained(place)
+    return place
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Four classes of four pictures each, which differ in colour."""
+    for colour in COLOURS:
+        draw(tmp_path / "classes", colour)
+    return tmp_path / "classes"
+
+
+def draw(folder: Path, colour: str) -> None:
+    (folder / colour).mkdir(parents=True)
+    for i in range(4):
+        picture = Image.new("RGB", (16, 16), colour)
+        ImageDraw.Draw(picture).rectangle((2 * i, 2, 2 * i + 3, 6), fill="white")
+        picture.save(folder / colour / f"{i}.png")
+
+
+def tasks_of(folder: Path, count: int = 2, **more):
+    return split_classes(load_classes(folder, held_out=2), count, **more)
+
+
+def learn(checkpoint, folder, out, method=METHOD, **more):
+    tasks = tasks_of(folder)
+    return train_classify(
+        load_classifier(checkpoint, tasks[-1].last), tasks, method=method, out=out, config=FAST, quiet=True, **more
+    )
+
+
+def test_classes_are_learned_in_tasks_and_only_figures_and_weights_are_kept(checkpoint, folder, tmp_path):
+    run = learn(checkpoint, folder, tmp_path / "runs" / "a")
+    found = run.metrics["classify"]
+    assert found["tasks"] == [["blue", "green"], ["orange", "red"]] and found["tested"] == [4, 4]
+    assert [len(row) for row in found["scores"]] == [1, 2]
+    assert found["scores"][0][0] == 1.0  # two colours are no riddle
+    assert found["forgetting"] == pytest.approx(found["scores"][0][0] - found["scores"][1][0])
+    assert not list(run.folder.rglob("*.png")) and not list(run.folder.rglob("checkpoints"))
+    assert {path.name for path in run.folder.glob("*.safetensors")} == {"adapter.safetensors", "head.safetensors"}
+    page = (run.folder / "report.html").read_text(encoding="utf-8")
+    assert "4 classes in 2 tasks" in page and "orange, red" in page
+    name = next(key for key in bits(run) if key.endswith("q_proj.tasks"))
+    assert int(bits(run)[name]) == 1  # one task is folded, the last is not
+
+
+def bits(run, name: str = "adapter") -> dict[str, torch.Tensor]:
+    return load_tensors(run.folder / f"{name}.safetensors")[0]
+
+
+def test_the_network_is_left_as_it_was(checkpoint, folder, tmp_path):
+    network = load_classifier(checkpoint, 4)
+    before = {k: v.clone() for module in network.modules().values() for k, v in module.state_dict().items()}
+    train_classify(network, tasks_of(folder), method=METHOD, out=tmp_path / "a", config=FAST, quiet=True)
+    after = {k: v for module in network.modules().values() for k, v in module.state_dict().items()}
+    assert not network.attachments and all(torch.equal(after[k], before[k]) for k in before)
+
+
+def test_with_past_logits_masked_a_task_leaves_the_heads_rows_of_past_classes_bit_for_bit(checkpoint, folder, tmp_path):
+    rows = {}
+
+    def look(step: int, _: float) -> None:
+        rows[len(rows)] = network.module("head.linear").values["weight"].detach().clone()
+
+    network = load_classifier(checkpoint, 4)
+    for mask in (True, False):
+        rows.clear()
+        train_classify(
+            network, tasks_of(folder), method=METHOD, out=tmp_path / str(mask), config=FAST, quiet=True,
+            watch=look, mask_past=mask, weight_decay=0.1,
+        )  # fmt: skip
+        learned, end = rows[FAST.steps - 1], rows[2 * FAST.steps - 1]
+        assert torch.equal(end[:2], learned[:2]) == mask
+        assert not torch.equal(end[2:], learned[2:]) and not learned[2:].any()
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [4, 8, 12])  # inside the first task, at its end, inside the second
+def test_an_interrupted_training_ends_with_the_same_bits(checkpoint, folder, tmp_path, at):
+    expected = learn(checkpoint, folder, tmp_path / "a")
+    seen = []
+
+    def stop(step: int, _: float) -> None:
+        seen.append(step)
+        if len(seen) == at:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        learn(checkpoint, folder, tmp_path / "b", watch=stop)
+    found = learn(checkpoint, folder, tmp_path / "b")
+    for name in ("adapter", "head"):
+        assert all(torch.equal(value, bits(found, name)[key]) for key, value in bits(expected, name).items())
+    assert found.metrics["classify"] == expected.metrics["classify"]
+
+
+@pytest.mark.parametrize(
+    "method", [LoRA(rank=1), Selective(), CLoRA(rank=1, importance="fisher"), CLoRA(rank=1, importance="inputs")]
+)
+def test_baselines_learn_classes_by_the_same_recipe(checkpoint, folder, tmp_path, method):
+    run = learn(checkpoint, folder, tmp_path / "a", method, roles=("self_attention.query",))
+    network = load_classifier(checkpoint, 4)
+    assert load_adapter(network, run.adapter).method == method
+
+
+def test_one_task_learns_all_classes_together(checkpoint, folder, tmp_path):
+    network = load_classifier(checkpoint, 4)
+    run = train_classify(network, tasks_of(folder, 1), method=METHOD, out=tmp_path / "a", config=FAST, quiet=True)
+    assert run.metrics["classify"]["forgetting"] == 0.0 and len(run.metrics["classify"]["scores"]) == 1
+
+
+def test_a_training_whose_files_or_pictures_were_changed_does_not_go_on(checkpoint, folder, tmp_path):
+    run = learn(checkpoint, folder, tmp_path / "a")
+    head = run.folder / "tasks" / "02" / "head.safetensors"
+    kept = head.read_bytes()
+    head.write_bytes(kept + b" ")
+    with pytest.raises(Refused, match="was changed since task 2"):
+        learn(checkpoint, folder, tmp_path / "a")
+    head.write_bytes(kept)
+    learn(checkpoint, folder, tmp_path / "a")
+    shutil.copy(folder / "red" / "0.png", folder / "blue" / "0.png")
+    with pytest.raises(Refused, match=r"pictures of task 1 \(blue"):
+        learn(checkpoint, folder, tmp_path / "a")
+    record = json.loads((run.folder / "classes.json").read_text(encoding="utf-8"))
+    assert len(record["learned"]) == 2  # nothing is lost
+
+
+def test_what_cannot_be_learned_is_refused_in_a_sentence(checkpoint, folder, tmp_path):
+    tasks = tasks_of(folder)
+    with pytest.raises(Refused, match="the tasks have 4 classes, the head 3"):
+        train_classify(load_classifier(checkpoint, 3), tasks, method=METHOD, out=tmp_path / "a", quiet=True)
+    with pytest.raises(Refused, match="cannot learn classes"):
+        train_classify(load_classifier(checkpoint, 4), tasks, method=Token(), out=tmp_path / "a", quiet=True)
+    with pytest.raises(Refused, match="other settings"):
+        learn(checkpoint, folder, tmp_path / "b")
+        learn(checkpoint, folder, tmp_path / "b", CLoRA(rank=1))
+
+
+@pytest.mark.parametrize(
+    ("count", "order", "message"),
+    [
+        (3, (), "cannot be split into 3 equal tasks; choose 1 or 2"),
+        (4, (), "leave one class for each"),
+        (2, ("red", "blue", "red", "green"), "'red' appears twice in classify.order"),
+        (1, ("red", "pink"), "names 'pink', which is no class"),
+    ],
+)
+def test_classes_that_make_no_tasks_are_refused_in_a_sentence(folder, count, order, message):
+    with pytest.raises(Refused, match=message):
+        tasks_of(folder, count, order=order)
+
+
+def test_one_class_only_or_one_without_test_pictures_is_refused(folder):
+    (folder / "train").mkdir()
+    for colour in COLOURS:
+        (folder / colour).rename(folder / "train" / colour)
+    shutil.copytree(folder / "train" / "red", folder / "test" / "red")
+    with pytest.raises(Refused, match="'blue' in .* has no picture to test with"):
+        tasks_of(folder)
+    for colour in COLOURS[1:]:
+        shutil.rmtree(folder / "train" / colour)
+    with pytest.raises(Refused, match="holds 1 classes; expected a folder for each of two or more"):
+        tasks_of(folder)
+
+
+def test_seeds_shuffle_the_classes_and_zero_keeps_the_folders_order(folder):
+    orders = [[name for task in tasks_of(folder, seed=seed) for name in task.classes] for seed in (0, 1, 2)]
+    assert orders[0] == sorted(COLOURS) and orders[1] != orders[0] != orders[2] and sorted(orders[2]) == orders[0]
+
+
+def test_folders_that_hold_no_transformer_are_refused_in_a_sentence(checkpoint, tmp_path):
+    with pytest.raises(Refused, match="no vision transformer at"):
+        load_classifier(tmp_path / "nothing", 2)
+    for name, text in (("other", '{"model_type": "bert"}'), ("weightless", '{"model_type": "vit"}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(text, encoding="utf-8")
+        with pytest.raises(Refused, match="model of type 'bert'|holds no model.safetensors"):
+            load_classifier(tmp_path / name, 2)

@@ -1,0 +1,221 @@
+"""Trains the small vision transformer that class-incremental classification starts from, on scenes of the wide world.
+
+    python tools/train_vit.py train  --data EMOJI --work DIR --minutes 60       (resumes from DIR)
+    python tools/train_vit.py export --data EMOJI --work DIR --out src/diffadapt/bases/vit
+
+EMOJI is the folder of sprite folders that `tools/train_embedded_base.py` reads. The labels are the nouns of a scene:
+one, or two with half the weight each. The hundred emoji of `data/emoji_classes.py`, which the classifier is to learn
+later, are never shown, in any style. Scenes are drawn from (seed, step), so that a resumed run sees what an
+uninterrupted one would have seen. The rate holds until `--decay-from` pictures and then falls to zero within
+`--decay-over`. `export` writes the averaged weights in transformers' format, float16, with `card.json`: pictures seen
+and accuracy on scenes of held-back seeds.
+"""
+
+import argparse
+import json
+import math
+import platform
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import ViTConfig, ViTForImageClassification
+
+from diffadapt.data.emoji_classes import new_classes
+from diffadapt.data.wide_pictures import Sprites, draw_wide_scenes, load_wide_sprites
+from diffadapt.data.wide_scenes import WideScene, WideWorld, sample_wide_scene
+from diffadapt.data.wide_world import tail_nouns
+from diffadapt.files import load_tensors, save_tensors, write_json
+
+SHAPE = {
+    "image_size": 64, "patch_size": 8, "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "intermediate_size": 384, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+}  # fmt: skip
+WARM_UP, PLAIN, HELD_BACK = 300, 0.7, 10**9  # steps; share of scenes with one thing; a "step" that no training reaches
+
+
+class Stopped(Exception):
+    """SIGTERM or SIGINT: save and leave."""
+
+
+def world_without(data: Path) -> WideWorld:
+    """The wide world without the new classes."""
+    new = set(new_classes(data))
+    return WideWorld(tail=tuple(row for row in tail_nouns(data) if row[2] not in new), drawn=(), core_share=0.75)
+
+
+def nouns_of(world: WideWorld) -> list[str]:
+    return [noun for noun, *_ in (*world.core, *world.tail)]
+
+
+def labels_of(scenes: list[WideScene], places: dict[str, int]) -> Tensor:
+    """(N, nouns): the nouns of each scene with equal weights that sum to 1."""
+    labels = torch.zeros(len(scenes), len(places))
+    for row, scene in zip(labels, scenes, strict=True):
+        for thing in scene.things:
+            row[places[thing.noun]] += 1 / len(scene.things)
+    return labels
+
+
+def draw(rng: np.random.Generator, world: WideWorld, sprites: Sprites, size: int) -> tuple[Tensor, list[WideScene]]:
+    """Pictures (N, 3, 64, 64) in [-1, 1] and their scenes, PLAIN of them of one thing."""
+    scenes = [sample_wide_scene(rng, world, plain=bool(rng.random() < PLAIN)) for _ in range(size)]
+    return draw_wide_scenes(scenes, sprites)[0] * 2 - 1, scenes
+
+
+def build(nouns: list[str]) -> ViTForImageClassification:
+    labels = dict(enumerate(nouns))
+    return ViTForImageClassification(
+        ViTConfig(**SHAPE, id2label=labels, label2id={noun: i for i, noun in labels.items()})
+    )
+
+
+@torch.no_grad()
+def measure(model: nn.Module, data: Path, world: WideWorld, sprites: Sprites, count: int) -> dict[str, float]:
+    """Share of held-back scenes of one thing whose noun comes first, for the core and for the tail."""
+    places, result = {noun: i for i, noun in enumerate(nouns_of(world))}, {}
+    for name, part in (("core", WideWorld(core=world.core)), ("tail", WideWorld(core=world.tail))):
+        rng = np.random.default_rng([HELD_BACK, len(result)])
+        scenes = [sample_wide_scene(rng, part, plain=True) for _ in range(count)]
+        truth = torch.tensor([places[scene.things[0].noun] for scene in scenes])
+        found = torch.cat(
+            [
+                model(draw_wide_scenes(scenes[i : i + 64], sprites)[0] * 2 - 1).logits.topk(5).indices
+                for i in range(0, count, 64)
+            ]
+        )
+        right = found == truth[:, None]
+        result[f"{name}_top1"] = float(right[:, 0].float().mean())
+        result[f"{name}_top5"] = float(right.any(1).float().mean())
+    return {key: round(value, 4) for key, value in result.items()}
+
+
+def train(args: argparse.Namespace) -> None:
+    torch.manual_seed(args.seed)
+    world = world_without(args.data)
+    places = {noun: i for i, noun in enumerate(nouns_of(world))}
+    sprites = load_wide_sprites(args.data, world)
+    model, averaged = build(list(places)), build(list(places)).eval().requires_grad_(False)
+    averaged.load_state_dict(model.state_dict())
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=0.02, fused=True)
+    step, spent = 0, 0.0
+    if (args.work / "state.safetensors").exists():
+        tensors, facts = load_tensors(args.work / "state.safetensors")
+        step, spent = int(facts["step"]), float(facts["cpu_minutes"])
+        for part, module in (("model", model), ("average", averaged)):
+            module.load_state_dict({k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(part)})
+        keys = ("step", "exp_avg", "exp_avg_sq")
+        rows = {i: {key: tensors[f"optimizer.{i}.{key}"] for key in keys} for i in range(len(parameters))}
+        optimizer.load_state_dict({"state": rows, "param_groups": optimizer.state_dict()["param_groups"]})
+    clock = time.process_time()
+
+    def save() -> None:
+        tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in averaged.state_dict().items()}
+        for i, row in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in row.items()}
+        minutes = spent + (time.process_time() - clock) / 60
+        facts = {"step": str(step), "pictures": str(step * args.batch), "cpu_minutes": f"{minutes:.2f}"}
+        save_tensors(args.work / "state.safetensors", tensors, facts | {"seed": str(args.seed)})
+
+    def stop(*_: object) -> None:
+        raise Stopped
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    began = saved = time.time()
+    sums, count = 0.0, 0
+    print(f"{sum(p.numel() for p in parameters) / 1e6:.2f} M parameters, {len(places)} nouns, step {step}", flush=True)
+    try:
+        while time.time() - began < 60 * args.minutes:
+            seen = step * args.batch
+            rate = args.lr * min(1.0, (step + 1) / WARM_UP)
+            if args.decay_from is not None:
+                rate *= min(1.0, max(0.0, 1 - (seen - args.decay_from) / args.decay_over))
+            if rate == 0.0:
+                break
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            pictures, scenes = draw(np.random.default_rng([args.seed, step]), world, sprites, args.batch)
+            loss = F.cross_entropy(model(pictures).logits, labels_of(scenes, places))
+            optimizer.zero_grad()
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(parameters, 1.0)
+            if not math.isfinite(norm):
+                raise FloatingPointError(f"gradient norm {norm} at step {step}; resume from {args.work}")
+            optimizer.step()
+            step += 1
+            decay = min(0.998, step / (step + 10))
+            for mean, value in zip(averaged.parameters(), parameters, strict=True):
+                mean.lerp_(value.detach(), 1 - decay)
+            sums, count = sums + float(loss.detach()), count + 1
+            if step % 50 == 0:
+                row = {"step": step, "pictures": step * args.batch, "loss": round(sums / count, 4), "lr": rate}
+                row["pictures_per_s"] = round(count * args.batch / max(time.time() - began, 1e-9), 1)
+                row["cpu_minutes"] = round(spent + (time.process_time() - clock) / 60, 1)
+                sums, count = 0.0, 0
+                began, args.minutes = time.time(), args.minutes - (time.time() - began) / 60
+                print(json.dumps(row), flush=True)
+                with open(args.work / "log.jsonl", "a", encoding="utf-8") as log:
+                    log.write(json.dumps(row) + "\n")
+            if time.time() - saved > 180:
+                save()
+                saved = time.time()
+    except Stopped:
+        print("stopped", flush=True)
+    save()
+    print(json.dumps({"step": step, **measure(averaged, args.data, world, sprites, 256)}), flush=True)
+
+
+def export(args: argparse.Namespace) -> None:
+    world = world_without(args.data)
+    tensors, facts = load_tensors(args.work / "state.safetensors")
+    model = build(nouns_of(world)).eval().requires_grad_(False)
+    weights = {k.removeprefix("average."): v.half().float() for k, v in tensors.items() if k.startswith("average.")}
+    model.load_state_dict(weights)
+    accuracy = measure(model, args.data, world, load_wide_sprites(args.data, world), args.count)
+    model.half().save_pretrained(args.out)
+    fit = {"image_processor_type": "ViTImageProcessor", "size": {"height": 64, "width": 64}, "rescale_factor": 1 / 255}
+    write_json(args.out / "preprocessor_config.json", {**fit, "image_mean": [0.5] * 3, "image_std": [0.5] * 3})
+    card = {
+        "shape": SHAPE,
+        "nouns": len(nouns_of(world)),
+        "never_shown": list(new_classes(args.data)),
+        "accuracy": accuracy,
+        "held_back_scenes": args.count,
+        "pictures": int(facts["pictures"]),
+        "cpu_minutes": float(facts["cpu_minutes"]),
+        "seed": int(facts["seed"]),
+        "hardware": f"one shared core of a CPU ({platform.machine()}), float32",
+        "sprites": "Noto Emoji (Apache-2.0), Twemoji (CC-BY 4.0), Fluent Emoji 3D (MIT), Blobmoji (Apache-2.0)",
+    }
+    write_json(args.out / "card.json", card)
+    size = sum(file.stat().st_size for file in args.out.iterdir()) / 1e6
+    print(json.dumps(accuracy), f"{args.out}: {size:.2f} MB", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=("train", "export"))
+    parser.add_argument("--data", type=Path, required=True, help="folder of sprite folders")
+    parser.add_argument("--work", type=Path, required=True, help="state and log")
+    parser.add_argument("--out", type=Path, help="export: the folder to write")
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop after so many minutes")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=1e-3, help="AdamW's rate after the warm-up")
+    parser.add_argument("--decay-from", type=int, default=None, help="pictures after which the rate falls")
+    parser.add_argument("--decay-over", type=int, default=30_000, help="pictures within which it falls to zero")
+    parser.add_argument("--count", type=int, default=1024, help="export: held-back scenes to measure on")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    train(args) if args.stage == "train" else export(args)
+
+
+if __name__ == "__main__":
+    main()
