@@ -123,3 +123,15 @@ def test_class_nouns_must_be_in_a_small_world_and_only_make_tokens_elsewhere(tin
     for base in (tiny_base, tiny_v_base):
         with pytest.raises(Refused, match="class noun"):
             base.check_noun(" ")
+
+
+def test_large_pictures_go_through_the_autoencoder_one_at_a_time_with_the_same_result(tiny_base):
+    rows: list[int] = []
+    tiny_base.vae.decoder.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    latents = torch.randn(3, tiny_base.vae.config.latent_channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    together = tiny_base.decode_latents(latents)
+    assert rows == [3]
+    tiny_base.denoiser.register_to_config(sample_size=256 // tiny_base.downsampling)
+    tiny_base.move_(tiny_base.device, tiny_base.dtype)
+    torch.testing.assert_close(tiny_base.decode_latents(latents), together)
+    assert rows == [3, 1, 1, 1]

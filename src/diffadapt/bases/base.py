@@ -31,6 +31,8 @@ from .fingerprint import combined
 from .network import Network, Rules, find_roles, owns_parameters
 from .quiet import quiet
 
+SLICED = 256  # pixels; decoding a whole batch of larger pictures would fill a small card
+
 
 class Base(Network):
     """What `load_base` returns; a family is a subclass.
@@ -283,8 +285,10 @@ class Base(Network):
         raise NotImplementedError
 
     def move_(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Puts all weights on a device and in a dtype."""
+        """Puts all weights on a device and in a dtype; large pictures go through the autoencoder one at a time."""
         self.pipeline.to(device, dtype)
+        if self.resolution >= SLICED and hasattr(self.vae, "enable_slicing"):
+            self.vae.enable_slicing()
         self.pipeline.set_progress_bar_config(disable=True)
 
     def save(self, folder: str | Path) -> Path:
