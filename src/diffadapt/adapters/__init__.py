@@ -4,6 +4,7 @@ from .adapter import Adapter, GatedConcept, Mergeable, Method, SideInputs, effec
 from .adapter_file import copy_values, load_adapter, read_adapter
 from .attach import Attachment, attach
 from .c_lora import CLoRA
+from .diff_fit import DiffFit
 from .dora import DoRA
 from .gained_lora import GainedLoRA
 from .hint import Hint
@@ -27,6 +28,7 @@ __all__ = [
     "CLoRA",
     "DoRA",
     "GainedLoRA",
+    "DiffFit",
     "GatedConcept",
     "Hint",
     "IA3",

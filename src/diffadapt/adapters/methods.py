@@ -3,6 +3,7 @@
 from .adapter import Method
 from .c_lora import CLoRA
 from .control_net import ControlNet
+from .diff_fit import DiffFit
 from .dora import DoRA
 from .gained_lora import GainedLoRA
 from .hint import Hint
@@ -17,7 +18,21 @@ from .token import Token
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
-    for method in (LoRA, DoRA, GainedLoRA, IA3, OFT, Perfusion, CLoRA, StyleInject, Selective, Token, Hint, PromptPool)
-}
+    for method in (
+        LoRA,
+        DoRA,
+        GainedLoRA,
+        IA3,
+        OFT,
+        Perfusion,
+        CLoRA,
+        StyleInject,
+        Selective,
+        DiffFit,
+        Token,
+        Hint,
+        PromptPool,
+    )
+}  # fmt: skip
 # What recipes train: all of these, and the one that stands beside the denoiser instead of on its layers.
 TRAINED: dict[str, type[Method]] = {**METHODS, ControlNet.name: ControlNet}

@@ -40,7 +40,10 @@ class Selective(Method):
         return not isinstance(layer, nn.Embedding) and any(True for _ in trained_names(layer, self.train))
 
     def build(self, layer: nn.Module, path: str, role: str, generator: torch.Generator) -> Adapter:
-        return SelectiveAdapter(layer, self, path)
+        names = list(trained_names(layer, self.train))
+        if not names:
+            raise Refused(f"{path} ({type(layer).__name__}) has no parameter to train for train = {self.train!r}")
+        return SelectiveAdapter(layer, names, path)
 
 
 def trained_names(layer: nn.Module, train: str) -> Iterable[str]:
@@ -49,15 +52,12 @@ def trained_names(layer: nn.Module, train: str) -> Iterable[str]:
 
 
 class SelectiveAdapter(Mergeable):
-    """A trainable copy of one layer's parameters: `values.weight`, `values.bias`."""
+    """A trainable copy of some of one layer's parameters, by their names: `values.weight`, `values.bias`."""
 
-    def __init__(self, layer: nn.Module, method: Selective, path: str) -> None:
+    def __init__(self, layer: nn.Module, names: Iterable[str], path: str) -> None:
         super().__init__(layer)
         if isinstance(layer, Adapter):
-            raise Refused(f"selective fine-tuning must be the first attachment on {path}; detach the other one first")
-        names = list(trained_names(layer, method.train))
-        if not names:
-            raise Refused(f"{path} ({type(layer).__name__}) has no parameter to train for train = {method.train!r}")
+            raise Refused(f"training {path} itself must be the first attachment on it; detach the other one first")
         self.values = nn.ParameterDict(
             {name: nn.Parameter(layer.get_parameter(name).detach().float().clone()) for name in names}
         )
