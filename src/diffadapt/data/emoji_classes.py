@@ -1,16 +1,16 @@
 """A hundred emoji as classes of pictures, each drawn by eight artists: what a classifier is taught on and tested by.
 
 Training pictures are those of six artists, test pictures those of the other two, so that a class is a thing and not a
-drawing. Half of the classes are the nouns that nothing of ours was ever shown, the others every eighth thing of the
-tail; `tools/train_vit.py` leaves out all of them.
-
-    write_emoji_classes("emoji", "emoji-classes")       # FOLDER/train/CLASS/ARTIST.png, FOLDER/test/...
+drawing. Half of the classes are the nouns that nothing of ours was ever shown, the others every few things of the tail;
+`tools/train_vit.py` leaves out all of them, in every style.
 """
 
-import shutil
 from pathlib import Path
 
 from ..errors import Refused
+from .captioned import Captioned
+from .class_folders import ClassFolders
+from .folder import Example
 from .wide_world import tail_nouns
 from .world import HELD_OUT_NOUNS
 
@@ -43,19 +43,20 @@ def drawn_by_all(folder: Path, stem: str) -> bool:
     return all((folder / artist / f"{stem}.png").is_file() for artist in (*TRAINED_ON, *TESTED_ON))
 
 
-def write_emoji_classes(folder: str | Path, out: str | Path) -> Path:
-    """Copies the sprites of the hundred classes into OUT/train/CLASS/ARTIST.png and OUT/test/CLASS/ARTIST.png.
+def emoji_classes(folder: str | Path) -> ClassFolders:
+    """The hundred classes with the pictures of `TRAINED_ON` to learn from and those of `TESTED_ON` to test with.
 
     Raises:
-        Refused: a sprite folder is missing, or OUT holds something already.
+        Refused: a sprite folder is missing.
     """
-    folder, out = Path(folder), Path(out)
-    if out.exists() and any(out.iterdir()):
-        raise Refused(f"{out} is not empty; expected a new folder for the classes")
-    for stem in new_classes(folder):
-        for part, artists in (("train", TRAINED_ON), ("test", TESTED_ON)):
-            for artist in artists:
-                place = out / part / stem / f"{artist}.png"
-                place.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(folder / artist / f"{stem}.png", place)
-    return out
+    folder = Path(folder)
+    learned, tested = (
+        {
+            stem: Captioned(
+                folder, [Example(path=folder / artist / f"{stem}.png", caption=stem) for artist in part], []
+            )
+            for stem in sorted(new_classes(folder))
+        }
+        for part in (TRAINED_ON, TESTED_ON)
+    )
+    return ClassFolders(learned, tested, root=folder, kept=len(TESTED_ON))
