@@ -328,10 +328,19 @@ def test_a_huge_lambda_keeps_the_change_off_the_rows_that_the_past_changed():
     assert change[:4].max() / change[4:].max() < 1e-2
 
 
-def test_a_huge_lambda_under_a_dense_past_leaves_the_new_task_unlearned():
+def test_a_huge_lambda_under_a_dense_past_leaves_the_new_task_unlearned_and_outputs_for_the_past_unchanged():
     free, error_free = trained(torch.zeros(OUT), 1e6)
     bound, error_bound = trained(torch.ones(OUT), 1e6)
     assert bound.change().norm() < 1e-3 * free.change().norm() and error_bound > 1.5 * error_free
+    past = torch.randn(200, IN, generator=torch.Generator().manual_seed(9))
+    drift = {}
+    for adapter in (bound, free):
+        learned = adapter(past)
+        with torch.no_grad():
+            adapter.up.zero_()
+        before = adapter(past)  # where the task before ended
+        drift[adapter] = ((learned - before).norm() / before.norm()).item()
+    assert drift[bound] < 1e-3 < 0.1 < drift[free]
 
 
 # --- files and storage ------------------------------------------------------------------------------------------------

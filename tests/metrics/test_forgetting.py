@@ -49,6 +49,19 @@ def test_the_mmd_agrees_with_a_loop_over_pairs_is_symmetric_and_blind_to_order()
     assert mmd_squared(x.flip(0), y) == pytest.approx(expected, rel=1e-6)
 
 
+def test_the_biased_mmd_is_a_loop_over_all_pairs_zero_for_a_set_and_itself_in_any_order_and_never_below_zero():
+    x, y = rows(0).double(), rows(1, shift=0.5).double()
+
+    def k(a, b):
+        return sum((float(p @ q) / 8 + 1) ** 3 for p in a for q in b) / 144
+
+    assert mmd_squared(x, y, biased=True) == pytest.approx(k(x, x) + k(y, y) - 2 * k(x, y), rel=1e-6)
+    assert mmd_squared(y, x, biased=True) == pytest.approx(mmd_squared(x, y, biased=True), rel=1e-9)
+    assert mmd_squared(x, x, biased=True) == 0.0
+    assert abs(mmd_squared(x, x.flip(0), biased=True)) < 1e-12 and mmd_squared(x, x) < 0
+    assert all(mmd_squared(rows(i), rows(i + 50), biased=True) > 0 for i in range(20))
+
+
 def test_a_mmd_means_over_all_tasks_and_f_mmd_over_all_but_the_last():
     real, learned, end = ([rows(10 * k + j, shift=0.3 * k) for j in range(3)] for k in range(3))
     assert a_mmd(real, end) == pytest.approx(sum(mmd_squared(a, b) for a, b in zip(real, end, strict=True)) / 3)

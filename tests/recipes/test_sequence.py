@@ -4,15 +4,19 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from perfusion_cases import prepared
 from PIL import Image, ImageDraw
 
-from diffadapt.adapters import CLoRA, LoRA, Perfusion, Token, load_adapter, read_adapter
+from diffadapt.adapters import CLoRA, LoRA, Perfusion, Selective, Token, attach, load_adapter, read_adapter
+from diffadapt.adapters.custom_diffusion import ROLES
 from diffadapt.data.sequence import load_sequence
 from diffadapt.errors import Refused
 from diffadapt.files import load_tensors
 from diffadapt.recipes.sequence import SequenceConfig, train_sequence
+from diffadapt.training.replay import Mixed, ReplayedPictures
 
 FAST = SequenceConfig(
     steps=2, batch_size=2, warmup=0, prior_pictures=2, checkpoint_every=1, evaluation_pictures=2, pairs=1
@@ -166,3 +170,79 @@ def test_folders_that_are_no_sequence_are_refused(tmp_path, names, order, words)
         (tmp_path / name).mkdir()
     with pytest.raises(Refused, match=words):
         load_sequence(tmp_path, "cat", order=order)
+
+
+# --- baselines of the paper's that need more than a method ------------------------------------------------------------
+
+
+def test_replayed_pictures_are_what_the_adapter_draws_of_the_past_and_the_same_for_the_same_seed(base):
+    attachment = attach(base, LoRA(rank=2), seed=1)
+    with torch.no_grad():
+        for parameter in attachment.parameters():
+            parameter += 0.05
+    make = {"count": 2, "side": base.resolution, "seed": 3}
+    first, again = (ReplayedPictures(base, ["cat", "dog"], **make) for _ in range(2))
+    attachment.detach()
+    untouched = ReplayedPictures(base, ["cat", "dog"], **make)
+    assert first.captions() == ["a cat", "a dog"]
+    for i in range(4):
+        assert torch.equal(first.fetch(i).latents, again.fetch(i).latents)
+        assert not torch.equal(first.fetch(i).latents, untouched.fetch(i).latents)
+    mixed = Mixed([first, untouched])
+    picked = mixed.pick(np.random.default_rng(0), 40, 0)
+    assert {index % 2 for index, _ in picked} == {0, 1}
+    for index, caption in picked:
+        of = (first, untouched)[index % 2]
+        assert torch.equal(mixed.fetch(index).latents, of.fetch(index // 2).latents)
+        assert caption == ("a cat" if index // 2 < 2 else "a dog")
+
+
+def test_generative_replay_changes_the_second_task_alone_and_resumes_to_the_same_bits(base, folder, tmp_path):
+    method, more = LoRA(rank=1), {"replay_pictures": 2}
+    expected = bits(learn(base, folder, tmp_path / "runs" / "a", method, **more))
+    first = {}
+
+    def stop(step: int, _: float) -> None:
+        first[len(first)] = {name: p.detach().clone() for name, p in base.attachments[0].named_parameters()}
+        if len(first) == 3:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        learn(base, folder, tmp_path / "runs" / "b", method, watch=stop, **more)
+    found = bits(learn(base, folder, tmp_path / "runs" / "b", method, **more))
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    seen = dict(first)
+    first.clear()
+    with pytest.raises(Stopped):
+        learn(base, folder, tmp_path / "runs" / "c", method, watch=stop)
+    same = [all(torch.equal(first[i][name], seen[i][name]) for name in seen[i]) for i in range(3)]
+    assert same == [True, True, False]  # two steps of the first task, one of the second
+
+
+def test_concepts_trained_apart_are_merged_after_every_task(base, folder, tmp_path):
+    prepared(base)
+    more = {"roles": ROLES, "random_token": False, "merge_apart": True}
+    run = learn(base, folder, tmp_path / "runs" / "a", Selective(), **more)
+    own = [run.folder / "tasks" / name / "own.safetensors" for name in ("01-mia", "02-otto")]
+    assert list(read_adapter(run.adapter)[2]) == ["<mia>", "<otto>"]
+    for file, word in zip(own, ("<mia>", "<otto>"), strict=True):
+        assert list(read_adapter(file)[2]) == [word]
+    alone = learn(base, folder, tmp_path / "runs" / "b", Selective(), roles=ROLES, random_token=False)
+    first, sequential = load_tensors(own[1])[0], load_tensors(alone.adapter)[0]
+    key = next(name for name in first if name.endswith("values.weight"))
+    assert not torch.equal(first[key], sequential[key])  # it began at the base, not at the task before
+    whole = run.adapter.stat().st_size + sum(file.stat().st_size for file in own)
+    assert run.metrics["adapter_bytes"] == whole
+
+
+@pytest.mark.parametrize(
+    ("method", "more", "message"),
+    [
+        (METHOD, {"replay_pictures": 2, "prior_weight": 0.0}, "set train.prior_weight above 0"),
+        (METHOD, {"merge_apart": True, "random_token": False}, "takes concepts trained with method.name=selective"),
+        (Selective(), {"merge_apart": True}, "train.random_token=false"),
+    ],
+)
+def test_baselines_that_cannot_be_are_refused_in_a_sentence(base, folder, tmp_path, method, more, message):
+    with pytest.raises(Refused, match=message):
+        learn(base, folder, tmp_path / "runs" / "a", method, **more)

@@ -88,5 +88,5 @@ def figures(base: Base, record: SequenceRecord, encoder: Features) -> dict[str, 
             "pictures": len(at_end[0]),
         },
         "denoiser_parameters": whole,
-        "adapter_bytes": adapter.stat().st_size,
+        "adapter_bytes": sum(file.stat().st_size for file in (adapter, *record.folder.glob("tasks/*/own.safetensors"))),
     }

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ..adapters import RANDOM_START, Attachment, Method, SideInputs, attach, load_adapter
+from ..adapters import RANDOM_START, Attachment, Method, Selective, SideInputs, attach, load_adapter
+from ..adapters.custom_diffusion import merge_custom_diffusion
 from ..bases import Base
 from ..config import check, dump_toml, option, with_overrides
 from ..data.cache import TensorCache
@@ -40,6 +41,7 @@ from ..training.class_pictures import class_pictures
 from ..training.fit import AttachedBase, fit
 from ..training.learner import make_accelerator, refuse_the_impossible, release
 from ..training.loop_config import LoopConfig
+from ..training.replay import Mixed, ReplayedPictures
 from ..training.run import Run, claim_folder, write_run_file
 from ..training.sources import BankPictures, ConceptPictures, Source
 
@@ -61,6 +63,13 @@ class SequenceConfig(LoopConfig):
     prior_pictures: int = option(48, "class pictures sampled once from the untouched base, for all tasks", low=1)
     prior_prompts: tuple[str, ...] = option((), "prompts of the class pictures; empty means 'a NOUN'")
     memory_bank: str = option("", "folder of the class pictures; empty means memory_banks beside the run's folder")
+    replay_pictures: int = option(
+        0, "pictures of each past concept that the model so far draws before a task, as class pictures; 0 is no replay",
+        low=0,
+    )  # fmt: skip
+    merge_apart: bool = option(
+        False, "concepts are trained apart from the untouched base, and Custom Diffusion's closed form merges them"
+    )
     sample_every: int = option(0, "not used: a sequence samples after each task", low=0, high=0)
     evaluation_pictures: int = option(8, "pictures of every concept after every task", low=2)
     evaluation_features: str = option("", "encoder of the scores; empty means the probe, or DINO for photographs")
@@ -108,6 +117,13 @@ def train_sequence(
         raise Refused(f"method {method.name!r} cannot learn a sequence; use c_lora, lora, oft, selective or token")
     if not tasks:
         raise Refused("a sequence needs at least one task; load_sequence finds them in a folder of folders")
+    if config.replay_pictures and not config.prior_weight:
+        raise Refused("replayed pictures are learned as class pictures are; set train.prior_weight above 0")
+    if config.merge_apart and (config.random_token or not isinstance(method, Selective) or config.replay_pictures):
+        raise Refused(
+            "Custom Diffusion's merge takes concepts trained with method.name=selective "
+            "train.roles=cross_attention.key,cross_attention.value train.random_token=false, without replay"
+        )
     folder, accelerator = Path(out), make_accelerator(base, config)
     if accelerator.num_processes > 1:
         raise Refused("a sequence trains in one process; start it without a launcher")
@@ -128,10 +144,15 @@ def train_sequence(
         say(f"task {number + 1}: {task.name}", quiet=quiet)
         attachment = begin(base, method, config, record, concept, seeds.number(seed, number))
         try:
-            facts = learn(base, attachment, concept, config, folder, place, accelerator, settings, seed, watch, quiet)
+            past = replayed(base, record, config, seed)
+            facts = learn(
+                base, attachment, concept, past, config, folder, place, accelerator, settings, seed, watch, quiet
+            )
         finally:
             release(base, [attachment])
         adapter = place / "adapter.safetensors"
+        if config.merge_apart:
+            merge(base, record, adapter)
         references = {"features": encoder.subjects(concept.pixels(base.resolution))}
         save_tensors(place / "reference.safetensors", references, {"encoder": encoder.name})
         log = [json.loads(line) for line in (place / "log.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -183,7 +204,7 @@ def begin(
     """The attachment at the start of a task: new, or that of the task before with its past folded in."""
     tokens = {concept.token: RANDOM_START if config.random_token else concept.noun}
     before = record.adapter()
-    if before is None:
+    if before is None or config.merge_apart:
         return attach(base, method, list(config.roles) or None, tokens=tokens, seed=seed)
     attachment = load_adapter(base, before)
     try:
@@ -194,10 +215,30 @@ def begin(
     return attachment
 
 
+def replayed(base: Base, record: SequenceRecord, config: SequenceConfig, seed: int) -> Source | None:
+    """Pictures of the past concepts by the model at the start of a task, the same when the task is resumed."""
+    if not config.replay_pictures or not record.learned:
+        return None
+    return ReplayedPictures(
+        base, [each.phrase for each in record.learned], count=config.replay_pictures,
+        side=config.resolution or base.resolution, seed=seeds.number(seed, len(record.learned), 7) % 2**31,
+    )  # fmt: skip
+
+
+def merge(base: Base, record: SequenceRecord, adapter: Path) -> None:
+    """Keeps the present task's own adapter beside it, and puts in its place the merge of all tasks' own."""
+    own = adapter.with_name("own.safetensors")
+    write_atomic(own, adapter.read_bytes())
+    earlier = [record.place(i, each.name) / own.name for i, each in enumerate(record.learned)]
+    if earlier:
+        merge_custom_diffusion(base, [*earlier, own], adapter)
+
+
 def learn(
     base: Base,
     attachment: Attachment,
     concept: Concept,
+    past: Source | None,
     config: SequenceConfig,
     folder: Path,
     place: Path,
@@ -219,7 +260,8 @@ def learn(
     objective: Objective = Denoising(base.noise_schedule, snr_gamma=config.snr_gamma)
     if config.prior_weight:
         bank = class_pictures(base, concept, config, folder, accelerator, quiet)
-        sources["class"] = BankPictures(base, bank, cache=cache)
+        of_class = BankPictures(base, bank, cache=cache)
+        sources["class"] = of_class if past is None else Mixed([of_class, past])
         objective = PriorPreservation(objective, weight=config.prior_weight)
     texts = Texts(base, [caption for source in sources.values() for caption in source.captions()])
     batches = Batches(
