@@ -9,7 +9,7 @@ import torch
 from diffadapt.adapters import LoRA, attach
 from diffadapt.config import build, options
 from diffadapt.data.concept import load_concept
-from diffadapt.data.control_pairs import load_control_pairs
+from diffadapt.data.control_pairs import ControlPairs, load_control_pairs
 from diffadapt.errors import Refused
 from diffadapt.files import load_tensors
 from diffadapt.recipes import retention
@@ -122,6 +122,20 @@ def test_a_control_training_pairs_each_memory_picture_with_its_own_signal(base, 
         checkpoint_every=0, evaluation_pairs=0, objective="difftuning", memory=SMALL, quiet=True,
     )  # fmt: skip
     assert any("loss_memory" in row for row in log_of(run)) and not base.attachments
+
+
+def test_a_signal_that_the_pixels_do_not_tell_is_read_off_the_embedded_world(base, tmp_path):
+    pictures = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    pairs = ControlPairs.in_memory(pictures, torch.zeros_like(pictures), ["a red cat"] * 4, signal="depth_order")
+    settings = {
+        "method": LoRA(rank=2), "steps": 2, "batch_size": 4, "sample_every": 0, "checkpoint_every": 0,
+        "evaluation_pairs": 0, "objective": "difftuning", "memory": SMALL, "resolution": 64, "quiet": True,
+    }  # fmt: skip
+    run = train_control(base, pairs, out=tmp_path / "run", **settings)
+    assert any("loss_memory" in row for row in log_of(run))
+    base.world = None
+    with pytest.raises(Refused, match="cannot be computed from a picture"):
+        train_control(base, pairs, out=tmp_path / "photographs", **settings)
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

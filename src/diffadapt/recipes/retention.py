@@ -19,6 +19,8 @@ from ..data.latent_bank import LatentBank, LatentBankSettings
 from ..data.prompts import drift_prompts, world_captions
 from ..data.scenes import world_of
 from ..errors import Refused
+from ..metrics.control_consistency import read_signal
+from ..metrics.reader import load_reader
 from ..objectives import Denoising, MatchingTheBase, MixedWithMemory, Objective
 from ..progress import say
 from ..sampling.sample import PromptLine, generate
@@ -89,22 +91,22 @@ def retained(
 
 
 def _signals(base: Base, bank: LatentBank, signal: Signal, cache: TensorCache | None) -> Callable[[int], Tensor]:
-    """Row number -> the control signal (3, H, W) of the memory's picture.
+    """Row number -> the control signal (3, H, W) of the memory's picture: computed, or read off the embedded world.
 
     Raises:
-        Refused: the signal cannot be computed from a picture.
+        Refused: the signal cannot be told from a picture of this base.
     """
-    extract = signal.extract
-    if extract is None:
+    if signal.extract is None and not base.world:
         raise Refused(
             f"Diff-Tuning pairs every memory picture with its signal, and {signal.name} cannot be computed from a "
             "picture; use train.objective=standard, distillation or reconsolidation_only"
         )
+    reader = load_reader() if signal.extract is None else None
     kept = cache or TensorCache(None)
 
     def of(row: int) -> Tensor:
         key = content_key("signal of memory", bank.settings.fingerprint, signal.name, row)
-        return kept.get(key, lambda: extract(base.decode_latents(bank.latents([row])))[0])
+        return kept.get(key, lambda: read_signal(signal.name, base.decode_latents(bank.latents([row])), reader)[0])
 
     return of
 
