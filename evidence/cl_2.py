@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from characters import TASKS, by_concept, column, fabricated, learn
+from characters import TASKS, by_concept, column, fabricated, learn, seconds_of
 
 from diffadapt.adapters import CLoRA
 from diffadapt.evidence import Claim, Comparison, Context, Design, Results, Settings, Table, Unit, Verdict
@@ -11,8 +11,9 @@ from diffadapt.metrics import interval_of_nested_mean
 from diffadapt.report.finding import claimed_better, goal
 
 RANK, RATE = 8, 2e-3
+WHOLE = "whole"  # trained by CL-1
 ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> title, settings of the recipe
-    "whole": ("C-LoRA", {}),
+    WHOLE: ("C-LoRA", {}),
     "no_penalty": ("without the penalty", {}),
     "from_noun": ("tokens that start from the class noun", {"random_token": False}),
     "with_noun": ("the class noun in prompts", {"class_noun": True}),
@@ -23,7 +24,12 @@ def units(results: Results, settings: Settings) -> list[Unit]:
     if not results.of("CL-1"):
         return []
     (penalty,) = {each.unit["value"] for each in results.of("CL-1").where(stage="test", contender="c_lora")}
-    return [{"ablation": name, "lambda": penalty, "seed": seed} for seed in settings.seeds for name in ABLATIONS]
+    return [
+        {"ablation": name, "lambda": penalty, "seed": seed}
+        for seed in settings.seeds[:2]
+        for name in ABLATIONS
+        if name != WHOLE
+    ]
 
 
 def run(unit: Unit, context: Context) -> dict[str, Any]:
@@ -34,14 +40,15 @@ def run(unit: Unit, context: Context) -> dict[str, Any]:
 
 def judge(results: Results) -> Verdict:
     runs = {name: results.where(ablation=name) for name in ABLATIONS}
-    mine = by_concept(runs["whole"], "mmd_since_learned")
+    runs[WHOLE] = results.of("CL-1").where(stage="test", contender="c_lora")  # the same training
+    mine = by_concept(runs[WHOLE], "mmd_since_learned")
     worse = [
         Comparison(
             name=f"1000 F_mmd, whole minus {title},", margin=0.05, more_is_better=False,
             interval=interval_of_nested_mean(mine - by_concept(runs[name], "mmd_since_learned"), level=1 - 0.05 / 3),
         )
         for name, (title, _) in ABLATIONS.items()
-        if name != "whole"
+        if name != WHOLE
     ]  # fmt: skip
     found = claimed_better(worse)
     met = {"reproduced": True, "undecided": None}.get(found.status, False)
@@ -72,8 +79,7 @@ def null(unit: Unit, generator: torch.Generator) -> dict[str, Any]:
 
 
 def oracle(unit: Unit) -> dict[str, Any]:
-    whole = unit["ablation"] == "whole"
-    return fabricated(0.7 if whole else 0.5, 1e-3 if whole else 3e-3, 3e-4 if whole else 1e-3)
+    return fabricated(0.5, 3e-3, 1e-3)  # CL-1's is 1e-3, 2e-4
 
 
 CLAIM = Claim(
@@ -83,7 +89,7 @@ CLAIM = Claim(
     goal="each ablation worse in F_mmd, the interval clear of zero",
     design=Design(
         resampled="concepts, and training seeds within each", margin="1000 F_mmd .05", half_width=0.2,
-        pilot="assumed from concepts that scatter by 5 %", seconds=600.0,
+        pilot="assumed from concepts that scatter by 5 %", seconds=seconds_of(TASKS),
     ),
     units=units,
     run=run,

@@ -29,6 +29,7 @@ METHODS: dict[str, tuple[str, Method]] = {
     "lora": ("LoRA, rank 12", LoRA(rank=12)),
 }
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+# The seconds that the designs expect are CPU seconds of docs/evidence/style_inject.md for their steps, and pictures.
 TRAINED_ON, KEPT = 30, 16
 STYLE_MARGIN, KEPT_MARGIN = 0.03, 0.03
 

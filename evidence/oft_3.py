@@ -117,8 +117,8 @@ CLAIM = Claim(
     design=Design(
         resampled="subjects",
         margin="fidelity .02, steps a tenth",
-        half_width=0.054,
-        pilot="of the area; 24 subjects, from the first round's 8 with three seeds",
+        half_width=0.068,
+        pilot="of the area; 16 subjects, from the first round's 8 with three seeds",
         seconds=0.0,
     ),
     units=units,

@@ -228,8 +228,8 @@ CLAIM = Claim(
     design=Design(
         resampled="subjects, each with a training seed of its own",
         margin=".03 of the hypervolume",
-        half_width=0.05,
-        pilot="of the difference to DreamBooth; 24 subjects, from the first round's 8 with three seeds, with alignment "
+        half_width=0.063,
+        pilot="of the difference to DreamBooth; 16 subjects, from the first round's 8 with three seeds, with alignment "
         "in place of what was followed",
         seconds=71.0,
     ),

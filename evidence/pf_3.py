@@ -39,8 +39,7 @@ from diffadapt.sampling.sample import adapted, default_line, generate
 
 PAIRS = (
     ("fox", "helicopter"), ("koala", "backpack"), ("lobster", "cupcake"), ("ufo", "violin"), ("zebra", "peach"),
-    ("giraffe", "trumpet"), ("hedgehog", "avocado"), ("parrot", "speedboat"), ("flamingo", "racer"),
-    ("dolphin", "telephone"), ("broccoli", "teddy"), ("kite", "axe"),
+    ("giraffe", "avocado"), ("hedgehog", "parrot"), ("flamingo", "dolphin"),
 )  # fmt: skip
 REACHED = 0.25  # quantile of the likeness of single concepts that sets the bar
 LEVEL = 1 - 0.05 / 2  # of two comparisons, so that in 95 % of the cases neither wrongly finds a difference
@@ -314,8 +313,8 @@ CLAIM = Claim(
     design=Design(
         resampled="pairs of subjects, no subject in two of them",
         margin=".03 of the pictures",
-        half_width=0.09,
-        pilot="of the difference in share; 12 pairs of 12 pictures at a share of about .06, where the first round's "
+        half_width=0.12,
+        pilot="of the difference in share; 8 pairs of 12 pictures at a share of about .06, where the first round's "
         "six pairs, with shared subjects, gave .11",
         seconds=4.0,
     ),

@@ -32,16 +32,15 @@ from diffadapt.sampling.sample import adapted, default_line, generate
 from diffadapt.training.run import Run
 
 # noun: style
-SUBJECTS = {
+SUBJECTS = {  # cut from 24, to fit the budget
     "fox": "3d", "koala": "flat", "lobster": "3d", "cupcake": "flat", "helicopter": "flat", "ufo": "3d", "violin": "3d",
     "backpack": "flat", "zebra": "flat", "giraffe": "3d", "hedgehog": "flat", "parrot": "3d", "flamingo": "flat",
-    "dolphin": "3d", "peach": "3d", "avocado": "flat", "broccoli": "3d", "racer": "flat", "speedboat": "3d",
-    "trumpet": "flat", "telephone": "3d", "teddy": "flat", "kite": "3d", "axe": "flat",
+    "dolphin": "3d", "peach": "3d", "avocado": "flat",
 }  # fmt: skip
 # Each subject has a training seed of its own. One seed for all would be one start of the adapters and one order of the
 # noise for all: the first round's LoRA came out clearly better than itself with another seed on the same 8 subjects.
 SEED_OF = {noun: i for i, noun in enumerate(SUBJECTS)}
-TUNING_SUBJECTS = {"tiger": "3d", "motorcycle": "flat", "shark": "flat", "ogre": "3d"}
+TUNING_SUBJECTS = {"tiger": "3d", "motorcycle": "flat", "shark": "flat"}
 
 STEPS, BATCH = 150, 2
 ON_THE_WAY_STEPS = (30, 60, 90, 120, 150)

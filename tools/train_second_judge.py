@@ -1,16 +1,16 @@
 """Trains a second judge of subjects, which has nothing in common with the probe but the sprites.
 
-    python tools/train_second_judge.py train  --data EMOJI --work DIR --steps 800      (resumes from DIR)
+    python tools/train_second_judge.py train  --data EMOJI --work DIR --steps 700      (resumes from DIR)
     python tools/train_second_judge.py export --data EMOJI --work DIR --out src/diffadapt/metrics/second_judge
 
-EMOJI is the folder of sprite folders that `tools/train_probe.py` reads. Another architecture, a vision transformer on
-patches of 8 pixels, and another objective, without labels and without a word of language: of two scenes of one sprite
-among those of others it has to find the pair (SimCLR's NT-Xent, Chen et al. 2020, arXiv:2002.05709, equation 1). It
-has no projection head, as cosines of its features are what it is used for. Every sprite comes with the same thing by
+EMOJI is the folder of sprite folders that `tools/train_probe.py` reads. Another architecture than the probe's
+(`metrics/second_judge.py`), and another objective, without labels and without a word of language: of two scenes of one
+sprite among those of others it has to find the pair (SimCLR's NT-Xent, Chen et al. 2020, arXiv:2002.05709, equation 1).
+It has no projection head, as cosines of its features are what it is used for. Every sprite comes with the same thing by
 another artist, so that the noun is not enough. The scenes differ in place, size, mirroring, tilt, hue, brightness, blur
 and noise, half of them on the plain grounds of the first embedded world and half on those of the wide one: it serves
-both. Held-out nouns and styles are never shown. Batches are drawn from (seed, step). The folder is in transformers'
-format, float16, with `judge.json`, its card: how it was trained and what it gets right on held-out sprites.
+both. Held-out nouns and styles are never shown. Batches are drawn from (seed, step). The folder gets the weights in
+float16 and `judge.json`, its card: how it was trained and what it gets right on held-out sprites.
 """
 
 import argparse
@@ -31,28 +31,14 @@ from diffadapt.data.scenes import FOLDER_OF, World, load_sprite, render, sample_
 from diffadapt.data.wide_pictures import draw_wide_scenes
 from diffadapt.data.wide_scenes import sample_wide_scene
 from diffadapt.data.world import HELD_OUT_NOUNS, STYLES
-from diffadapt.files import load_tensors, write_json
+from diffadapt.files import load_tensors, save_tensors, write_json
 from diffadapt.metrics.features import load_features
+from diffadapt.metrics.second_judge import SecondJudge, load_second_judge
 
-SHAPE = {
-    "image_size": 64, "patch_size": 8, "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "intermediate_size": 256, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
-}  # fmt: skip
-STEMS, TEMPERATURE, RATE = 48, 0.1, 1.5e-3  # a batch is two scenes each of two artists' sprites of so many things
+STEMS, TEMPERATURE, RATE = 32, 0.1, 4e-3  # a batch is two scenes each of two artists' sprites of so many things
 HELD_BACK = 10**9  # a "step" that no training reaches
 AMONG, ROUNDS = 32, 20  # how many held-out sprites are told apart, how often
 Key = tuple[str, str]  # (folder, file stem)
-
-
-def model_of() -> Any:
-    from transformers import ViTConfig, ViTModel
-
-    return ViTModel(ViTConfig(**SHAPE), add_pooling_layer=False)
-
-
-def rows_of(model: Any, pictures: Tensor) -> Tensor:
-    """(N, 3, 64, 64) in [0, 1] -> unit rows (N, D): the class token, as `load_features` reads it."""
-    return F.normalize(model(pixel_values=(pictures - 0.5) / 0.5).last_hidden_state[:, 0].float(), dim=1)
 
 
 def chosen_of(rng: np.random.Generator, sprites: Sprites) -> list[Key]:
@@ -86,8 +72,9 @@ def nt_xent(first: Tensor, second: Tensor) -> Tensor:
 
 def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
-    sprites, model = Sprites(args.data), model_of()
+    sprites, model = Sprites(args.data), SecondJudge()
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
+    model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     weights = dict(model.state_dict())
     average = {name: value.detach().clone() for name, value in weights.items()}
     first, start = load_state(args.work, model, average, optimizer), time.process_time()
@@ -99,7 +86,7 @@ def train(args: argparse.Namespace) -> None:
         rng = np.random.default_rng([args.seed, step])
         chosen = chosen_of(rng, sprites)
         pictures = torch.cat([wide_views(rng, sprites, chosen) for _ in range(2)])
-        loss = nt_xent(*rows_of(model, pictures).chunk(2))
+        loss = nt_xent(*model(pictures.to(memory_format=torch.channels_last)).chunk(2))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -120,19 +107,20 @@ def train(args: argparse.Namespace) -> None:
 def export(args: argparse.Namespace) -> None:
     """Writes the averaged weights in float16, and the card."""
     tensors, metadata = load_tensors(args.work / "state.safetensors")
-    model = model_of()
-    model.load_state_dict({k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")})
-    model.half().save_pretrained(args.out, safe_serialization=True)
-    fit = {"do_center_crop": True, "crop_size": 64, "size": {"shortest_edge": 64}}
-    write_json(args.out / "preprocessor_config.json", {**fit, "image_mean": [0.5] * 3, "image_std": [0.5] * 3})
+    half = {k.removeprefix("average."): v.half() for k, v in tensors.items() if k.startswith("average.")}
+    save_tensors(args.out / "judge.safetensors", half, {"format": "diffadapt-second-judge", "format_version": "1"})
+    shape = SecondJudge()
+    card: dict[str, Any] = {"format_version": 1, "widths": shape.widths, "features": shape.features}
+    write_json(args.out / "judge.json", card)  # so that it can be loaded and measured
     log = [json.loads(line) for line in (args.work / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     clock = [row["cpu_minutes"] for row in log]  # it starts again with every resume
     spent = sum(now for now, after in zip(clock, [*clock[1:], 0.0], strict=True) if after < now)
     steps = int(metadata["step"])
-    write_json(args.out / "judge.json", {
+    card |= {
         "serves": "subjects of the first embedded world and of the wide one: whose sprite it is, on any ground",
         "does_not_serve": "prompts, backgrounds, styles (it reads no text); photographs",
-        "architecture": "vision transformer, 4 layers of 128, patches of 8 x 8, class token",
+        "architecture": f"{sum(p.numel() for p in shape.parameters()):,} parameters: five convolutions, group norm, "
+        "the mean and the largest of an 8 x 8 grid",
         "objective": f"NT-Xent at temperature {TEMPERATURE}, {2 * STEMS} pairs a batch, no labels, no text",
         "training": {
             "steps": steps, "pictures_at_most": steps * STEMS * 4, "sprites": len(Sprites(args.data).stack),
@@ -141,7 +129,8 @@ def export(args: argparse.Namespace) -> None:
             "held_out": "world.HELD_OUT_NOUNS in every folder, and the folders of other styles", "data": SOURCES,
         },
         "held_out": measure(args.data, args.out),
-    })  # fmt: skip
+    }  # fmt: skip
+    write_json(args.out / "judge.json", card)
     print((args.out / "judge.json").read_text(encoding="utf-8"))
 
 
@@ -154,7 +143,7 @@ def measure(data: Path, out: Path) -> dict[str, Any]:
     """
     stems = {stem for _, _, stem in HELD_OUT_NOUNS}
     sprites = Sprites(data, stems=stems)
-    judges = {"probe": load_features("probe"), "second": load_features(f"dino:{out}")}
+    judges = {"probe": load_features("probe").subjects, "second": load_second_judge(out)}
     result: dict[str, Any] = {"among": AMONG, "rounds": ROUNDS}
     for world in ("first_world", "wide_world"):
         found: dict[str, list[Tensor]] = {name: [] for name in judges}
@@ -162,7 +151,7 @@ def measure(data: Path, out: Path) -> dict[str, Any]:
             rng = np.random.default_rng([HELD_BACK, i])
             views = first_views(rng, data) if world == "first_world" else held_back_views(rng, sprites)
             for name, judge in judges.items():
-                first, second = (judge.subjects(each) for each in views)
+                first, second = (judge(each) for each in views)
                 found[name].append(first @ second.T)
         own = torch.eye(AMONG, dtype=torch.bool)
         for name, likeness in found.items():
@@ -208,7 +197,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of sprite folders")
     parser.add_argument("--work", type=Path, required=True, help="state and log")
     parser.add_argument("--out", type=Path, help="export: the folder to write")
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)

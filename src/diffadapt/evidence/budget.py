@@ -34,6 +34,6 @@ def budget_of(evidence: Evidence, name: str) -> Budget:
     units = [each.unit for each in simulated(evidence.folder, name, evidence.settings)]
     seconds = seconds_left(units, evidence.stored(name).finished.values(), workers=1)
     if seconds is None:
-        seconds = claim.design.seconds * len(units)
+        seconds = sum(claim.design.seconds_of(unit) for unit in units)
     width = claim.design.half_width
     return Budget(claim.title, len(units), seconds / 3600, "exact" if width is None else number(width))

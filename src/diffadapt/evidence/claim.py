@@ -42,15 +42,18 @@ class Design:
         margin: which difference counts as none, with its unit.
         half_width: of the 95 % interval that decides, as a pilot predicts it for this many units; None where exact.
         pilot: what the prediction rests on, in words.
-        seconds: what one unit is expected to take on one core of the machine that the results name; of a unit that is
-            like a stored one, the stored time counts instead.
+        seconds: what a unit is expected to take on one core of the machine that the results name, one figure for all or
+            (unit) -> seconds; of a unit that is like a stored one, the stored time counts instead.
     """
 
     resampled: str
     margin: str
     half_width: float | None
     pilot: str
-    seconds: float
+    seconds: "float | Callable[[Unit], float]"
+
+    def seconds_of(self, unit: Unit) -> float:
+        return self.seconds(unit) if callable(self.seconds) else self.seconds
 
 
 @dataclass(frozen=True, kw_only=True)
