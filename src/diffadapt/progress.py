@@ -1,13 +1,14 @@
 """Progress on stderr, for the person who waits."""
 
 import sys
+import time
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 class Steps:
-    """Progress of counted work on stderr: a bar on a terminal, a plain line at every tenth otherwise.
+    """Progress of counted work on stderr, with the time left: a bar on a terminal, else a plain line at every tenth.
 
     Args:
         title: what is going on, for example "train".
@@ -17,6 +18,7 @@ class Steps:
 
     def __init__(self, title: str, total: int, *, done: int = 0, quiet: bool = False) -> None:
         self.title, self.total, self.done, self.quiet = title, total, done, quiet
+        self._first, self._began = done, time.monotonic()
         self._bar: Progress | None = None
         if not quiet and sys.stderr.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -40,7 +42,15 @@ class Steps:
         if self._bar:
             self._bar.update(self._task, completed=self.done, note=note)
         elif self.done * 10 // self.total > before * 10 // self.total:
-            print(f"{self.title} {self.done}/{self.total}  {note}".rstrip(), file=sys.stderr, flush=True)
+            parts = (f"{self.title} {self.done}/{self.total}", note, self._left())
+            print("  ".join(part for part in parts if part), file=sys.stderr, flush=True)
+
+    def _left(self) -> str:
+        """The time left at the pace so far, "" below five seconds."""
+        seconds = (time.monotonic() - self._began) / (self.done - self._first) * (self.total - self.done)
+        if seconds < 5:
+            return ""
+        return f"{seconds:.0f} s left" if seconds < 90 else f"{seconds / 60:.0f} min left"
 
 
 def say(text: str, *, quiet: bool = False) -> None:

@@ -5,7 +5,7 @@ import torch
 
 from diffadapt.adapters import LoRA, attach
 from diffadapt.data.concept import load_concept
-from diffadapt.evaluation.evaluate import evaluate
+from diffadapt.evaluation.evaluate import evaluate, picture_count
 from diffadapt.evaluation.forgetting import about_its_kind
 
 
@@ -63,3 +63,15 @@ def test_prompts_about_things_of_the_same_kind_are_near():
     assert about_its_kind(prompts, "cat").tolist() == [True, False, False]
     assert about_its_kind(prompts, "animal").tolist() == [True, False, False]
     assert about_its_kind(["a photo of a mountain"], "toaster").tolist() == [False]
+
+
+def test_progress_counts_every_picture_that_an_evaluation_draws(tiny_v_base, tmp_path, capsys):
+    from PIL import Image
+
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "0.png")
+    attachment = attach(tiny_v_base, LoRA(rank=1))
+    few = {"prompts": 2, "per_prompt": 1, "drift_count": 3, "steps": 1, "features": ["probe"]}
+    evaluate(tiny_v_base, load_concept(tmp_path, "cat"), adapters=[(attachment, 1.0)], quiet=False, **few)
+    total = picture_count(2, 1, 3)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"evaluate {total}/{total}"

@@ -1,5 +1,6 @@
 import json
 import math
+import time
 
 import pytest
 import torch
@@ -119,6 +120,17 @@ def test_progress_without_a_terminal_is_a_line_per_tenth(capsys):
             bar.advance("loss 0.1")
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 10 and lines[-1] == "train 40/40  loss 0.1"
+
+
+def test_progress_tells_the_time_left_at_the_pace_so_far(capsys, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with Steps("train", 40, done=20) as bar:  # resumed: what lies behind took no time now
+        for _ in range(10):
+            now[0] += 30
+            bar.advance("loss 0.1", by=2)
+    left = [line.split("  ")[2:] for line in capsys.readouterr().err.splitlines()]
+    assert left == [["4 min left"], ["3 min left"], ["2 min left"], ["60 s left"], []] and bar.done == 40
 
 
 def test_a_missing_8_bit_optimizer_names_the_extra():

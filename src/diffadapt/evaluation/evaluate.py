@@ -21,7 +21,7 @@ from ..data.scenes import world_of
 from ..errors import Refused
 from ..metrics.drift import drift_pixels
 from ..metrics.features import Features, ProbeFeatures
-from ..progress import say
+from ..progress import Steps
 from ..sampling.sample import adapted, biased
 from .figure import figure
 from .forgetting import about_its_kind, loss_figures, losses, pictures_forgotten
@@ -77,18 +77,19 @@ def evaluate(
     judge = Judge(
         base, concept, prompts=prompts, per_prompt=per_prompt, unrelated=drift_count, seed=seed, steps=steps
     )  # fmt: skip
-    say(f"evaluating on {picture_count(prompts, per_prompt, drift_count)} pictures", quiet=quiet)
-    with adapted(base, [(a, 0.0) for a, _ in adapters if isinstance(a, Attachment)]):
-        before = _Drawn(judge.of_prompts_alone(), judge.of_class(), judge.of_unrelated())
-        again = _Drawn(before.benchmark, judge.of_class(again=True), judge.of_unrelated(again=True))
-        sets = {"class": (before.of_class, judge.class_prompts), "world": (before.unrelated, judge.unrelated)}
-        mine = concept.pixels(base.resolution)
-        untold = [caption.replace(f"{concept.token} ", "") for caption in concept.captions()]
-        lost_before = losses(base, {"concept": (mine, untold), **sets}, seed=seed)
-    with adapted(base, adapters) as attachments, biased(attachments, bias or {}):
-        after = _Drawn(judge.of_concept(), judge.of_class(), judge.of_unrelated())
-        lost = losses(base, {"concept": (mine, concept.captions()), **sets}, seed=seed)
-        moved = movement(attachments)
+    judge.bar = Steps("evaluate", picture_count(prompts, per_prompt, drift_count), quiet=quiet)
+    with judge.bar:
+        with adapted(base, [(a, 0.0) for a, _ in adapters if isinstance(a, Attachment)]):
+            before = _Drawn(judge.of_prompts_alone(), judge.of_class(), judge.of_unrelated())
+            again = _Drawn(before.benchmark, judge.of_class(again=True), judge.of_unrelated(again=True))
+            sets = {"class": (before.of_class, judge.class_prompts), "world": (before.unrelated, judge.unrelated)}
+            mine = concept.pixels(base.resolution)
+            untold = [caption.replace(f"{concept.token} ", "") for caption in concept.captions()]
+            lost_before = losses(base, {"concept": (mine, untold), **sets}, seed=seed)
+        with adapted(base, adapters) as attachments, biased(attachments, bias or {}):
+            after = _Drawn(judge.of_concept(), judge.of_class(), judge.of_unrelated())
+            lost = losses(base, {"concept": (mine, concept.captions()), **sets}, seed=seed)
+            moved = movement(attachments)
 
     values: dict[str, dict[str, Any]] = {}
     for encoder in encoders:

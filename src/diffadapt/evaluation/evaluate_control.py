@@ -23,7 +23,7 @@ from ..metrics.features import Features, load_features
 from ..metrics.frechet import fid
 from ..metrics.reader import Reader, load_reader
 from ..metrics.segmentation_scores import segmentation_scores
-from ..progress import say
+from ..progress import Steps, say
 from ..sampling.sample import adapted
 from .judge import draw
 
@@ -90,21 +90,22 @@ def evaluate_control(
         raise Refused("neither a signal that can be read nor features: nothing would be measured")
     reader = load_reader() if name and not from_pixels else None
     reals, signals = pairs.read(range(len(pairs)), base.resolution)
-    say(f"evaluating on {len(pairs) * (2 if compare_base else 1)} pictures", quiet=quiet)
+    bar = Steps("evaluate", len(pairs) * (2 if compare_base else 1), quiet=quiet)
 
     def make(controls: Tensor | None) -> Tensor:
         return draw(
             base, pairs.captions(), seed=seed, same_noise=False, steps=steps, guidance=guidance,
-            controls=None if controls is None else list(controls), batch=batch, progress=not quiet,
+            controls=None if controls is None else list(controls), batch=batch, bar=bar,
         )  # fmt: skip
 
-    with adapted(base, adapters):
-        pictures = make(signals)
-    before = None
-    if compare_base:
-        if base.attachments:
-            raise Refused("something is attached to the base; detach it, or pass compare_base=False")
-        before = make(None)
+    with bar:
+        with adapted(base, adapters):
+            pictures = make(signals)
+        before = None
+        if compare_base:
+            if base.attachments:
+                raise Refused("something is attached to the base; detach it, or pass compare_base=False")
+            before = make(None)
     if out:
         for i, picture in enumerate(pictures):
             write_png(Path(out) / f"{i:04d}.png", to_picture(picture))

@@ -26,7 +26,7 @@ from ..metrics.drift import drift_features
 from ..metrics.features import load_features
 from ..metrics.frechet import fid
 from ..metrics.style import content_kept, style_distance
-from ..progress import say
+from ..progress import Steps
 from ..sampling.sample import adapted, default_line, generate
 
 
@@ -76,11 +76,11 @@ def evaluate_style(
         name: [default_line(base, prompt, seed + i, steps=steps) for i, prompt in enumerate(each)]
         for name, each in asked.items()
     }
-    say(f"evaluating on {2 * sum(map(len, lines.values()))} pictures", quiet=quiet)
-    with adapted(base, [(a, 0.0) for a, _ in adapters if isinstance(a, Attachment)]):
-        before = {name: torch.stack(generate(base, each)) for name, each in lines.items()}
-    with adapted(base, adapters):
-        after = {name: torch.stack(generate(base, each)) for name, each in lines.items()}
+    with Steps("evaluate", 2 * sum(map(len, lines.values())), quiet=quiet) as bar:
+        with adapted(base, [(a, 0.0) for a, _ in adapters if isinstance(a, Attachment)]):
+            before = {name: torch.stack(generate(base, each, bar=bar)) for name, each in lines.items()}
+        with adapted(base, adapters):
+            after = {name: torch.stack(generate(base, each, bar=bar)) for name, each in lines.items()}
 
     rows: dict[str, dict[str, tuple[Tensor, Tensor]]] = {"style_distance": {}, "text_alignment": {}}  # (adapted, base)
     distances: dict[str, tuple[float, float]] = {}

@@ -16,6 +16,7 @@ from ..metrics.alignment import text_alignment
 from ..metrics.diversity import diversity
 from ..metrics.features import Features, load_features
 from ..metrics.fidelity import subject_fidelity
+from ..progress import Steps
 from ..sampling.sample import default_line, generate
 
 ANOTHER = 1000  # added to the seeds of pictures that are drawn again
@@ -33,7 +34,7 @@ def draw(
     guidance: float | None = None,
     controls: Sequence[Tensor] | None = None,
     batch: int = 8,
-    progress: bool = False,
+    bar: Steps | None = None,
 ) -> Tensor:
     """Pictures of prompts with whatever is attached now.
 
@@ -45,7 +46,7 @@ def draw(
         steps, guidance: of the sampling; None means the base's defaults.
         controls: the control signal (3, H, W) of each picture, for what follows one.
         batch: pictures made at once.
-        progress: show progress on stderr.
+        bar: is advanced by every picture.
 
     Returns:
         (len(prompts) * per_prompt, 3, H, W) in [0, 1]
@@ -56,7 +57,7 @@ def draw(
         control = None if controls is None else controls[i]
         line = default_line(base, prompts[i // per_prompt], start, steps=steps, guidance=guidance, control=control)
         lines.append(line)
-    return torch.stack(generate(base, lines, batch=batch, progress=progress))
+    return torch.stack(generate(base, lines, batch=batch, bar=bar))
 
 
 def load_encoders(base: Base, names: Sequence[str] = ()) -> list[Features]:
@@ -93,6 +94,7 @@ class Judge:
         class_prompts: the plain class, by itself and in a dozen of the contexts of `plain`.
         unrelated: the prompts that have nothing to do with the concept.
         groups: (N,) which prompt each picture of the concept belongs to.
+        bar: is advanced by every picture that is drawn, if there is one.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class Judge:
     ) -> None:
         self.base, self.concept, self.per_prompt = base, concept, per_prompt
         self.seed, self.same_noise, self.steps = seed, same_noise, steps
+        self.bar: Steps | None = None
         world = world_of(base)
         self._asked = spread(benchmark_prompts(concept.noun, concept.token, world), prompts)
         self.plain = spread(benchmark_prompts(concept.noun, "", world), prompts)
@@ -138,7 +141,7 @@ class Judge:
     def of_class(self, *, again: bool = False) -> Tensor:
         """A picture of each class prompt, no two from the same noise; `again` draws them from other seeds."""
         seed = self.seed + ANOTHER * again
-        return draw(self.base, self.class_prompts, 1, seed=seed, same_noise=False, steps=self.steps)
+        return draw(self.base, self.class_prompts, 1, seed=seed, same_noise=False, steps=self.steps, bar=self.bar)
 
     def of_unrelated(self, *, again: bool = False) -> Tensor:
         """A picture of each unrelated prompt; `again` draws them from other seeds."""
@@ -146,7 +149,9 @@ class Judge:
 
     def _draw(self, prompts: Sequence[str], per_prompt: int, *, again: bool = False) -> Tensor:
         seed = self.seed + ANOTHER * again
-        return draw(self.base, prompts, per_prompt, seed=seed, same_noise=self.same_noise, steps=self.steps)
+        return draw(
+            self.base, prompts, per_prompt, seed=seed, same_noise=self.same_noise, steps=self.steps, bar=self.bar
+        )
 
     def fidelity(self, encoder: Features, pictures: Tensor) -> Tensor:
         """(N,) likeness to the concept's pictures."""

@@ -203,17 +203,19 @@ def sample(
         )
         for i, line in enumerate(lines)
     ]
-    with adapted(base, adapters) as attachments, biased(attachments, bias or {}):
-        pixels = generate(base, whole, batch=batch, hand_back=hand_back, progress=progress)
+    bar = Steps("sample", len(whole), quiet=not progress)
+    with adapted(base, adapters) as attachments, biased(attachments, bias or {}), bar:
+        pixels = generate(base, whole, batch=batch, hand_back=hand_back, bar=bar)
     return [to_picture(row) for row in pixels]
 
 
 def generate(
-    base: Base, lines: Sequence[PromptLine], *, batch: int = 8, hand_back: float = 0.0, progress: bool = False
+    base: Base, lines: Sequence[PromptLine], *, batch: int = 8, hand_back: float = 0.0, bar: Steps | None = None
 ) -> list[Tensor]:
     """`sample` on complete prompt lines and with whatever is attached now -> pixels (3, H, W) in [0, 1] each, on CPU.
 
-    Where a batch does not fit into the GPU's memory it is halved until it does; pictures do not depend on it.
+    Where a batch does not fit into the GPU's memory it is halved until it does; pictures do not depend on it. `bar` is
+    advanced by every picture.
     """
     check_lines(base, lines)
     check_share(hand_back)
@@ -222,21 +224,21 @@ def generate(
     groups: dict[tuple[object, ...], list[int]] = {}
     for i, line in enumerate(lines):
         groups.setdefault((line.width, line.height, line.guidance, line.steps), []).append(i)
-    with Steps("sample", len(lines), quiet=not progress) as bar:
-        for members in groups.values():
-            while members:
-                rows = members[:batch]
-                try:
-                    made = _generate_batch(base, [lines[i] for i in rows], hand_back)
-                except torch.OutOfMemoryError:
-                    if len(rows) == 1:
-                        raise
-                    batch = len(rows) // 2
-                    torch.cuda.empty_cache()  # does nothing where there is no GPU
-                    continue
-                for i, pixels in zip(rows, made, strict=True):
-                    results[i] = pixels
-                members = members[len(rows) :]
+    for members in groups.values():
+        while members:
+            rows = members[:batch]
+            try:
+                made = _generate_batch(base, [lines[i] for i in rows], hand_back)
+            except torch.OutOfMemoryError:
+                if len(rows) == 1:
+                    raise
+                batch = len(rows) // 2
+                torch.cuda.empty_cache()  # does nothing where there is no GPU
+                continue
+            for i, pixels in zip(rows, made, strict=True):
+                results[i] = pixels
+            members = members[len(rows) :]
+            if bar is not None:
                 bar.advance(by=len(rows))
     return [pixels for pixels in results if pixels is not None]
 

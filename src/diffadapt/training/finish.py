@@ -38,7 +38,7 @@ def finish(
         quiet: print nothing.
     """
     if samples:
-        samples.save_strengths(folder, STRENGTHS)
+        samples.save_strengths(folder, STRENGTHS, quiet=quiet)
     layout = RunLayout(folder)
     metrics = read_json(layout.metrics, METRICS) if layout.metrics.exists() else {}
     if measure and "values" not in metrics:

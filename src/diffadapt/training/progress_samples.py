@@ -15,6 +15,7 @@ from ..data.picture import to_picture, write_png
 from ..data.prompts import benchmark_prompts, spread
 from ..data.scenes import world_of
 from ..files import write_json
+from ..progress import Steps
 from ..run_layout import RunLayout, picture
 from ..sampling.sample import adapted, default_line, generate
 
@@ -74,24 +75,28 @@ class ProgressSamples:
         """The pictures of what is attached now, after a 1-based step."""
         self._write(self.run.step_samples(step), self.prompts, self.controls)
 
-    def save_strengths(self, adapter: Path, strengths: Sequence[float]) -> None:
+    def save_strengths(self, adapter: Path, strengths: Sequence[float], *, quiet: bool = True) -> None:
         """The pictures of a finished adapter, a file or a run's folder, at these strengths; those there are kept."""
-        for strength in strengths:
-            place = self.run.strength_samples(strength)
-            if not self._complete(place):
+        missing = [each for each in strengths if not self._complete(self.run.strength_samples(each))]
+        if not missing:
+            return
+        with Steps("samples by strength", len(missing) * len(self.prompts), quiet=quiet) as bar:
+            for strength in missing:
                 with adapted(self.base, [(adapter, strength)]):
-                    self._write(place, self.prompts, self.controls)
+                    self._write(self.run.strength_samples(strength), self.prompts, self.controls, bar)
 
     def _complete(self, place: Path) -> bool:
         """Whether every picture of a set is there."""
         return all(picture(place, i).is_file() for i in range(len(self.prompts)))
 
-    def _write(self, place: Path, prompts: Sequence[str], controls: Sequence[Tensor] | None) -> None:
+    def _write(
+        self, place: Path, prompts: Sequence[str], controls: Sequence[Tensor] | None, bar: Steps | None = None
+    ) -> None:
         lines = [
             default_line(self.base, prompt, self.seed + i, control=controls[i] if controls else None)
             for i, prompt in enumerate(prompts)
         ]
-        for i, pixels in enumerate(generate(self.base, lines)):
+        for i, pixels in enumerate(generate(self.base, lines, bar=bar)):
             write_png(picture(place, i), to_picture(pixels))
 
 
