@@ -107,6 +107,23 @@ def test_what_follows_depends_on_the_signal_and_each_parameter_gets_a_gradient(b
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in attachment.parameters())
 
 
+def test_it_opens_in_two_stages_the_zero_convolution_then_the_encoder(base):
+    attachment, stages = attach(base, TINY), []
+    for _ in range(2):
+        attachment.begin(SideInputs(control=signal()))
+        noisy = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+        base.denoise(noisy, torch.tensor([5, 9]), base.condition(["a", "b"])).square().mean().backward()
+        stages.append(
+            {name.split(".")[-2] for name, p in attachment.named_parameters() if p.grad is not None and p.grad.any()}
+        )
+        with torch.no_grad():
+            for parameter in attachment.parameters():
+                parameter -= 0.0 if parameter.grad is None else parameter.grad
+                parameter.grad = None
+    assert len(stages[0]) == 1 and stages[0] < stages[1]
+    assert stages[1] == {name.split(".")[-2] for name, _ in attachment.named_parameters()}
+
+
 def test_the_signal_is_encoded_once_for_all_denoising_steps(base, monkeypatch):
     calls = []
     adapter = attach(base, TINY).adapters["unet.conv_in"]

@@ -241,3 +241,19 @@ def test_d_the_wrong_way_round_is_worse(outcomes):
 
 def test_e_without_a_condition_that_tells_them_apart_the_source_leaks_into_the_target(outcomes):
     assert outcomes["diff-tuning, no labels"].coarse.mean() >= 5 * outcomes["plain, no labels"].coarse.mean()
+
+
+def test_f_an_unlabelled_lattice_of_blobs_leaks_the_same_way():
+    lattice = torch.cartesian_prod(torch.arange(4.0), torch.arange(3.0)) * 0.6 - torch.tensor([0.9, 0.6])
+
+    def blobs(centres: Tensor, labels: Tensor, source: torch.Generator) -> Tensor:
+        return centres[labels] + 0.05 * torch.randn((*labels.shape, 2), generator=source)
+
+    base = pretrain(lambda labels, source: blobs(lattice, labels, source), SEEDS, coarse=2, fine=0)
+    hidden = torch.full((SEEDS, 5000), NULL)
+    bank, labels = sample(base, hidden, 2, seed=7), torch.arange(24) % TARGETS
+    target = blobs(TARGET, labels.expand(SEEDS, -1), generator(8))
+    model = fine_tune(base, [VARIANTS["plain, no labels"], VARIANTS["diff-tuning, no labels"]], target, bank, labels)
+    truth = blobs(TARGET, (torch.arange(600) % TARGETS).expand(SEEDS, -1), generator(10)).repeat(2, 1, 1)
+    plain, mixed_in = energy_distance(sample(model, hidden[:, :600].repeat(2, 1), 2), truth).split(SEEDS)
+    assert mixed_in.mean() >= 5 * plain.mean()

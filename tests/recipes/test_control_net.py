@@ -52,6 +52,35 @@ def test_nothing_but_the_copy_trains(base):
     assert all(parameter.grad is not None for parameter in attachment.parameters())
 
 
+def reached(base, attachment) -> set[str]:
+    """One step of gradient descent; the parameters whose gradient is not zero."""
+    for parameter in attachment.parameters():
+        parameter.grad = None
+    generator = torch.Generator().manual_seed(4)
+    attachment.begin(SideInputs(control={"hint": torch.rand(2, 3, 32, 32, generator=generator)}))
+    noisy = torch.randn(2, 4, 16, 16, generator=generator)
+    base.denoise(noisy, torch.tensor([5, 700]), base.condition(["a cat", "a dog"])).square().mean().backward()
+    found = {name for name, p in attachment.named_parameters() if p.grad is not None and p.grad.any()}
+    with torch.no_grad():
+        for parameter in attachment.parameters():
+            parameter -= 0.0 if parameter.grad is None else parameter.grad
+    return found
+
+
+def test_it_opens_in_three_stages_the_zero_convolutions_then_the_copy_then_the_signals_encoder(base):
+    attachment = attach_control_net(base, ControlNet())
+    every = {name for name, _ in attachment.named_parameters()}
+    zero = {name for name in every if "controlnet_down_blocks" in name or "controlnet_mid_block" in name}
+    encoder = {name for name in every if "controlnet_cond_embedding" in name}
+    last = {name for name in encoder if "conv_out" in name}  # it starts at zero, too
+    copied = every - zero - encoder
+    assert zero and last and copied
+    assert reached(base, attachment) == zero
+    second = reached(base, attachment)
+    assert zero | last <= second and not second & (encoder - last) and len(second & copied) > 0.9 * len(copied)
+    assert encoder - last <= reached(base, attachment)
+
+
 def test_strength_scales_what_is_added_to_the_skips(base):
     attachment = moved(attach_control_net(base, ControlNet()))
     attachment.begin(SideInputs(control={"hint": torch.rand(1, 3, 32, 32)}))
