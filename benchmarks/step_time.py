@@ -8,8 +8,10 @@ Two models: the UNet of a base (--base), and `blocks`, three transformer blocks 
 
 The floor is forward and backward with only the model's input requiring a gradient: what any adapter pays before it
 does anything. All contenders take turns within one run, round by round, so that a busy machine slows all alike; the
-figure is the median over rounds of each contender's time divided by the floor's of that round. LyCORIS is measured
-where it is installed (`pip install --no-deps lycoris-lora einops toml`).
+figure is the median over rounds of each contender's time divided by the floor's of that round. `--clock cpu` counts the
+process's own time, which other processes lengthen less. `--forward` times a forward pass without gradient, as sampling
+does. `--contenders` takes a few by name. LyCORIS is measured where it is installed (`pip install --no-deps lycoris-lora
+einops toml`).
 """
 
 import argparse
@@ -26,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffadapt.adapters import OFT, LoRA, Method, Selective, SideInputs, StyleInject, attach
+from diffadapt.adapters import IA3, OFT, DoRA, GainedLoRA, LoRA, Method, Selective, SideInputs, StyleInject, attach
 from diffadapt.adapters.oft import OFTAdapter, solve_together
 from diffadapt.bases import load_base
 from diffadapt.files import write_json
@@ -45,7 +47,11 @@ def methods(model: str, rank: int) -> dict[str, Method]:
         f"diffadapt OFT b={size}": OFT(block_size=size),
         "diffadapt OFT r=4": OFT(blocks=4),
         "diffadapt LoRA r=12": LoRA(rank=12),
+        "diffadapt DoRA r=12": DoRA(rank=12),
+        "diffadapt LoRA with gains r=12": GainedLoRA(rank=12),
+        "diffadapt IA3": IA3(),
         "diffadapt StyleInject n=4 r=4": StyleInject(),  # as many parameters as LoRA of rank 12
+        "diffadapt StyleInject none": StyleInject(variance="none"),
         FULL: Selective(),
     }
 
@@ -109,7 +115,8 @@ class Contender:
     """A model with something that trains on it; `step` is forward, backward and optimizer step."""
 
     def __init__(self, name: str, args: argparse.Namespace) -> None:
-        self.name, self.begin, self.end = name, lambda: None, lambda: None
+        self.name, self.begin, self.end, self.forward = name, lambda: None, lambda: None, args.forward
+        self.clock = time.process_time if args.clock == "cpu" else time.perf_counter
         generator = torch.Generator().manual_seed(0)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if args.model == "base":
@@ -166,7 +173,13 @@ class Contender:
     def step(self) -> float:
         """Seconds of one training step."""
         _wait()
-        start = time.perf_counter()
+        start = self.clock()
+        if self.forward:
+            with torch.no_grad():
+                self.begin()
+                self.loss()
+            _wait()
+            return self.clock() - start
         self.optimizer.zero_grad()
         self.begin()
         self.loss().backward()
@@ -174,7 +187,7 @@ class Contender:
             self.optimizer.step()
             self.end()
         _wait()
-        return time.perf_counter() - start
+        return self.clock() - start
 
 
 def _wait() -> None:
@@ -185,7 +198,7 @@ def _wait() -> None:
 def peak_memory(name: str, args: argparse.Namespace) -> float:
     """Peak memory of a process that does nothing but this contender's steps, in MB."""
     command = [sys.executable, "-W", "ignore", __file__, "--only", name]
-    for key in ("model", "base", "rank", "batch", "side", "threads"):
+    for key in ("model", "base", "rank", "batch", "side", "threads", "clock"):
         command += [f"--{key}", str(getattr(args, key))]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
@@ -199,6 +212,10 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=32, help="of the latents, for --model blocks; 64 is 512 pixels")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--forward", action="store_true", help="time a forward pass without gradient")
+    parser.add_argument("--contenders", nargs="*", help="names of those that are measured beside the floor; all")
+    parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory, a process for each")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -207,9 +224,11 @@ def main() -> None:
         only = Contender(args.only, args)
         for _ in range(3):
             only.step()
-        print(peak_memory_mb())
+        print(peak_memory_mb(torch.device("cuda" if torch.cuda.is_available() else "cpu")))
         return
     names = ["floor", *methods(args.model, args.rank), *peers(args.model, args.rank)]
+    if args.contenders:
+        names = ["floor", *(name for name in names if name in args.contenders)]
     contenders = [Contender(name, args) for name in names]
     times: dict[str, list[float]] = {name: [] for name in names}
     for round_ in range(-3, args.rounds):
@@ -228,12 +247,12 @@ def main() -> None:
                 "times_floor": round(median(ratios), 3),
                 "times_floor_quartiles": [round(ratios[len(ratios) // 4], 3), round(ratios[3 * len(ratios) // 4], 3)],
                 "trainable_parameters": contender.parameters,
-                "peak_memory_mb": round(peak_memory(contender.name, args), 1),
+                "peak_memory_mb": None if args.no_memory else round(peak_memory(contender.name, args), 1),
             }
         )
         print(json.dumps(rows[-1]), flush=True)
     if args.out:
-        keys = ("model", "base", "rank", "batch", "side", "rounds", "threads")
+        keys = ("model", "base", "rank", "batch", "side", "rounds", "threads", "clock", "forward")
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
         facts = {**made_by(), "commit": commit}
         settings = {key: getattr(args, key) for key in keys}

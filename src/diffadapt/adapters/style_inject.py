@@ -118,8 +118,8 @@ class StyleInjectAdapter(Adapter):
 
     def adapted(self, x: Tensor) -> Tensor:
         h = self.layer(x)
-        with torch.autocast(x.device.type, enabled=False):  # statistics and softmax in the parameters' precision
-            up = self.strength * self.up
+        with _full_precision(x.device.type):  # statistics and softmax in the parameters' precision
+            up = self.up if self.strength == 1 else self.strength * self.up
             if isinstance(self.innermost(), nn.Conv2d):
                 z = self._mixed_map(x.to(up.dtype))  # (N, r, H, W)
                 return transfer(_tokens(h), _tokens(z), up, self.variance).mT.unflatten(2, h.shape[2:])
@@ -150,11 +150,11 @@ class StyleInjectAdapter(Adapter):
     def _mixed(self, x: Tensor) -> Tensor:
         """z = sum_i s_i A_i x of tokens (N, L, in): (N, L, r)."""
         s, (n, r, inputs) = self._routed(x), self.down.shape
-        if s.ndim == 2 and mixes_weights(x.shape[1], n, r):
-            down = (s @ self.down.flatten(1)).view(-1, r, inputs)  # one A for each sample
-            return x @ down.mT
+        if s.ndim == 2:
+            down = torch.mm(s, self.down.view(n, -1)).view(-1, r, inputs)  # one A for each sample
+            return torch.bmm(x, down.mT)
         z = F.linear(x, self.down.flatten(0, 1)).unflatten(-1, (n, r))
-        return (z * (s[:, None, :, None] if s.ndim == 2 else s[..., None])).sum(2)
+        return (z * s[..., None]).sum(2)
 
     def _mixed_map(self, x: Tensor) -> Tensor:
         """The same of feature maps (N, in, H, W): (N, r, H', W')."""
@@ -165,11 +165,6 @@ class StyleInjectAdapter(Adapter):
             return (z * s[:, :, None, None, None]).sum(1)
         places = F.adaptive_avg_pool2d(s.permute(0, 3, 1, 2), (z.shape[-2], z.shape[-1]))  # as the stride does
         return (z * places[:, :, None]).sum(1)
-
-
-def mixes_weights(tokens: int, branches: int, rank: int) -> bool:
-    """Whether to mix the branches' weights for each sample rather than their activations; see docs/methods."""
-    return branches * rank > 64
 
 
 def transfer(h: Tensor, z: Tensor, up: Tensor, variance: str) -> Tensor:
@@ -186,7 +181,7 @@ def transfer(h: Tensor, z: Tensor, up: Tensor, variance: str) -> Tensor:
     """
     if variance == "none" or h.shape[1] == 1:
         if h.dtype == z.dtype:  # product and sum in one pass
-            return torch.baddbmm(h, z, up.t().expand(len(z), -1, -1))
+            return torch.addmm(h.reshape(-1, len(up)), z.reshape(-1, z.shape[-1]), up.t()).view(h.shape)
         return h + F.linear(z, up).to(h.dtype)
     if variance == "sigma_map":
         h_full = h.to(z.dtype)
@@ -209,56 +204,63 @@ class _ChannelGain(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, z: Tensor, up: Tensor, variance: str) -> Tensor:
-        tokens, features = h.shape[1], h.to(z.dtype)
+        tokens, features, b = h.shape[1], h.to(z.dtype), up.t()  # b: (r, out)
         c = features - features.mean(1, keepdim=True)  # (N, L, out)
-        v = torch.linalg.vecdot(c, c, dim=1) / tokens + EPS  # (N, out)
+        v = (c * c).mean(1).add_(EPS)  # (N, out)
         z_mean = z.mean(1)  # (N, r)
         z_centred = z - z_mean[:, None]
         if variance == "sigma_pooled":
-            k = m = z.new_empty(0)
-            raw = 1 + z_mean @ up.t() / v.sqrt()
+            half = z.new_empty(0)
+            raw = (z_mean @ b).div_(v.sqrt()).add_(1)
             gain = raw.clamp(-GAIN[1], GAIN[1])
         else:
-            k = (z_centred.mT @ c).mT / tokens  # (N, out, r)
-            m = z_centred.mT @ z_centred / tokens  # (N, r, r)
-            raw = ((v + (up * (2 * k + up @ m)).sum(-1)).clamp(min=EPS) / v).sqrt()
+            k = torch.bmm(z_centred.mT, c)  # L K^T, (N, r, out)
+            half = torch.baddbmm(k, torch.bmm(z_centred.mT, z_centred), b.expand(len(z), -1, -1))  # L (K^T + M B^T)
+            raw = torch.add(v, (k.add_(half) * b).sum(1), alpha=1 / tokens).clamp_(min=EPS).div_(v).sqrt_()
             gain = raw.clamp(*GAIN)
         result = torch.addcmul(features, c, (gain - 1)[:, None])  # a gain of 1 gives h bit for bit
         if variance == "full_adain":
-            result = result + (z_mean @ up.t())[:, None]
-        ctx.save_for_backward(c, z_centred, z_mean, up, v, k, m, raw, gain)
+            result += (z_mean @ b)[:, None]
+        ctx.save_for_backward(c, z_centred, z_mean, up, v, half, raw, gain)
         ctx.variance = variance
         return result.to(h.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        c, z_centred, z_mean, up, v, k, m, raw, gain = ctx.saved_tensors
+        c, z_centred, z_mean, up, v, half, raw, gain = ctx.saved_tensors
         tokens, g = c.shape[1], gradients[0].to(c.dtype)
         g_sum = g.sum(1)  # (N, out)
         # of the gain, 0 where it was clamped
-        d_gain = torch.linalg.vecdot(g, c, dim=1) * (raw == gain)
-        d_sum = None
+        d_gain = (g * c).sum(1) * (raw == gain)
+        d_sum = d_shift = None
         if ctx.variance == "sigma_pooled":
             d_v = d_gain * (1 - raw) / (2 * v)
             d_shift = d_gain / v.sqrt()  # of B mean(z)
         else:
             d_sum = d_gain / (2 * raw * v)  # of v'
-            d_v = d_sum - d_gain * raw / (2 * v)
+            d_v = d_sum * (1 - raw * raw)
             d_shift = g_sum if ctx.variance == "full_adain" else None
-        dh = torch.addcmul((1 - gain)[:, None] * (g_sum / tokens)[:, None], g, gain[:, None])
-        dh = torch.addcmul(dh, c, (d_v * (2 / tokens))[:, None])
-        d_up, dz = torch.zeros_like(up), None
+        dh = torch.addcmul(((1 - gain) * g_sum).div_(tokens)[:, None], g, gain[:, None])
+        dh.addcmul_(c, d_v.mul_(2 / tokens)[:, None])
+        d_up = dz = None
         if d_sum is not None:
-            d_k = (d_sum * (2 / tokens))[..., None] * up  # (N, out, r)
-            dh = torch.baddbmm(dh, z_centred, d_k.mT)
-            dz = torch.baddbmm(c @ d_k, z_centred, up.t() @ d_k)
-            d_up = d_up + (2 * d_sum[..., None] * (k + up @ m)).sum(0)
+            scaled = d_sum.mul_(2 / tokens)[:, None]  # (N, 1, out)
+            d_k = scaled * up.t()  # (N, r, out)
+            dh.baddbmm_(z_centred, d_k)
+            dz = torch.bmm(c, d_k.mT).baddbmm_(z_centred, d_k @ up)
+            d_up = (half * scaled).sum(0).t()
         if d_shift is not None:
-            d_up = d_up + d_shift.t() @ z_mean
             of_mean = (d_shift @ up / tokens)[:, None]
             dz = of_mean.expand_as(z_centred) if dz is None else dz + of_mean
-        assert dz is not None
+            d_up = d_shift.t() @ z_mean if d_up is None else d_up + d_shift.t() @ z_mean
+        assert dz is not None and d_up is not None
         return dh.to(gradients[0].dtype), dz, d_up, None
+
+
+def _full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Switches autocast off, where it is on."""
+    on = torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else contextlib.nullcontext()
 
 
 def _tokens(x: Tensor) -> Tensor:
