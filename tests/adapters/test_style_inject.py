@@ -169,10 +169,11 @@ def test_a_place_of_its_own_branch_with_token_scope():
 
 
 @every_variance
-def test_mixing_weights_is_mixing_activations_with_the_same_gradients(variance):
+@pytest.mark.parametrize("more", [{}, {"pool": "sum", "temperature": 3.0}], ids=["mean", "sum, warmer"])
+def test_mixing_weights_is_mixing_activations_with_the_same_gradients(variance, more):
     results = []
     for weights in (True, False):
-        adapter = linear(variance=variance)
+        adapter = linear(variance=variance, **more)
         x = inputs_for(adapter).requires_grad_()
         if weights:
             y = adapter(x)

@@ -58,6 +58,17 @@ def test_the_loss_is_told_by_noise_level_for_three_sets(scores):
     assert all(len(each["levels"]) == len(each["adapted"]) == len(each["base"]) == 5 for each in told.values())
 
 
+def test_every_picture_comes_with_its_prompt_seed_and_scores(scores):
+    found = scores[1]
+    rows = found["per_picture"]
+    assert len(rows) == len(found.pictures) == 4 and [row["seed"] for row in rows] == [0, 1, 0, 1]
+    assert rows[0]["prompt"] == rows[1]["prompt"] != rows[2]["prompt"]
+    for name in ("subject_fidelity", "text_alignment"):
+        mean = sum(row[name] for row in rows) / len(rows)
+        assert mean == pytest.approx(found["values"][name]["value"], abs=1e-6)
+    assert "diversity" not in rows[0] and found.pictures[0].size == (32, 32)
+
+
 def test_prompts_about_things_of_the_same_kind_are_near():
     prompts = ["a flat dog at night", "a 3d car on a red background", "an animal"]
     assert about_its_kind(prompts, "cat").tolist() == [True, False, False]

@@ -141,19 +141,26 @@ class StyleInjectAdapter(Adapter):
 
     def _routed(self, x: Tensor) -> Tensor:
         s = self.route(x)
+        self._keep(s)
+        return s
+
+    def _keep(self, s: Tensor) -> None:
+        """Keeps s of a training step for the log."""
         if self.training:
             self.routed = s.detach().flatten(0, -2)
-        return s
 
     # --- the branches -------------------------------------------------------------------------------------------------
 
     def _mixed(self, x: Tensor) -> Tensor:
         """z = sum_i s_i A_i x of tokens (N, L, in): (N, L, r)."""
-        s, (n, r, inputs) = self._routed(x), self.down.shape
-        if s.ndim == 2:
-            down = torch.mm(s, self.down.view(n, -1)).view(-1, r, inputs)  # one A for each sample
-            return torch.bmm(x, down.mT)
-        z = F.linear(x, self.down.flatten(0, 1)).unflatten(-1, (n, r))
+        if self.method.scope == "sample":
+            share = 1 / x.shape[1] if self.method.pool == "mean" else 1.0
+            router, heat = self.router, self.method.temperature
+            z, s = _SampleMix.apply(x, self.down, router.weight, router.bias, share, heat)
+            self._keep(s)
+            return z
+        s = self._routed(x)
+        z = F.linear(x, self.down.flatten(0, 1)).unflatten(-1, self.down.shape[:2])
         return (z * s[..., None]).sum(2)
 
     def _mixed_map(self, x: Tensor) -> Tensor:
@@ -165,6 +172,35 @@ class StyleInjectAdapter(Adapter):
             return (z * s[:, :, None, None, None]).sum(1)
         places = F.adaptive_avg_pool2d(s.permute(0, 3, 1, 2), (z.shape[-2], z.shape[-1]))  # as the stride does
         return (z * places[:, :, None]).sum(1)
+
+
+class _SampleMix(torch.autograd.Function):
+    """z = x A(s)^T with A(s) = sum_i s_i A_i, one for each sample: what `route` and a weighted sum give.
+
+    Of the routing and its way back all but two products are small: (N, n), (N, r, in).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, down: Tensor, weight: Tensor, bias: Tensor, share: float, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        n, r, inputs = down.shape
+        pooled = x.sum(1).mul_(share)  # (N, in)
+        s = torch.addmm(bias, pooled, weight.t()).div_(temperature).softmax(-1)
+        mixed = torch.mm(s, down.view(n, -1)).view(-1, r, inputs)
+        ctx.save_for_backward(x, down, weight, pooled, s, mixed)
+        ctx.share, ctx.temperature = share, temperature
+        ctx.mark_non_differentiable(s)
+        return torch.bmm(x, mixed.mT), s
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None, None]:
+        (x, down, weight, pooled, s, mixed), dz = ctx.saved_tensors, gradients[0]
+        d_mixed = torch.bmm(dz.mT, x).flatten(1)  # (N, r in)
+        ds = d_mixed @ down.flatten(1).t()  # (N, n)
+        d_logits = (ds - (s * ds).sum(1, keepdim=True)).mul_(s).div_(ctx.temperature)
+        dx = torch.bmm(dz, mixed).add_((d_logits @ weight).mul_(ctx.share)[:, None])
+        return dx, (s.t() @ d_mixed).view_as(down), d_logits.t() @ pooled, d_logits.sum(0), None, None
 
 
 def transfer(h: Tensor, z: Tensor, up: Tensor, variance: str) -> Tensor:
@@ -212,35 +248,37 @@ class _ChannelGain(torch.autograd.Function):
         if variance == "sigma_pooled":
             half = z.new_empty(0)
             raw = (z_mean @ b).div_(v.sqrt()).add_(1)
-            gain = raw.clamp(-GAIN[1], GAIN[1])
+            kept = gain = raw.clamp(-GAIN[1], GAIN[1])
         else:
             k = torch.bmm(z_centred.mT, c)  # L K^T, (N, r, out)
             half = torch.baddbmm(k, torch.bmm(z_centred.mT, z_centred), b.expand(len(z), -1, -1))  # L (K^T + M B^T)
-            raw = torch.add(v, (k.add_(half) * b).sum(1), alpha=1 / tokens).clamp_(min=EPS).div_(v).sqrt_()
-            gain = raw.clamp(*GAIN)
+            raw = torch.add(v, (k.add_(half) * b).sum(1), alpha=1 / tokens).div_(v)  # v' / v
+            kept = raw.clamp(GAIN[0] ** 2, GAIN[1] ** 2)
+            gain = kept.sqrt()
         result = torch.addcmul(features, c, (gain - 1)[:, None])  # a gain of 1 gives h bit for bit
         if variance == "full_adain":
             result += (z_mean @ b)[:, None]
-        ctx.save_for_backward(c, z_centred, z_mean, up, v, half, raw, gain)
+        ctx.save_for_backward(c, z_centred, z_mean, up, v, half, raw, kept, gain)
         ctx.variance = variance
         return result.to(h.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        c, z_centred, z_mean, up, v, half, raw, gain = ctx.saved_tensors
+        c, z_centred, z_mean, up, v, half, raw, kept, gain = ctx.saved_tensors
         tokens, g = c.shape[1], gradients[0].to(c.dtype)
         g_sum = g.sum(1)  # (N, out)
         # of the gain, 0 where it was clamped
-        d_gain = (g * c).sum(1) * (raw == gain)
+        d_gain = (g * c).sum(1) * (raw == kept)
         d_sum = d_shift = None
         if ctx.variance == "sigma_pooled":
             d_v = d_gain * (1 - raw) / (2 * v)
             d_shift = d_gain / v.sqrt()  # of B mean(z)
         else:
-            d_sum = d_gain / (2 * raw * v)  # of v'
-            d_v = d_sum * (1 - raw * raw)
+            d_sum = d_gain.div_(2 * gain).div_(v)  # of v'
+            d_v = d_sum * (1 - raw)
             d_shift = g_sum if ctx.variance == "full_adain" else None
-        dh = torch.addcmul(((1 - gain) * g_sum).div_(tokens)[:, None], g, gain[:, None])
+        rest = torch.addcmul(g_sum, g_sum, gain, value=-1).div_(tokens)
+        dh = torch.addcmul(rest[:, None], g, gain[:, None])
         dh.addcmul_(c, d_v.mul_(2 / tokens)[:, None])
         d_up = dz = None
         if d_sum is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..adapters import Attachment
@@ -45,7 +46,7 @@ def evaluate(
     features: Sequence[str] = (),
     steps: int | None = None,
     quiet: bool = True,
-) -> dict[str, Any]:
+) -> "Evaluation":
     """Subject fidelity, text alignment, diversity and drift, each with its interval and the untouched base's figure.
 
     Args:
@@ -63,8 +64,9 @@ def evaluate(
         quiet: show no progress.
 
     Returns:
-        what `metrics.json` holds: "values" {name: {value, low, high, n, base, better, unit, meaning}},
-        "features", "protocol", "held_out_loss" by noise level, "drift_pictures", and what `geometry.movement` returns
+        what `metrics.json` holds: "values" {name: {value, low, high, n, base, better, unit, meaning}}, "per_picture"
+        [{prompt, seed, and its score by each figure that has one}], "features", "protocol", "held_out_loss" by noise
+        level, "drift_pictures", and what `geometry.movement` returns; its `pictures` are those of "per_picture"
 
     Raises:
         Refused: an encoder cannot be loaded, or the adapter does not fit.
@@ -92,18 +94,26 @@ def evaluate(
             moved = movement(attachments)
 
     values: dict[str, dict[str, Any]] = {}
+    rows = [
+        {"prompt": prompt, "seed": seed + i} for prompt in judge.asked for i in range(per_prompt)
+    ]  # one for each picture of the concept
     for encoder in encoders:
         suffix = f" ({encoder.name.split(':')[0]})" if len(encoders) > 1 else ""
-        for name, row in _feature_values(judge, encoder, before, after, again).items():
+        figures, scores = _feature_values(judge, encoder, before, after, again)
+        for name, row in figures.items():
             values[name + suffix] = row
+        for name, each in scores.items():
+            for row, score in zip(rows, each.tolist(), strict=True):
+                row[name + suffix] = score
     values |= loss_figures(lost, lost_before, seed=seed)
     values["drift_pixels"] = figure(
         drift_pixels(after.unrelated, before.unrelated), None, "lower", "root mean square change of unrelated "
         "pictures, same prompt and seed; one grey level of 255 is 0.0039", seed=seed,
     )  # fmt: skip
     pictures = _keep_drift_pictures(Path(out), judge.unrelated, before.unrelated, after.unrelated) if out else []
-    return {
+    measured = {
         "values": values,
+        "per_picture": rows,
         "features": ", ".join(encoder.name for encoder in encoders),
         "protocol": {"prompts": len(judge.plain), "per_prompt": per_prompt, "drift_prompts": drift_count, "seed": seed},
         "held_out_loss": {
@@ -113,6 +123,19 @@ def evaluate(
         "drift_pictures": pictures,
         **moved,
     }
+    return Evaluation(measured, [to_picture(pixels) for pixels in after.benchmark])
+
+
+class Evaluation(dict[str, Any]):
+    """What `evaluate` returns: the figures as `metrics.json` holds them, and the pictures that they are of.
+
+    Attributes:
+        pictures: PIL pictures of the concept, in the order of "per_picture".
+    """
+
+    def __init__(self, figures: Mapping[str, Any], pictures: Sequence[Image.Image]) -> None:
+        super().__init__(figures)
+        self.pictures = list(pictures)
 
 
 def picture_count(prompts: int, per_prompt: int, drift_count: int) -> int:
@@ -130,33 +153,43 @@ class _Drawn(NamedTuple):
 
 def _feature_values(
     judge: Judge, encoder: Features, before: _Drawn, after: _Drawn, again: _Drawn
-) -> dict[str, dict[str, Any]]:
-    """The figures of one encoder; those that need texts, or several pictures of a prompt, only where there are any."""
+) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
+    """The figures of one encoder, and the scores of single pictures of the concept by figure.
+
+    Those that need texts, or several pictures of a prompt, are left out where there are none.
+    """
     seed, groups, world = judge.seed, judge.groups, world_of(judge.base)
     asked = [prompt for prompt in judge.asked for _ in range(judge.per_prompt)]
     knows = world if isinstance(encoder, ProbeFeatures) else None
     best = perfect_pictures(judge.base, judge.concept, asked, knows, seed=seed) if knows else None
     one = torch.tensor([bool(knows) and drawable(asked_of(prompt, knows)) for prompt in asked])
 
-    def compared(score: Callable[[Features, Tensor], Tensor], better: str, meaning: str, groups: Tensor | None = None):
+    single: dict[str, Tensor] = {}
+    result: dict[str, dict[str, Any]] = {}
+
+    def compare(
+        name: str, score: Callable[[Features, Tensor], Tensor], better: str, meaning: str, groups: Tensor | None = None
+    ) -> None:
         values, base = score(encoder, after.benchmark), score(encoder, before.benchmark)
+        if len(values) == len(asked):
+            single[name] = values
         reached = None
         if best is not None and len(values) == len(one) and one.any():
             reached = float(score(encoder, best)[one].mean())
-        return figure(values, base, better, meaning, groups=groups, seed=seed, perfect=reached)
+        result[name] = figure(values, base, better, meaning, groups=groups, seed=seed, perfect=reached)
 
     meaning = "likeness to the concept's pictures (mean cosine)"
-    result = {"subject_fidelity": compared(judge.fidelity, "higher", meaning, groups)}
+    compare("subject_fidelity", judge.fidelity, "higher", meaning, groups)
     if not encoder.name.startswith("dino"):  # the one kind of encoder without a text tower
         meaning = "does the picture show what the rest of the prompt says (cosine)"
-        result["text_alignment"] = compared(judge.alignment, "higher", meaning, groups)
+        compare("text_alignment", judge.alignment, "higher", meaning, groups)
     if judge.per_prompt > 1:
         meaning = "how much pictures of one prompt differ (mean pairwise cosine distance)"
-        result["diversity"] = compared(judge.diversity, "near base", meaning)
+        compare("diversity", judge.diversity, "near base", meaning)
     if knows and isinstance(encoder, ProbeFeatures):
         result |= following(encoder, after.benchmark, before.benchmark, asked, knows, seed=seed, perfect=best)
     near = about_its_kind(judge.unrelated, judge.concept.noun)
-    return result | pictures_forgotten(judge, encoder, after, before, again, near)
+    return result | pictures_forgotten(judge, encoder, after, before, again, near), single
 
 
 def _keep_drift_pictures(
