@@ -32,6 +32,15 @@ def test_what_finds_a_difference_between_a_contender_and_itself_fails(folder: Pa
     assert found.quiet == 0 and not found.passed and found.oracle.paper.status == "reproduced"
 
 
+@pytest.mark.parametrize(("odd", "experiments", "passed"), [(0.0, 30, True), (0.05, 100, True), (0.3, 500, False)])
+def test_the_null_is_drawn_until_it_is_clear_how_often_it_is_quiet(folder: Path, odd, experiments, passed):
+    """A definition that finds something in a share of its nulls."""
+    change(folder, '{"score": 1.5}', f'{{"score": 1.5 + (float(torch.rand((), generator=generator)) < {odd})}}')
+    change(folder, "import math\n", "import math\nimport torch\n")
+    found = calibrate(folder, "TOY-1")
+    assert found.experiments == experiments and found.passed == passed and abs(found.quiet - 1 + odd) < 0.05
+
+
 def test_what_cannot_see_the_claim_when_it_holds_fails(folder: Path):
     change(folder, 'if tested[0].scores["score"] > 1', 'if tested[0].scores["score"] > 9')
     found = calibrate(folder, "TOY-1")

@@ -1,7 +1,6 @@
 """A run that is killed at any write, or whose disk fills up, loses nothing and can go on."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import torch
 
 from diffadapt import files
 from diffadapt.adapters import LoRA, attach
+from diffadapt.bases import load_base
 from diffadapt.data.concept import load_concept
 from diffadapt.errors import Failed
 from diffadapt.files import load_tensors, write_atomic
@@ -43,57 +43,77 @@ def test_killed_at_any_write_a_run_ends_with_the_same_bits(base, photos, tmp_pat
     whole = train_subject(base, concept, out=tmp_path / "whole" / "run", **settings)
     expected, _ = load_tensors(whole.adapter)
     names = [Path(target).relative_to(tmp_path / "whole").as_posix() for target in replaced]
-    # Every kind of write once: pictures of one folder are written alike.
-    kinds = [str(Path(name).parent) if name.endswith(".png") else name for name in names]
-    positions = sorted({kinds.index(kind) for kind in kinds})
-    assert len(positions) >= 12
-    for number, position in enumerate(positions):
-        writes = iter(range(len(names)))
-        folder = tmp_path / f"killed-{number}" / "run"
+    kinds = list(dict.fromkeys(map(kind_of, names)))
+    assert len(kinds) >= 12
+    # One run that is killed at the first write of every kind, goes on each time, and is killed at the next.
+    folder, left = tmp_path / "killed" / "run", set(kinds)
 
-        def deadly(source, target, writes=writes, position=position):
-            if next(writes, -1) == position:
-                raise Killed
-            real(source, target)
+    def deadly(source, target):
+        kind = kind_of(Path(target).relative_to(tmp_path / "killed").as_posix())
+        if kind in left:
+            left.remove(kind)
+            raise Killed(kind)
+        real(source, target)
 
-        monkeypatch.setattr(files.os, "replace", deadly)
+    monkeypatch.setattr(files.os, "replace", deadly)
+    for _ in kinds:
         with pytest.raises(Killed):
             train_subject(base, concept, out=folder, **settings)
         assert not base.attachments
-        monkeypatch.setattr(files.os, "replace", real)
-        run = train_subject(base, concept, out=folder, **settings)
-        tensors, _ = load_tensors(run.adapter)
-        assert all(torch.equal(tensors[key], value) for key, value in expected.items()), names[position]
-        assert run.report.is_file()
-        shutil.rmtree(folder.parent)
+    assert not left
+    run = train_subject(base, concept, out=folder, **settings)
+    tensors, _ = load_tensors(run.adapter)
+    assert all(torch.equal(tensors[key], value) for key, value in expected.items())
+    assert run.report.is_file() and written(folder) == written(tmp_path / "whole" / "run")
+
+
+def kind_of(name: str) -> str:
+    """A file's name, or its folder's if it is a picture: pictures of one folder are written alike."""
+    return str(Path(name).parent) if name.endswith(".png") else name
+
+
+def written(folder: Path) -> set[str]:
+    """The files of a run that are no leftovers of a kill."""
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return {name for name in names if not name.endswith(".tmp")}
 
 
 PROGRAM = """
 import sys
-from diffadapt.adapters import LoRA
+from pathlib import Path
 from diffadapt.bases import load_base
-from diffadapt.data.concept import load_concept
-from diffadapt.recipes.subject import SubjectConfig, train_subject
 
-base, photos, out = sys.argv[1:]
-config = SubjectConfig(steps=40, batch_size=1, prior_weight=0, checkpoint_every=2, sample_every=0, evaluation_prompts=0)
-train_subject(load_base(base), load_concept(photos, "cat"), method=LoRA(rank=1), out=out, config=config, quiet=True)
+sys.path.insert(0, sys.argv[4])
+from test_stopped_hard import train
+train(load_base(sys.argv[1]), *map(Path, sys.argv[2:4]))
 """
+
+
+def train(base, photos, out):
+    config = SubjectConfig(
+        steps=24, batch_size=1, prior_weight=0, checkpoint_every=2, sample_every=0, evaluation_prompts=0
+    )
+    train_subject(base, load_concept(photos, "cat"), method=LoRA(rank=1), out=out, config=config, quiet=True)
 
 
 @pytest.mark.slow
 def test_kill_9_in_the_middle_of_a_process_and_again(tiny_v_folder, photos, tmp_path):
-    command = [sys.executable, "-c", PROGRAM, str(tiny_v_folder), str(photos)]
-    subprocess.run([*command, str(tmp_path / "whole")], check=True)
-    for checkpoint in (4, 14):
-        process = subprocess.Popen([*command, str(tmp_path / "killed")])
+    """Two that are killed, forked with the base loaded, and one that starts from nothing and ends what they began."""
+    base = load_base(tiny_v_folder)  # and no copy of a loaded one: its tensors lie elsewhere, which moves last bits
+    train(base, photos, tmp_path / "whole")
+    for checkpoint in (4, 10):
+        child = os.fork()
+        if child == 0:
+            train(base, photos, tmp_path / "killed")
+            os._exit(0)
         mark = tmp_path / "killed" / "checkpoints" / f"step-{checkpoint:06d}" / "state.json"
-        while not mark.exists() and process.poll() is None:
+        while not mark.exists() and os.waitpid(child, os.WNOHANG) == (0, 0):
             time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
         assert not (tmp_path / "killed" / "adapter.safetensors").exists(), "the run was over before the kill"
-    subprocess.run([*command, str(tmp_path / "killed")], check=True)
+    given = [str(tiny_v_folder), str(photos), str(tmp_path / "killed"), str(Path(__file__).parent)]
+    subprocess.run([sys.executable, "-c", PROGRAM, *given], check=True)
     whole, killed = (load_tensors(tmp_path / name / "adapter.safetensors")[0] for name in ("whole", "killed"))
     assert all(torch.equal(whole[key], killed[key]) for key in whole)
 

@@ -5,6 +5,7 @@ null finds differences, or whose oracle finds none, does not run.
 """
 
 import functools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +17,8 @@ from .claim import Settings, load_claim
 from .plan import plan
 from .results import Finished, Results, identity
 
-EXPERIMENTS = 100  # of the null
-IN_DOUBT = 500  # in all, where the first hundred fall short: their share strays by 3 points
-QUIET = 0.9  # share of them in which every comparison must be undecided or equal
+QUIET = 0.9  # share of null experiments in which every comparison must be undecided or equal
+LOOKS = (30, 100, 500)  # experiments after which it may be clear: 30 quiet ones have a chance of 4 % at a share of 0.9
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,12 @@ def calibrate(folder: Path, name: str, settings: Settings | None = None, *, seed
             return verdict.paper.status != "reproduced"
         return all(each.standing not in ("better", "worse") for each in verdict.comparisons)
 
-    experiments = EXPERIMENTS
-    quiet = sum(is_quiet() for _ in range(experiments))
-    if 0 < quiet < QUIET * experiments:
-        quiet += sum(is_quiet() for _ in range(IN_DOUBT - experiments))
-        experiments = IN_DOUBT
+    experiments = quiet = 0
+    for look in LOOKS:
+        quiet += sum(is_quiet() for _ in range(look - experiments))
+        experiments = look
+        if quiet in (0, experiments) or (look > LOOKS[0] and quiet >= QUIET * experiments):
+            break
     return Calibration(quiet / experiments, experiments, claim.judge(simulated(folder, name, settings)))
 
 
@@ -110,5 +111,24 @@ def _rescored(folder: Path, name: str, ideal: Results, generator: torch.Generato
     """The same units with the scores of the null."""
     null = load_claim(folder, name).null
     assert null is not None
-    used = {each: _rescored(folder, each, results, generator) for each, results in ideal.used.items()}
+    used = _NullWhenRead(folder, ideal.used, generator)
     return Results([Finished(each.unit, null(each.unit, generator), 0.0) for each in ideal], used)
+
+
+class _NullWhenRead(Mapping[str, Results]):
+    """Claim -> its results in the null, drawn when a judge reads them; few do."""
+
+    def __init__(self, folder: Path, ideal: Mapping[str, Results], generator: torch.Generator) -> None:
+        self._folder, self._ideal, self._generator = folder, ideal, generator
+        self._drawn: dict[str, Results] = {}
+
+    def __getitem__(self, name: str) -> Results:
+        if name not in self._drawn:
+            self._drawn[name] = _rescored(self._folder, name, self._ideal[name], self._generator)
+        return self._drawn[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ideal)
+
+    def __len__(self) -> int:
+        return len(self._ideal)

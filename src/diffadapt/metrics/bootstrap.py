@@ -57,7 +57,8 @@ def interval_of_mean(
     """
     sums, counts = _by_group(values, groups)
     draws = _draws(len(sums), resamples, seed)
-    means = sums[draws].sum(1) / counts[draws].sum(1)
+    drawn = counts[draws].sum(1) if groups is not None else len(sums)
+    means = sums[draws].sum(1) / drawn
     return _interval(float(sums.sum() / counts.sum()), means, len(sums), level)
 
 
@@ -226,7 +227,9 @@ def _by_group(values: Tensor, groups: Tensor | None) -> tuple[Tensor, Tensor]:
     return sums, torch.bincount(group_of, minlength=count).double()
 
 
+@lru_cache(maxsize=8)
 def _draws(n: int, resamples: int, seed: int) -> Tensor:
+    """(resamples, n) places, drawn once for all intervals of as many values; not to be changed."""
     if resamples < 1:
         raise Refused(f"bootstrap: expected resamples >= 1, got {resamples}")
     return torch.randint(n, (resamples, n), generator=torch.Generator().manual_seed(seed))
