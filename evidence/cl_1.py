@@ -6,7 +6,7 @@ import torch
 from characters import KEYS_AND_VALUES, SHORT, TASKS, TUNING_SEED, by_concept, column, fabricated, learn, seconds_of
 
 from diffadapt.adapters import CLoRA, LoRA, Method, Selective, Token
-from diffadapt.evidence import Claim, Comparison, Context, Design, Results, Settings, Table, Unit, Verdict
+from diffadapt.evidence import Claim, Comparison, Context, Design, Results, Settings, Table, Unit, Verdict, tuned
 from diffadapt.metrics import interval_of_nested_mean, interval_of_nested_ratio
 from diffadapt.report.finding import claimed_better, goal, told, within
 
@@ -48,7 +48,7 @@ def units(results: Results, settings: Settings) -> list[Unit]:
     if len(results) < len(tuning):
         return tuning
     best = {
-        name: max(results.where(stage="tune", contender=name), key=lambda each: each.scores["average"]).unit["value"]
+        name: tuned(results.where(stage="tune", contender=name), lambda each: each.scores["average"], setting="value")
         for name in CONTENDERS
     }
     return tuning + [

@@ -22,6 +22,7 @@ from diffadapt.evidence import (
     Table,
     Unit,
     Verdict,
+    tuned,
 )
 from diffadapt.metrics.crossed import interval_of_crossed_mean
 from diffadapt.recipes.classify import train_classify
@@ -66,7 +67,7 @@ def units(results: Results, settings: Settings) -> list[Unit]:
     if len(results) < len(tuning):
         return tuning
     best = {
-        name: max(results.where(stage="tune", contender=name), key=lambda each: each.scores["average"]).unit["value"]
+        name: tuned(results.where(stage="tune", contender=name), lambda each: each.scores["average"], setting="value")
         for name in CONTENDERS
     }
     return tuning + [

@@ -11,7 +11,20 @@ import torch
 from c_lora_toy import learn
 
 from diffadapt.adapters import CLoRA
-from diffadapt.evidence import Claim, Comparison, Context, Curve, Design, Plot, Results, Settings, Table, Unit, Verdict
+from diffadapt.evidence import (
+    Claim,
+    Comparison,
+    Context,
+    Curve,
+    Design,
+    Plot,
+    Results,
+    Settings,
+    Table,
+    Unit,
+    Verdict,
+    tuned,
+)
 from diffadapt.metrics import interval_of_nested_mean
 from diffadapt.report.finding import claimed_better, goal, within
 
@@ -30,7 +43,9 @@ def units(results: Results, settings: Settings) -> list[Unit]:
     if len(results) < len(tuning):
         return tuning
     chosen = {
-        name: min(results.where(stage="tune", contender=name), key=lambda each: mean(each.scores["end"])).unit["lambda"]
+        name: tuned(
+            results.where(stage="tune", contender=name), lambda each: -mean(each.scores["end"]), setting="lambda"
+        )
         for name in CONTENDERS
     }
     return tuning + [

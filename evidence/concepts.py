@@ -7,20 +7,19 @@ tuning chose, on the same data; perfusion and Custom Diffusion are tuned here in
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import judging as subject_judge
 from fabricated import subject_scores
+from judging import SubjectJudge, listed
 from subjects import CONTENDERS as OFT_2
-from subjects import SUBJECTS, TUNING_SUBJECTS, concept_of, mean, quality, rates_tried, share
+from subjects import TUNING_SUBJECTS, concept_of, quality, share
 from subjects import chosen_rates as chosen_there
 from torch import Generator
 
 from diffadapt.adapters import Method, Perfusion, Selective, Token
 from diffadapt.adapters.custom_diffusion import ROLES
 from diffadapt.data.scenes import KIND_OF
-from diffadapt.evidence import Context, Results, Unit
-from diffadapt.metrics.fidelity import subject_fidelity
+from diffadapt.evidence import Contender, Context, Finished, Results, Unit, rates_to_try, tuned
 from diffadapt.recipes.subject import train_subject
 from diffadapt.run_layout import checkpoint_of
 from diffadapt.sampling.sample import adapted, biased
@@ -30,20 +29,11 @@ MARKS = tuple(range(EVERY, STEPS + 1, EVERY))
 BIASES = (0.3, 0.45, 0.6, 0.75, 0.9, 1.05)
 
 
-class Contender(NamedTuple):
-    """A method, its roles (none: its own), the rates that its tuning tries (none: tuned by OFT-2), and its title."""
-
-    method: Method
-    roles: tuple[str, ...]
-    rates: tuple[float, ...]
-    title: str
-
-
 CONTENDERS = {
-    "perfusion": Contender(Perfusion(), (), (0.00375, 0.0075, 0.015), "Perfusion"),
-    "custom": Contender(Selective(), ROLES, (1e-4, 2e-4, 4e-4), "Custom Diffusion"),
-    "dreambooth": Contender(Selective(), (), (), OFT_2["dreambooth"].title),
-    "token": Contender(Token(vectors=2), (), (), OFT_2["token"].title),
+    "perfusion": Contender(method=Perfusion(), title="Perfusion", rates=(0.00375, 0.0075, 0.015)),
+    "custom": Contender(method=Selective(), title="Custom Diffusion", rates=(1e-4, 2e-4, 4e-4), roles=ROLES),
+    "dreambooth": Contender(method=Selective(), title=OFT_2["dreambooth"].title),
+    "token": Contender(method=Token(vectors=2), title=OFT_2["token"].title),
 }
 TUNED = {name: contender for name, contender in CONTENDERS.items() if contender.rates}
 
@@ -51,10 +41,8 @@ TUNED = {name: contender for name, contender in CONTENDERS.items() if contender.
 def rates_of(results: Results) -> dict[str, float]:
     """Contender -> the rate that its tuning chose: the highest quality at the last step."""
     there = chosen_there(results.of("OFT-2"), OFT_2)
-    tried = {name: sorted({e.unit["rate"] for e in results.where(stage="tune", contender=name)}) for name in TUNED}
     return {name: there[name] for name in CONTENDERS if name not in TUNED} | {
-        name: max(rates, key=lambda rate, name=name: quality_at_end(results, name, rate) or 0.0)
-        for name, rates in tried.items()
+        name: tuned(results.where(stage="tune", contender=name), quality_at_end) for name in TUNED
     }
 
 
@@ -107,42 +95,28 @@ def train(
     return out
 
 
-class Judge:
-    """Scores files of one concept, always with the same prompts and seeds.
+def score(
+    judge: SubjectJudge, adapter: Path, bias: float | None = None, temperature: float | None = None
+) -> dict[str, Any]:
+    """Fidelity of a file's pictures and what was followed; `bias` and `temperature` are of perfusion's gate."""
+    with (
+        adapted(judge.base, [(adapter, 1.0)]) as attachments,
+        biased(attachments, {} if bias is None else {judge.concept.token: bias}),
+    ):
+        for attachment in attachments if temperature else ():
+            attachment.shared.temperature = temperature
+        drawn = judge.draw(judge.asked, 1)
+    fidelity = listed(judge.fidelity(judge.encoder, drawn))
+    return {"fidelity": fidelity, "followed": judge.follows(drawn), "perfect": judge.perfect}
 
-    Args:
-        context: of the unit; its base untouched.
-        noun: the subject.
-        alone: whether its word stands for the noun.
-    """
 
-    def __init__(self, context: Context, noun: str, *, alone: bool) -> None:
-        style = (SUBJECTS | TUNING_SUBJECTS)[noun]
-        concept = concept_of(context, noun)
-        self.base, self.token = context.base, concept.token
-        emoji, shared = context.data / "emoji", context.shared
-        self.of = subject_judge.Judge(context.base, concept, noun, style, emoji, shared, alone=alone)
-
-    def score(self, adapter: Path, bias: float | None = None, temperature: float | None = None) -> dict[str, Any]:
-        """Fidelity of each picture and what was followed; `bias` and `temperature` are of perfusion's gate."""
-        with (
-            adapted(self.base, [(adapter, 1.0)]) as attachments,
-            biased(attachments, {} if bias is None else {self.token: bias}),
-        ):
-            for attachment in attachments if temperature else ():
-                attachment.shared.temperature = temperature
-            drawn = self.of.draw(self.of.prompts, 1)
-        fidelity = subject_fidelity(self.of.encoder.subjects(drawn), self.of.mine)
-        followed = self.of.follows(drawn)
-        return {"fidelity": subject_judge.listed(fidelity), "followed": followed, "perfect": self.of.perfect}
-
-    def forgotten(self, adapter: Path) -> dict[str, list[float]]:
-        """What leaked into the class and how other pictures changed, as the claims about subjects measure it."""
-        with adapted(self.base, [(adapter, 1.0)]):
-            return {
-                "leaked": self.of.leaked(self.of.draw(self.of.plain, 1)),
-                **{f"drift_{name}": self.of.drift(self.of.draw(p, 1), name) for name, p in self.of.unrelated.items()},
-            }
+def forgotten(judge: SubjectJudge, adapter: Path) -> dict[str, list[float]]:
+    """What leaked into the class and how other pictures changed, as the claims about subjects measure it."""
+    with adapted(judge.base, [(adapter, 1.0)]):
+        return {
+            "leaked": judge.leaked(judge.draw(judge.plain, 1)),
+            **{f"drift_{name}": judge.drift(judge.draw(each, 1), name) for name, each in judge.others.items()},
+        }
 
 
 def checkpoint(folder: Path, step: int) -> Path:
@@ -150,9 +124,9 @@ def checkpoint(folder: Path, step: int) -> Path:
     return checkpoint_of(folder / "checkpoints", step) / "adapter.safetensors"
 
 
-def at_marks(judge: Judge, folder: Path) -> dict[str, Any]:
+def at_marks(judge: SubjectJudge, folder: Path) -> dict[str, Any]:
     """Scores of the checkpoint at every mark, by step."""
-    return {str(mark): judge.score(checkpoint(folder, mark)) for mark in MARKS}
+    return {str(mark): score(judge, checkpoint(folder, mark)) for mark in MARKS}
 
 
 def tuning_of(results: Results) -> list[Unit]:
@@ -161,14 +135,13 @@ def tuning_of(results: Results) -> list[Unit]:
         {"stage": "tune", "contender": name, "subject": noun, "rate": rate, "seed": 100}
         for noun in TUNING_SUBJECTS
         for name, contender in TUNED.items()
-        for rate in rates_tried(contender.rates, lambda rate, name=name: quality_at_end(results, name, rate))
+        for rate in rates_to_try(contender.rates, results.where(stage="tune", contender=name), quality_at_end)
     ]
 
 
-def quality_at_end(results: Results, contender: str, rate: float) -> float | None:
-    """The mean over the tuning's subjects of the quality at the last step; None if it was not run."""
-    runs = results.where(stage="tune", contender=contender, rate=rate)
-    return mean([both(each.scores["at_step"][str(STEPS)]) for each in runs]) if runs else None
+def quality_at_end(each: Finished) -> float:
+    """The quality at the last step of one run."""
+    return both(each.scores["at_step"][str(STEPS)])
 
 
 def fabricated(unit: Unit, generator: Generator | None, **means: float) -> dict[str, Any]:

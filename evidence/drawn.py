@@ -10,25 +10,25 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from diffadapt.adapters import LoRA, Method, StyleInject
+from diffadapt.adapters import LoRA, StyleInject
 from diffadapt.bases import Base
 from diffadapt.data.drawn_styles import HELD_OUT, SEEN, draw_in_style
 from diffadapt.data.picture import to_picture, write_png
 from diffadapt.data.prompts import drift_prompts
 from diffadapt.data.scenes import world_of
 from diffadapt.data.styles import Styles, load_styles
-from diffadapt.evidence import Comparison, Results, Table, Unit
+from diffadapt.evidence import Comparison, Contender, Results, Table, Unit, tuned
 from diffadapt.files import write_atomic
 from diffadapt.metrics import interval_of_nested_mean
 from diffadapt.sampling.sample import default_line, generate
 
 STYLES = HELD_OUT
 TUNED_ON = SEEN[:2]  # rates are chosen on styles that decide nothing
-METHODS: dict[str, tuple[str, Method]] = {
-    "style_inject": ("StyleInject, n = 4, r = 4", StyleInject()),
-    "lora": ("LoRA, rank 12", LoRA(rank=12)),
-}
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+CONTENDERS = {
+    "style_inject": Contender(method=StyleInject(), title="StyleInject, n = 4, r = 4", rates=RATES),
+    "lora": Contender(method=LoRA(rank=12), title="LoRA, rank 12", rates=RATES),
+}
 # The seconds that the designs expect are CPU seconds of docs/evidence/style_inject.md for their steps, and pictures.
 TRAINED_ON, KEPT = 30, 16
 STYLE_MARGIN, KEPT_MARGIN = 0.03, 0.03
@@ -54,14 +54,10 @@ def scores_of(measured: dict[str, Any], style: str) -> dict[str, float]:
     return {"style": 1 - distance["value"] / distance["base"], "kept": figures["content_kept"]["value"]}
 
 
-def best_rates(results: Results, stage: str = "tune") -> dict[str, float]:
+def best_rates(results: Results) -> dict[str, float]:
     """Contender -> the rate of the highest mean style score in its tuning."""
-
-    def mean(name: str, rate: float) -> float:
-        found = [each.scores["style"] for each in results.where(stage=stage, contender=name, rate=rate)]
-        return sum(found) / len(found) if found else float("-inf")
-
-    return {name: max(RATES, key=lambda rate: mean(name, rate)) for name in METHODS}
+    runs = {name: results.where(stage="tune", contender=name) for name in CONTENDERS}
+    return {name: tuned(runs[name], lambda each: each.scores["style"]) for name in CONTENDERS}
 
 
 def by_style(results: Results, name: str, figure: str, **where: Any) -> Tensor:
@@ -90,8 +86,11 @@ def both(results: Results, *, level: float = 0.975, title: str = "", **where: An
 def table(results: Results, title: str, **where: Any) -> Table:
     """Both figures of every contender."""
     rows = [
-        [words, *(interval_of_nested_mean(by_style(results, name, figure, **where)) for figure in ("style", "kept"))]
-        for name, (words, _) in METHODS.items()
+        [
+            each.title,
+            *(interval_of_nested_mean(by_style(results, name, figure, **where)) for figure in ("style", "kept")),
+        ]
+        for name, each in CONTENDERS.items()
     ]
     return Table(title=title, columns=["contender", "share of the way to the style", "content kept"], rows=rows)
 

@@ -29,6 +29,7 @@ from diffadapt.evidence import (
     Table,
     Unit,
     Verdict,
+    tuned,
 )
 from diffadapt.files import write_json
 from diffadapt.metrics import interval_of_nested_mean
@@ -61,8 +62,7 @@ def units(results: Results, settings: Settings) -> list[Unit]:
     ]
     if len(results) < len(tuning):
         return tuning
-    tuned = results.where(stage="tune")
-    best = max(tuned, key=lambda each: mean(each.scores["curve"])).unit["rate"]
+    best = tuned(results.where(stage="tune"), lambda each: mean(each.scores["curve"]))
     return tuning + [
         {"stage": "test", "signal": signal, "rate": best, "objective": objective, "seed": seed}
         for signal in SIGNALS

@@ -4,7 +4,6 @@ Everything that the untouched base draws is drawn once for each subject and kept
 what a figure of the base against itself comes to is the floor under the same figure of an adapter.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor
 from diffadapt.bases import Base
 from diffadapt.data.asked import asked_of
 from diffadapt.data.concept import Concept
-from diffadapt.data.prompts import benchmark_prompts, drift_prompts, spread
+from diffadapt.data.prompts import drift_prompts
 from diffadapt.data.scenes import (
     KIND_OF,
     Placed,
@@ -30,23 +29,21 @@ from diffadapt.data.scenes import (
     world_of,
 )
 from diffadapt.evaluation.held_out_loss import held_out_loss
-from diffadapt.evaluation.judge import draw
+from diffadapt.evaluation.judge import Judge
 from diffadapt.files import load_tensors, save_tensors
 from diffadapt.metrics.diversity import diversity
 from diffadapt.metrics.drift import drift_features
 from diffadapt.metrics.features import ProbeFeatures
-from diffadapt.metrics.fidelity import subject_fidelity
 from diffadapt.metrics.following import followed, look
 from diffadapt.metrics.reader import load_reader
 
-PROMPTS, PER_PROMPT, CLASS_PROMPTS, NEAR, FAR, ON_THE_WAY, SAMPLING_STEPS = 12, 2, 12, 8, 8, 6, 10
+PROMPTS, PER_PROMPT, NEAR, FAR, ON_THE_WAY, SAMPLING_STEPS = 12, 2, 8, 8, 6, 10
 HELD_OUT = 8  # pictures of each of the three sets that the loss is measured on
 SETS = ("concept", "class", "world")
-ANOTHER = 1000  # added to every seed for the floor
 
 
-class Judge:
-    """Scores whatever is attached to a base now.
+class SubjectJudge(Judge):
+    """The judge of every concept, with all that its world knows of a drawn one: renderings, kinds, held-out scenes.
 
     Args:
         base: the base; with nothing attached when this is made for the first time.
@@ -54,26 +51,19 @@ class Judge:
         noun, style: the sprite that the subject is, out of `data.world`.
         emoji: folder of sprite folders, for perfect renderings and held-out scenes.
         shared: folder where what the untouched base draws is kept.
-        alone: whether the concept's word stands for the noun.
     """
 
-    def __init__(
-        self, base: Base, concept: Concept, noun: str, style: str, emoji: Path, shared: Path, *, alone: bool = False
-    ) -> None:
-        self.base, self.noun, self.style, self.emoji = base, noun, style, emoji
-        self.word = concept.token if alone else f"{concept.token} {KIND_OF[noun]}"
-        self.encoder, self.reader = ProbeFeatures("probe", torch.device("cpu")), load_reader()
+    def __init__(self, base: Base, concept: Concept, noun: str, style: str, emoji: Path, shared: Path) -> None:
         self.world = world_of(base) or World()
-        self.mine = self.encoder.subjects(concept.pixels(base.resolution))
-        asked = benchmark_prompts(concept.noun, concept.token, self.world)
-        self.prompts = (concept.standing_alone() if alone else concept).said(spread(asked, PROMPTS))
-        self.asked = [asked_of(prompt, self.world) for prompt in spread(asked, PROMPTS)]
-        self.plain = spread(benchmark_prompts(concept.noun, "", self.world), CLASS_PROMPTS)
+        super().__init__(base, concept, prompts=PROMPTS, per_prompt=PER_PROMPT, steps=SAMPLING_STEPS, world=self.world)
+        self.noun, self.style, self.emoji = noun, style, emoji
+        self.encoder, self.reader = ProbeFeatures("probe", torch.device("cpu")), load_reader()
+        self.wanted = [asked_of(prompt, self.world) for prompt in self.prompts]
         kind = KIND_OF[noun]
         alike = tuple(other for other in self.world.nouns if KIND_OF[other] == kind)
         near = replace(self.world, nouns=alike or self.world.nouns)
         far = replace(self.world, nouns=tuple(other for other in self.world.nouns if other not in alike))
-        self.unrelated = {
+        self.others = {
             "near": drift_prompts(near, NEAR, 0, without=kind),
             "far": drift_prompts(far, FAR, 0, without=kind),
         }
@@ -84,20 +74,19 @@ class Judge:
 
     def scores(self) -> dict[str, Any]:
         """Every figure of what is attached; raw, so that a judge can average what it likes."""
-        drawn = self.draw(self.prompts, PER_PROMPT)
-        rows = self.encoder.subjects(drawn)
+        drawn = self.of_concept()
         of_class = self.draw(self.plain, 1)
         result: dict[str, Any] = {
-            "fidelity": listed(subject_fidelity(rows, self.mine)),
+            "fidelity": listed(self.fidelity(self.encoder, drawn)),
             "followed": self.follows(drawn, PER_PROMPT),
             "perfect": self.perfect,
-            "diversity": listed(diversity(rows, torch.arange(PROMPTS).repeat_interleave(PER_PROMPT))),
+            "diversity": listed(self.diversity(self.encoder, drawn)),
             "leaked": self.leaked(of_class),
             "leak_floor": self.leaked(self.before["class again"]),
             "class_diversity": [self.spread_of(each) for each in (of_class, self.before["class"])],
             "loss": self.loss(),
         }
-        for name, prompts in self.unrelated.items():
+        for name, prompts in self.others.items():
             result[f"drift_{name}"] = self.drift(self.draw(prompts, 1), name)
             result[f"{name}_floor"] = self.drift(self.before[f"{name} again"], name)
         return result
@@ -105,20 +94,19 @@ class Judge:
     def on_the_way(self) -> tuple[list[float], dict[str, list[float]]]:
         """Fidelity, and what was followed, on a few pictures."""
         places = [i * PROMPTS // ON_THE_WAY for i in range(ON_THE_WAY)]
-        drawn = self.draw([self.prompts[i] for i in places], 1)
+        drawn = self.draw([self.asked[i] for i in places], 1)
         seen = look(drawn, self.encoder, self.reader)
-        fidelity = listed(subject_fidelity(self.encoder.subjects(drawn), self.mine))
-        return fidelity, followed([self.asked[i] for i in places], seen)
+        return listed(self.fidelity(self.encoder, drawn)), followed([self.wanted[i] for i in places], seen)
 
     def follows(self, drawn: Tensor, per_prompt: int = 1) -> dict[str, list[float]]:
         """Attribute -> 1.0 or 0.0 of every picture that was asked for it."""
-        asked = [each for each in self.asked for _ in range(per_prompt)]
-        return followed(asked, look(drawn, self.encoder, self.reader))
+        wanted = [each for each in self.wanted for _ in range(per_prompt)]
+        return followed(wanted, look(drawn, self.encoder, self.reader))
 
     def leaked(self, drawn: Tensor) -> list[float]:
         """By how much more pictures of the plain class are like the subject than the untouched base's."""
-        after, before = (self.encoder.subjects(each) for each in (drawn, self.before["class"]))
-        return listed(subject_fidelity(after, self.mine) - subject_fidelity(before, self.mine))
+        after, before = (self.fidelity(self.encoder, each) for each in (drawn, self.before["class"]))
+        return listed(after - before)
 
     def spread_of(self, drawn: Tensor) -> float:
         """How much pictures of the plain class differ from each other, all pairs."""
@@ -131,20 +119,17 @@ class Judge:
 
     def loss(self) -> dict[str, list[float]]:
         """Set -> the mean squared error at each noise level minus the untouched base's, same pictures, same noise."""
-        return {name: listed((self._loss(name, self.word) - self.before[f"loss {name}"]).mean(1)) for name in SETS}
+        change = {name: self._loss(name, self.named.phrase) - self.before[f"loss {name}"] for name in SETS}
+        return {name: listed(each.mean(1)) for name, each in change.items()}
 
     # --- pictures ---------------------------------------------------------------------------------------------------
-
-    def draw(self, prompts: Sequence[str], per_prompt: int, more: int = 0) -> Tensor:
-        """(N, 3, H, W): pictures of prompts, from seeds 0, 1, ... of each, plus `more`."""
-        return draw(self.base, prompts, per_prompt, seed=more, steps=SAMPLING_STEPS)
 
     def _kept(self, file: Path) -> dict[str, Tensor]:
         """What the untouched base draws and what it loses, from a file, or drawn now."""
         if not file.exists():
-            prompts = {"class": self.plain, **self.unrelated}
+            prompts = {"class": self.plain, **self.others}
             drawn = {name: self.draw(each, 1) for name, each in prompts.items()}
-            drawn |= {f"{name} again": self.draw(each, 1, ANOTHER) for name, each in prompts.items()}
+            drawn |= {f"{name} again": self.draw(each, 1, again=True) for name, each in prompts.items()}
             self.before = drawn
             kind = KIND_OF[self.noun]  # all that the untouched base can be told of the subject
             save_tensors(file, drawn | {f"loss {name}": self._loss(name, kind) for name in SETS}, {})
@@ -171,10 +156,10 @@ class Judge:
     def _perfect(self) -> Tensor:
         """What a perfect adapter would draw: the sprite itself, as each prompt asks."""
         rng, drawn = np.random.default_rng(3), []
-        for asked in self.asked:
-            style, other = asked.get("style", self.style), asked.get("second")
+        for wanted in self.wanted:
+            style, other = wanted.get("style", self.style), wanted.get("second")
             of = World(nouns=(self.noun, *([other] if other else [])), styles=(style,))
-            drawn.append(render([scene_of(asked, self.noun, style, rng)], load_sprites(self.emoji, of))[0])
+            drawn.append(render([scene_of(wanted, self.noun, style, rng)], load_sprites(self.emoji, of))[0])
         pictures = torch.cat(drawn)
         return self.base.decode_latents(self.base.encode_pictures(pictures))  # with the look of decoded ones
 

@@ -5,6 +5,7 @@ is fixed before, the steps that a training otherwise has: the best of nine noisy
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from fabricated import subject_scores
@@ -12,7 +13,6 @@ from subjects import (
     CONTENDERS,
     SEED_OF,
     STEPS,
-    Contender,
     average,
     by_subject,
     chosen_rates,
@@ -47,7 +47,7 @@ MARKS = (STEPS, 3 * STEPS, 6 * STEPS, TIMES * STEPS)
 KEPT = 0.95
 LONG = {
     "oft": CONTENDERS["oft"],
-    "coft": Contender(OFT(blocks=4, constraint="angle", radius=30.0), CONTENDERS["oft"].rates, "COFT, 30 degrees"),
+    "coft": replace(CONTENDERS["oft"], method=OFT(blocks=4, constraint="angle", radius=30.0), title="COFT, 30 degrees"),
     "lora": CONTENDERS["lora"],
 }
 

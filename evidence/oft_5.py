@@ -10,13 +10,13 @@ direction, once, before any test was run.
 """
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diffadapt.adapters import OFT, LoRA, Method
+from diffadapt.adapters import OFT, LoRA
 from diffadapt.adapters.control_net import ControlNet
 from diffadapt.controls import SIGNALS
 from diffadapt.data.control_pairs import ControlPairs
@@ -26,6 +26,7 @@ from diffadapt.evaluation.evaluate_control import evaluate_control
 from diffadapt.evidence import (
     Claim,
     Comparison,
+    Contender,
     Context,
     Design,
     Forest,
@@ -34,6 +35,7 @@ from diffadapt.evidence import (
     Table,
     Unit,
     Verdict,
+    tuned,
 )
 from diffadapt.metrics.crossed import interval_of_crossed_mean
 from diffadapt.recipes.control import train_control
@@ -47,19 +49,11 @@ ROLES = ("self_attention.*", "cross_attention.*", "feed_forward.in")
 MISSED = 32.0  # pixels that a landmark counts that is not found: half the picture
 
 
-class Contender(NamedTuple):
-    """A method, the learning rates that its tuning tries, and how tables call it."""
-
-    method: Method
-    rates: tuple[float, float, float]
-    title: str
-
-
 CONTENDERS = {
-    "oft": Contender(OFT(blocks=4), (2e-3, 4e-3, 8e-3), "OFT, 4 blocks + hint"),
-    "lora": Contender(LoRA(rank=8), (4e-3, 8e-3, 1.6e-2), "LoRA, rank 8 + hint"),
-    "small": Contender(ControlNet(blocks=1), (1e-3, 2e-3, 4e-3), "ControlNet, first block"),
-    "controlnet": Contender(ControlNet(), (5e-4, 1e-3, 2e-3), "ControlNet, whole"),
+    "oft": Contender(method=OFT(blocks=4), title="OFT, 4 blocks + hint", rates=(2e-3, 4e-3, 8e-3)),
+    "lora": Contender(method=LoRA(rank=8), title="LoRA, rank 8 + hint", rates=(4e-3, 8e-3, 1.6e-2)),
+    "small": Contender(method=ControlNet(blocks=1), title="ControlNet, first block", rates=(1e-3, 2e-3, 4e-3)),
+    "controlnet": Contender(method=ControlNet(), title="ControlNet, whole", rates=(5e-4, 1e-3, 2e-3)),
 }
 # signal: the score of one picture, whether higher is better, and what counts as equal: a quarter of what the whole
 # ControlNet gained over the base without the signal in the first round
@@ -93,12 +87,8 @@ def test_unit(contender: str, signal: str, rate: float, seed: int) -> Unit:
 
 def chosen_rates(results: Results) -> dict[str, float]:
     """Contender -> the rate with the highest share of pixels that came out as asked for."""
-    tuned = results.where(stage="tune")
     return {
-        name: max(
-            (each for each in tuned if each.unit["contender"] == name),
-            key=lambda each: mean(each.scores["items"]["aacc"]),
-        ).unit["rate"]
+        name: tuned(results.where(stage="tune", contender=name), lambda each: mean(each.scores["items"]["aacc"]))
         for name in CONTENDERS
     }
 

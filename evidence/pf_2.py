@@ -9,18 +9,19 @@ from concepts import (
     CONTENDERS,
     MARKS,
     STEPS,
-    Judge,
     at_marks,
     both,
     checkpoint,
     fabricated,
     followed,
+    forgotten,
     rates_of,
+    score,
     train,
     tuning_of,
 )
 from contact_sheet import write_sheet
-from subjects import SEED_OF, SUBJECTS, by_subject, concept_of, mean
+from subjects import SEED_OF, SUBJECTS, by_subject, concept_of, judge_of, mean
 from torch import Generator
 
 from diffadapt.adapters import Perfusion
@@ -78,12 +79,12 @@ def run(unit: Unit, context: Context) -> dict[str, Any]:
     noun, seed, contender = unit["subject"], unit["seed"], CONTENDERS[unit["contender"]]
     method, alone = contender.method, isinstance(contender.method, Perfusion)
     folder = train(context, noun, method, unit["rate"], seed=seed, out=context.folder, roles=contender.roles)
-    judge = Judge(context, noun, alone=alone)
+    judge = judge_of(context, noun)
     adapter = folder / "adapter.safetensors"
     scores: dict[str, Any] = {"at_step": at_marks(judge, folder), "bytes": adapter.stat().st_size}
     if unit["stage"] == "test":
-        scores["forgotten"] = judge.forgotten(adapter)
-        scores["at_bias"] = {f"{bias:g}": judge.score(adapter, bias) for bias in (BIASES if alone else ())}
+        scores["forgotten"] = forgotten(judge, adapter)
+        scores["at_bias"] = {f"{bias:g}": score(judge, adapter, bias) for bias in (BIASES if alone else ())}
     return scores
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pf_2
-from concepts import Judge, train
+from concepts import score, train
 from contact_sheet import write_sheet
 from fabricated import subject_scores
-from subjects import SEED_OF, by_subject, concept_of, mean, share
+from subjects import SEED_OF, by_subject, concept_of, judge_of, mean, share
 from torch import Generator, Tensor
 
 from diffadapt.adapters import Perfusion
@@ -75,12 +75,12 @@ def run(unit: Unit, context: Context) -> dict[str, Any]:
     if unit["stage"] == "pictures":
         return {"picture": draw_sheet(unit, context)}
     noun, folder = unit["subject"], trained(unit, context)
-    judge = Judge(context, noun, alone=True)
+    judge = judge_of(context, noun)
     adapter = folder / "adapter.safetensors"
-    scores: dict[str, Any] = {"0.15": judge.score(adapter, BIAS)}
+    scores: dict[str, Any] = {"0.15": score(judge, adapter, BIAS)}
     if unit["variant"] == "locked":
         for temperature in TEMPERATURES:
-            scores[f"{temperature:g}"] = judge.score(adapter, BIAS, temperature)
+            scores[f"{temperature:g}"] = score(judge, adapter, BIAS, temperature)
     return scores
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from drawn import METHODS, RATES, STYLES, TUNED_ON, best_rates, both, fabricated, pictures, scores_of, table
+from drawn import CONTENDERS, RATES, STYLES, TUNED_ON, best_rates, both, fabricated, pictures, scores_of, table
 from torch import Generator
 
 from diffadapt.evidence import Claim, Context, Design, Results, Settings, Unit, Verdict
@@ -15,14 +15,14 @@ STEPS = 300
 def units(results: Results, settings: Settings) -> list[Unit]:
     tuning = [
         {"stage": "tune", "style": style, "contender": name, "rate": rate, "seed": 100}
-        for style in TUNED_ON for name in METHODS for rate in RATES
+        for style in TUNED_ON for name in CONTENDERS for rate in RATES
     ]  # fmt: skip
     if any(not results.where(**unit) for unit in tuning):
         return tuning
     rates = best_rates(results)
     return tuning + [
         {"stage": "test", "style": style, "contender": name, "rate": rates[name], "seed": seed}
-        for style in STYLES for name in METHODS for seed in settings.seeds[:1]
+        for style in STYLES for name in CONTENDERS for seed in settings.seeds[:1]
     ]  # fmt: skip
 
 
@@ -30,7 +30,7 @@ def run(unit: Unit, context: Context) -> dict[str, Any]:
     assert context.base is not None
     styles = pictures(context.base, context.shared, unit["style"])
     made = train_style(
-        context.base, styles, method=METHODS[unit["contender"]][1], out=context.folder, seed=unit["seed"],
+        context.base, styles, method=CONTENDERS[unit["contender"]].method, out=context.folder, seed=unit["seed"],
         steps=STEPS, learning_rate=unit["rate"], evaluation_pictures=16, quiet=True,
     )  # fmt: skip
     return scores_of(made.metrics, unit["style"])

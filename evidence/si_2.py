@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from drawn import METHODS, STYLES, best_rates, both, fabricated, pictures, scores_of, table
+from drawn import CONTENDERS, STYLES, best_rates, both, fabricated, pictures, scores_of, table
 from torch import Generator
 
 from diffadapt.adapters import load_adapter
@@ -23,7 +23,7 @@ def units(results: Results, settings: Settings) -> list[Unit]:
     rates = best_rates(results.of("SI-1"))  # cut to fit the budget: there is no tuning of its own
     return [
         {"stage": "train", "contender": name, "rate": rates[name], "seed": seed}
-        for name in METHODS for seed in settings.seeds
+        for name in CONTENDERS for seed in settings.seeds
     ]  # fmt: skip
 
 
@@ -41,7 +41,7 @@ def run(unit: Unit, context: Context) -> dict[str, Any]:
     assert base is not None
     styles = mixed(base, context)
     made = train_style(
-        base, styles, method=METHODS[unit["contender"]][1], out=context.folder, seed=unit["seed"], steps=STEPS,
+        base, styles, method=CONTENDERS[unit["contender"]].method, out=context.folder, seed=unit["seed"], steps=STEPS,
         batch_size=8, learning_rate=unit["rate"], evaluation_pictures=8, quiet=True,
     )  # fmt: skip
     scores = {style: scores_of(made.metrics, style) for style in STYLES}

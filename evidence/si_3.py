@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from drawn import METHODS, STYLES, best_rates, both, fabricated, pictures, scores_of, table
+from drawn import CONTENDERS, STYLES, best_rates, both, fabricated, pictures, scores_of, table
 from second_encoder import translated, with_second_encoder
 from torch import Generator
 
@@ -25,7 +25,7 @@ def units(results: Results, settings: Settings) -> list[Unit]:
     rates = best_rates(results.of("SI-1"))  # cut to fit the budget: there is no tuning of its own
     return [
         {"stage": "test", "style": style, "encoder": encoder, "contender": name, "rate": rates[name], "seed": seed}
-        for style in TAUGHT for encoder in ENCODERS for name in METHODS for seed in settings.seeds[:2]
+        for style in TAUGHT for encoder in ENCODERS for name in CONTENDERS for seed in settings.seeds[:2]
     ]  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def run(unit: Unit, context: Context) -> dict[str, Any]:
     captions = drift_prompts(world_of(base), CAPTIONS, seed=11)
     theirs = [translated(caption) for caption in captions] if unit["encoder"] == "other" else None
     made = train_distill(
-        base, {unit["style"]: teacher}, captions, teacher_captions=theirs, method=METHODS[unit["contender"]][1],
+        base, {unit["style"]: teacher}, captions, teacher_captions=theirs, method=CONTENDERS[unit["contender"]].method,
         out=context.folder, seed=unit["seed"], steps=STEPS, learning_rate=unit["rate"], evaluation_pictures=0,
         sample_every=0, quiet=True,
     )  # fmt: skip

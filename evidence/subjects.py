@@ -8,21 +8,21 @@ of the harmonic mean of fidelity and what was followed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from contact_sheet import write_sheet
-from judging import Judge
+from judging import SubjectJudge
 from torch import Tensor, tensor
 
-from diffadapt.adapters import OFT, LoRA, Method, Selective, Token
+from diffadapt.adapters import OFT, LoRA, Selective, Token
 from diffadapt.data.concept import Concept, load_concept
 from diffadapt.data.picture import to_picture
 from diffadapt.data.prompts import benchmark_prompts
 from diffadapt.data.scene_concept import write_scene_concept
 from diffadapt.data.scenes import KIND_OF, world_of
-from diffadapt.evidence.context import Context
-from diffadapt.evidence.results import Finished, Results, Unit
+from diffadapt.evidence import Contender, Context, Finished, Results, Unit, rates_to_try, tuned
 from diffadapt.metrics.bootstrap import Interval, interval_of_nested_mean
 from diffadapt.metrics.following import share_of_perfect
 from diffadapt.metrics.harmonic import harmonic_mean
@@ -44,26 +44,16 @@ TUNING_SUBJECTS = {"tiger": "3d", "motorcycle": "flat", "shark": "flat"}
 
 STEPS, BATCH = 150, 2
 ON_THE_WAY_STEPS = (30, 60, 90, 120, 150)
-MOST_RATES = 7  # of one contender's tuning
-
-
-class Contender(NamedTuple):
-    """A method, the learning rates that its tuning begins with, how tables call it, and whether it keeps the prior."""
-
-    method: Method
-    rates: tuple[float, ...]
-    title: str
-    prior: bool = True
 
 
 CONTENDERS = {
-    "oft": Contender(OFT(blocks=4), (1e-3, 2e-3, 4e-3), "OFT, 4 blocks"),
-    "lora": Contender(LoRA(rank=11), (4e-3, 8e-3, 1.6e-2), "LoRA, rank 11 (as many parameters)"),
-    "dreambooth": Contender(Selective(), (1e-4, 2e-4, 4e-4), "DreamBooth (every weight)"),
-    "token": Contender(Token(vectors=2), (4e-2, 8e-2, 1.6e-1), "textual inversion, 2 vectors"),
+    "oft": Contender(method=OFT(blocks=4), title="OFT, 4 blocks", rates=(1e-3, 2e-3, 4e-3)),
+    "lora": Contender(method=LoRA(rank=11), title="LoRA, rank 11 (as many parameters)", rates=(4e-3, 8e-3, 1.6e-2)),
+    "dreambooth": Contender(method=Selective(), title="DreamBooth (every weight)", rates=(1e-4, 2e-4, 4e-4)),
+    "token": Contender(method=Token(vectors=2), title="textual inversion, 2 vectors", rates=(4e-2, 8e-2, 1.6e-1)),
 }
 ALONE = {  # at the rate that its twin's tuning chose
-    f"{name}-alone": each._replace(title=f"{each.title}, no prior preservation", prior=False)
+    f"{name}-alone": replace(each, title=f"{each.title}, no prior preservation", prior=False)
     for name, each in CONTENDERS.items()
     if name != "token"
 }
@@ -75,6 +65,12 @@ def concept_of(context: Context, noun: str, pictures: int = 5) -> Concept:
     style = (SUBJECTS | TUNING_SUBJECTS)[noun]
     write_scene_concept(folder, context.data / "emoji", noun, style, count=pictures)
     return load_concept(folder, KIND_OF[noun], token=f"<{noun}>")
+
+
+def judge_of(context: Context, noun: str) -> SubjectJudge:
+    """The judge of a subject on the unit's base, untouched now."""
+    style = (SUBJECTS | TUNING_SUBJECTS)[noun]
+    return SubjectJudge(context.base, concept_of(context, noun), noun, style, context.data / "emoji", context.shared)
 
 
 def teach(
@@ -100,11 +96,10 @@ def teach(
         schedule: of the learning rate.
 
     Returns:
-        what `Judge.scores` returns, "fidelity_at" {step: per picture}, "followed_at" {step: share of perfect},
+        what `SubjectJudge.scores` returns, "fidelity_at" {step: per picture}, "followed_at" {step: share of perfect},
         "trainable_parameters", "seconds_train"
     """
-    style = (SUBJECTS | TUNING_SUBJECTS)[noun]
-    judge = Judge(context.base, concept_of(context, noun), noun, style, context.data / "emoji", context.shared)
+    judge = judge_of(context, noun)
     at: dict[str, dict[str, Any]] = {"fidelity_at": {}, "followed_at": {}}
 
     def watch(step: int, _: float) -> None:
@@ -169,33 +164,13 @@ def tuning_units(results: Results, contenders: Mapping[str, Contender]) -> list[
         {"stage": "tune", "contender": name, "subject": noun, "rate": rate, "seed": 100}
         for noun in TUNING_SUBJECTS
         for name, contender in contenders.items()
-        for rate in rates_tried(contender.rates, lambda rate, name=name: quality_of(results, name, rate))
+        for rate in rates_to_try(contender.rates, results.where(stage="tune", contender=name), quality_of)
     ]
 
 
-def rates_tried(first: Sequence[float], quality: Callable[[float], float | None]) -> list[float]:
-    """Rates a factor of two apart, in order: those to begin with, and one more where the best is the outermost.
-
-    Args:
-        first: to begin with.
-        quality: of a rate; None where it is not known yet.
-    """
-    rates = sorted(first)
-    while len(rates) < MOST_RATES:
-        known = {rate: found for rate in rates if (found := quality(rate)) is not None}
-        if len(known) < len(rates):
-            return rates
-        best = max(rates, key=lambda rate: known[rate])
-        if best not in (rates[0], rates[-1]):
-            return rates
-        rates = [rates[0] / 2, *rates] if best == rates[0] else [*rates, rates[-1] * 2]
-    return rates
-
-
-def quality_of(results: Results, contender: str, rate: float) -> float | None:
-    """The mean over the tuning's subjects of the harmonic mean of fidelity and what was followed; None if not run."""
-    runs = results.where(stage="tune", contender=contender, rate=rate)
-    return mean([quality(each.scores) for each in runs]) if runs else None
+def quality_of(each: Finished) -> float:
+    """The harmonic mean of fidelity and what was followed, of one run."""
+    return quality(each.scores)
 
 
 def quality(scores: Mapping[str, Any]) -> float:
@@ -209,11 +184,7 @@ def share(scores: Mapping[str, Any]) -> float:
 
 def chosen_rates(results: Results, contenders: Mapping[str, Contender]) -> dict[str, float]:
     """Contender -> the rate that its tuning chose."""
-    tried = {name: {each.unit["rate"] for each in results.where(stage="tune", contender=name)} for name in contenders}
-    return {
-        name: max(sorted(rates), key=lambda rate, name=name: quality_of(results, name, rate) or 0.0)
-        for name, rates in tried.items()
-    }
+    return {name: tuned(results.where(stage="tune", contender=name), quality_of) for name in contenders}
 
 
 def told_rates(results: Results, contenders: Mapping[str, Contender]) -> str:

@@ -6,7 +6,7 @@ here is decided for short trainings.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -15,11 +15,11 @@ import torch
 from torch import Generator, Tensor
 from transfer_sets import TARGETS, files_of
 
-from diffadapt.adapters import OFT, LoRA, Method, Selective
+from diffadapt.adapters import OFT, LoRA, Selective
 from diffadapt.data.captioned import Captioned
 from diffadapt.data.folder import Example
 from diffadapt.data.styles import Styles
-from diffadapt.evidence import Context, Finished, Results, Unit
+from diffadapt.evidence import Contender, Context, Finished, Results, Unit, tuned
 from diffadapt.metrics.bootstrap import Interval, interval_of_nested_mean
 from diffadapt.metrics.features import load_features
 from diffadapt.metrics.frechet import fid
@@ -38,20 +38,11 @@ STEP_SECONDS = {"full": 0.57, "lora": 0.36, "oft": 0.38, "bitfit": 0.36}  # 16 r
 PICTURE_SECONDS = 0.25
 
 
-@dataclass(frozen=True)
-class Contender:
-    """A method, its title, and the learning rates that are tried for it."""
-
-    method: Method
-    title: str
-    rates: tuple[float, ...]
-
-
 CONTENDERS = {
-    "full": Contender(Selective(), "full fine-tuning", (2e-5, 6e-5, 2e-4)),
-    "bitfit": Contender(Selective(train="bias"), "BitFit", (3e-4, 1e-3, 3e-3)),
-    "lora": Contender(LoRA(rank=8), "LoRA", (5e-4, 2e-3, 8e-3)),
-    "oft": Contender(OFT(), "OFT", (5e-4, 2e-3, 8e-3)),
+    "full": Contender(method=Selective(), title="full fine-tuning", rates=(2e-5, 6e-5, 2e-4)),
+    "bitfit": Contender(method=Selective(train="bias"), title="BitFit", rates=(3e-4, 1e-3, 3e-3)),
+    "lora": Contender(method=LoRA(rank=8), title="LoRA", rates=(5e-4, 2e-3, 8e-3)),
+    "oft": Contender(method=OFT(), title="OFT", rates=(5e-4, 2e-3, 8e-3)),
 }
 
 
@@ -66,11 +57,7 @@ def tuning(names: Sequence[str]) -> list[Unit]:
 
 def tests(results: Results, names: Sequence[str], seed: int) -> list[Unit]:
     """Every target with and without, at the rate with the smallest mean logarithm of FD in `tuning`."""
-    chosen = {}
-    for name in names:
-        runs = results.where(stage="tune", method=name)
-        rates = {rate: [log_fd(each) for each in runs if each.unit["rate"] == rate] for rate in CONTENDERS[name].rates}
-        chosen[name] = min(rates, key=lambda rate: sum(rates[rate]))
+    chosen = {name: tuned(results.where(stage="tune", method=name), lambda each: -log_fd(each)) for name in names}
     return [
         {"stage": "test", "method": n, "rate": chosen[n], "target": target, "objective": objective, "seed": seed}
         for n in names

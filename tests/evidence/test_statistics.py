@@ -17,17 +17,6 @@ from sd15_shapes import Shape, build, layers
 from diffadapt.adapters import OFT
 
 
-def test_a_grid_grows_until_its_best_rate_is_inside():
-    def quality(best: float):
-        return lambda rate: -abs(rate - best)
-
-    assert subjects.rates_tried((1.0, 2.0, 4.0), quality(2.0)) == [1, 2, 4]
-    assert subjects.rates_tried((1.0, 2.0, 4.0), quality(8.0)) == [1, 2, 4, 8, 16]
-    assert subjects.rates_tried((1.0, 2.0, 4.0), quality(0.5)) == [0.25, 0.5, 1, 2, 4]
-    assert len(subjects.rates_tried((1.0, 2.0, 4.0), lambda rate: rate)) == subjects.MOST_RATES  # no end to it
-    assert subjects.rates_tried((1.0, 2.0, 4.0), {1.0: 0.1, 2.0: 0.2}.get) == [1, 2, 4]  # one is not known yet
-
-
 def test_subjects_have_seeds_of_their_own_and_are_not_those_of_the_tuning():
     assert len(set(subjects.SEED_OF.values())) == len(subjects.SUBJECTS) == 24
     assert not set(subjects.SUBJECTS) & set(subjects.TUNING_SUBJECTS)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..bases import Base
 from ..data.concept import Concept
 from ..data.prompts import benchmark_prompts, drift_prompts, spread
-from ..data.scenes import world_of
+from ..data.scenes import World, world_of
 from ..metrics.alignment import text_alignment
 from ..metrics.diversity import diversity
 from ..metrics.features import Features, load_features
@@ -88,8 +88,10 @@ class Judge:
         per_prompt: pictures of each.
         unrelated: how many prompts that have nothing to do with the concept.
         seed, same_noise, steps: as `draw` has them; `seed` chooses the unrelated prompts, too.
+        world: whose words the prompts are made of; None means the base's own.
 
     Attributes:
+        prompts: the benchmark's prompts with the concept's word before its noun.
         plain: the prompts without the concept, which the untouched base is asked and alignment is measured on.
         class_prompts: the plain class, by itself and in a dozen of the contexts of `plain`.
         unrelated: the prompts that have nothing to do with the concept.
@@ -108,35 +110,41 @@ class Judge:
         seed: int = 0,
         same_noise: bool = True,
         steps: int | None = None,
+        world: World | None = None,
     ) -> None:
         self.base, self.concept, self.per_prompt = base, concept, per_prompt
         self.seed, self.same_noise, self.steps = seed, same_noise, steps
         self.bar: Steps | None = None
-        world = world_of(base)
-        self._asked = spread(benchmark_prompts(concept.noun, concept.token, world), prompts)
+        world = world or world_of(base)
+        self.prompts = spread(benchmark_prompts(concept.noun, concept.token, world), prompts)
         self.plain = spread(benchmark_prompts(concept.noun, "", world), prompts)
         contexts = spread(self.plain, CONTEXTS)
         alone = class_prompt_count(len(self.plain)) - len(contexts)
         self.class_prompts = [concept.class_prompt] * alone + contexts
         self.unrelated = drift_prompts(world, unrelated, seed, without=concept.noun) if unrelated else []
-        self.groups = torch.arange(len(self._asked)).repeat_interleave(per_prompt)
+        self.groups = torch.arange(len(self.prompts)).repeat_interleave(per_prompt)
         self._reference: dict[str, Tensor] = {}  # encoder -> features of the concept's pictures
 
     @property
-    def asked(self) -> list[str]:
-        """The prompts with the concept; its word alone where what is attached puts it in the noun's place."""
+    def named(self) -> Concept:
+        """The concept as prompts name it now: by its word alone where what is attached puts it in the noun's place."""
         for each in self.base.attachments:
             if each.method.replaces_noun and self.concept.token in each.tokens:
-                return self.concept.standing_alone().said(self._asked)
-        return self.concept.said(self._asked)
+                return self.concept.standing_alone()
+        return self.concept
+
+    @property
+    def asked(self) -> list[str]:
+        """The prompts with the concept, as it is named now."""
+        return self.named.said(self.prompts)
 
     def of_concept(self) -> Tensor:
         """Pictures of the concept in other contexts."""
-        return self._draw(self.asked, self.per_prompt)
+        return self.draw(self.asked, self.per_prompt)
 
     def of_prompts_alone(self) -> Tensor:
         """Pictures of the same prompts without the concept."""
-        return self._draw(self.plain, self.per_prompt)
+        return self.draw(self.plain, self.per_prompt)
 
     def of_class(self, *, again: bool = False) -> Tensor:
         """A picture of each class prompt, no two from the same noise; `again` draws them from other seeds."""
@@ -145,9 +153,10 @@ class Judge:
 
     def of_unrelated(self, *, again: bool = False) -> Tensor:
         """A picture of each unrelated prompt; `again` draws them from other seeds."""
-        return self._draw(self.unrelated, 1, again=again)
+        return self.draw(self.unrelated, 1, again=again)
 
-    def _draw(self, prompts: Sequence[str], per_prompt: int, *, again: bool = False) -> Tensor:
+    def draw(self, prompts: Sequence[str], per_prompt: int, *, again: bool = False) -> Tensor:
+        """Pictures of any prompts, (len(prompts) * per_prompt, 3, H, W); `again` draws them from other seeds."""
         seed = self.seed + ANOTHER * again
         return draw(
             self.base, prompts, per_prompt, seed=seed, same_noise=self.same_noise, steps=self.steps, bar=self.bar

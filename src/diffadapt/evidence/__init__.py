@@ -4,6 +4,7 @@ from ..report.evidence_page import Curve, Forest, Plot, Table, Verdict
 from ..report.finding import Comparison, Finding
 from .calibration import Calibration, calibrate, simulated
 from .claim import Claim, Design, Settings, claim_names, load_claim
+from .contender import Contender, rates_to_try, tuned
 from .context import Context
 from .plan import Evidence, Plan
 from .results import Finished, Results, Unit
@@ -12,6 +13,7 @@ __all__ = [
     "Calibration",
     "Claim",
     "Comparison",
+    "Contender",
     "Context",
     "Curve",
     "Design",
@@ -29,5 +31,7 @@ __all__ = [
     "calibrate",
     "claim_names",
     "load_claim",
+    "rates_to_try",
     "simulated",
+    "tuned",
 ]
