@@ -18,7 +18,7 @@ from diffadapt.adapters import OFT
 
 
 def test_subjects_have_seeds_of_their_own_and_are_not_those_of_the_tuning():
-    assert len(set(subjects.SEED_OF.values())) == len(subjects.SUBJECTS) == 24
+    assert len(set(subjects.SEED_OF.values())) == len(subjects.SUBJECTS) == 16
     assert not set(subjects.SUBJECTS) & set(subjects.TUNING_SUBJECTS)
 
 
