@@ -6,9 +6,9 @@
 EMOJI is the folder of sprite folders that `tools/train_embedded_base.py` reads. The labels are the nouns of a scene:
 one, or two with half the weight each. The hundred emoji of `data/emoji_classes.py`, which the classifier is to learn
 later, are never shown, in any style. Scenes are drawn from (seed, step), so that a resumed run sees what an
-uninterrupted one would have seen. The rate holds until `--decay-from` pictures and then falls to zero within
-`--decay-over`. `export` writes the averaged weights in transformers' format, float16, with `card.json`: pictures seen
-and accuracy on scenes of held-back seeds.
+uninterrupted one would have seen. The rate holds, and falls to zero within the last `--cool-down` minutes. `export`
+writes the averaged weights in transformers' format, float16, with `card.json`: pictures seen and accuracy on scenes of
+held-back seeds.
 """
 
 import argparse
@@ -128,17 +128,13 @@ def train(args: argparse.Namespace) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    began = saved = time.time()
+    saved = counted = time.time()
+    end = saved + 60 * args.minutes
     sums, count = 0.0, 0
     print(f"{sum(p.numel() for p in parameters) / 1e6:.2f} M parameters, {len(places)} nouns, step {step}", flush=True)
     try:
-        while time.time() - began < 60 * args.minutes:
-            seen = step * args.batch
-            rate = args.lr * min(1.0, (step + 1) / WARM_UP)
-            if args.decay_from is not None:
-                rate *= min(1.0, max(0.0, 1 - (seen - args.decay_from) / args.decay_over))
-            if rate == 0.0:
-                break
+        while (left := end - time.time()) > 0:
+            rate = args.lr * min(1.0, (step + 1) / WARM_UP, left / max(60 * args.cool_down, 1e-9))
             for group in optimizer.param_groups:
                 group["lr"] = rate
             pictures, scenes = draw(np.random.default_rng([args.seed, step]), world, sprites, args.batch)
@@ -156,10 +152,9 @@ def train(args: argparse.Namespace) -> None:
             sums, count = sums + float(loss.detach()), count + 1
             if step % 50 == 0:
                 row = {"step": step, "pictures": step * args.batch, "loss": round(sums / count, 4), "lr": rate}
-                row["pictures_per_s"] = round(count * args.batch / max(time.time() - began, 1e-9), 1)
+                row["pictures_per_s"] = round(count * args.batch / (time.time() - counted), 1)
                 row["cpu_minutes"] = round(spent + (time.process_time() - clock) / 60, 1)
-                sums, count = 0.0, 0
-                began, args.minutes = time.time(), args.minutes - (time.time() - began) / 60
+                sums, count, counted = 0.0, 0, time.time()
                 print(json.dumps(row), flush=True)
                 with open(args.work / "log.jsonl", "a", encoding="utf-8") as log:
                     log.write(json.dumps(row) + "\n")
@@ -208,8 +203,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after so many minutes")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3, help="AdamW's rate after the warm-up")
-    parser.add_argument("--decay-from", type=int, default=None, help="pictures after which the rate falls")
-    parser.add_argument("--decay-over", type=int, default=30_000, help="pictures within which it falls to zero")
+    parser.add_argument("--cool-down", type=float, default=0.0, help="last minutes in which the rate falls to zero")
     parser.add_argument("--count", type=int, default=1024, help="export: held-back scenes to measure on")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
