@@ -10,11 +10,13 @@ from PIL import Image, ImageDraw
 
 from diffadapt.adapters import CLoRA, LoRA, Selective, Token, load_adapter
 from diffadapt.bases import load_classifier
+from diffadapt.config import read_toml
 from diffadapt.data.class_folders import load_classes
 from diffadapt.data.class_tasks import split_classes
 from diffadapt.errors import Refused
 from diffadapt.files import load_tensors
 from diffadapt.recipes.classify import ClassifyConfig, train_classify
+from diffadapt.recipes.job import read_job
 
 FAST = ClassifyConfig(steps=8, batch_size=6, warmup=0, checkpoint_every=2, learning_rate=5e-3, mirror=False)
 METHOD = CLoRA(rank=2, penalty_weight=1.0)
@@ -136,6 +138,30 @@ def test_baselines_learn_classes_by_the_same_recipe(checkpoint, folder, tmp_path
     run = learn(checkpoint, folder, tmp_path / "a", method, roles=("self_attention.query",))
     network = load_classifier(checkpoint, 4)
     assert load_adapter(network, run.adapter).method == method
+
+
+def test_a_lambda_that_kills_learning_is_warned_of(checkpoint, folder, tmp_path, capsys):
+    for weight in (1e12, 1.0):
+        tasks = tasks_of(folder)
+        train_classify(
+            load_classifier(checkpoint, 4), tasks, method=CLoRA(rank=2, penalty_weight=weight),
+            out=tmp_path / f"{weight:g}", config=FAST, steps=40,
+        )  # fmt: skip
+        told = "".join(capsys.readouterr())
+        assert ("task 2 was hardly learned" in told) == (weight > 1)
+
+
+def test_a_config_trains_and_the_runs_own_file_goes_on_with_it(checkpoint, folder, tmp_path):
+    table = {
+        "recipe": "classify", "base": str(checkpoint), "out": str(tmp_path / "a"), "seed": 2,
+        "classify": {"folder": str(folder), "tasks": 2, "held_out": 2},
+        "method": {"name": "c_lora", "rank": 2}, "train": {"steps": 2, "batch_size": 4},
+    }  # fmt: skip
+    run = read_job(table).run("cpu")
+    again = read_job(read_toml(run.folder / "run.toml")).run("cpu")
+    assert again.metrics["classify"] == run.metrics["classify"]
+    order = [name for names in run.metrics["classify"]["tasks"] for name in names]
+    assert order == [name for task in tasks_of(folder, seed=2) for name in task.classes]
 
 
 def test_one_task_learns_all_classes_together(checkpoint, folder, tmp_path):

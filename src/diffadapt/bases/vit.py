@@ -8,7 +8,7 @@ import json
 import os
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,10 @@ class Classifier(Network):
     def __call__(self, pictures: Tensor, timesteps: Tensor | None = None, condition: Any = None) -> Tensor:
         """Pictures (N, 3, R, R) in [0, 1] -> logits (N, classes)."""
         return self.modules()["head"](self.features(pictures))
+
+    def with_variance(self, pictures: Tensor, timesteps: Tensor | None = None, condition: Any = None) -> NoReturn:
+        """Raises Refused: there is no variance."""
+        raise Refused(f"{self.name!r} is a classifier, which predicts no variance; use another objective")
 
     @torch.no_grad()
     def teacher(self, pictures: Tensor, timesteps: Tensor | None = None, condition: Any = None) -> Tensor:

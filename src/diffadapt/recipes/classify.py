@@ -35,6 +35,7 @@ from ..training.loop_config import LoopConfig
 from ..training.run import Run, claim_folder, write_run_file
 
 OBSERVED_BATCHES = 8  # that a method which keeps statistics of a task is shown at its end
+BARELY = 0.01  # a change this small beside the first task's means that the layers did not learn the task
 NOT_USED = "not used by a classifier"
 
 
@@ -135,6 +136,7 @@ def train_classify(
         finally:
             release(network, attached.values())
         keep(record, task, facts["trainable_parameters"], answers)
+        warn_of_unlearned(record, quiet)
         say(f"  right: {summary(record.answers)['stages'][-1]:.3f} of all classes so far", quiet=quiet)
     for name in FILES:
         file = f"{name}.safetensors"
@@ -214,6 +216,16 @@ def keep(record: ClassRecord, task: ClassTask, trainable: int, answers: list[lis
     if len(record.learned) > 1:  # the newest files hold all tasks
         for name in FILES:
             (record.place(len(record.learned) - 2) / f"{name}.safetensors").unlink(missing_ok=True)
+
+
+def warn_of_unlearned(record: ClassRecord, quiet: bool) -> None:
+    first, last = record.learned[0].change, record.learned[-1].change
+    if first and last is not None and last < BARELY * first:
+        say(
+            f"warning: task {len(record.learned)} was hardly learned: its change is {last / first:.1e} of the first "
+            "task's; lower method.penalty_weight, or take method.penalty_scale = normalised",
+            quiet=quiet,
+        )
 
 
 def figures(network: Classifier, record: ClassRecord) -> dict[str, Any]:
