@@ -12,9 +12,13 @@ from PIL import Image, ImageDraw
 
 from diffadapt.adapters import CLoRA, LoRA, Perfusion, Selective, Token, attach, load_adapter, read_adapter
 from diffadapt.adapters.custom_diffusion import ROLES
+from diffadapt.data.concept import load_concept
+from diffadapt.data.picture import open_picture, to_tensor
 from diffadapt.data.sequence import load_sequence
 from diffadapt.errors import Refused
-from diffadapt.files import load_tensors
+from diffadapt.files import load_tensors, save_tensors
+from diffadapt.metrics import mmd_squared
+from diffadapt.metrics.inception import Inception, inception_features, load_inception
 from diffadapt.recipes.sequence import SequenceConfig, train_sequence
 from diffadapt.training.replay import Mixed, ReplayedPictures
 
@@ -173,6 +177,25 @@ def test_folders_that_are_no_sequence_are_refused(tmp_path, names, order, words)
 
 
 # --- baselines of the paper's that need more than a method ------------------------------------------------------------
+
+
+def test_kid_is_told_where_an_inception_is_given(base, folder, tmp_path):
+    torch.manual_seed(0)
+    file = save_tensors(
+        tmp_path / "inception.safetensors",
+        {name: value for name, value in Inception().state_dict().items() if value.is_floating_point()},
+    )
+    run = learn(base, folder, tmp_path / "runs" / "a", LoRA(rank=1), evaluation_inception=str(file))
+    network, found = load_inception(file), run.metrics["sequence"]["kid_at_end"]
+    for name, value in zip(("mia", "otto"), found, strict=True):
+        place = run.folder / "evaluation" / "after-02" / name
+        made = torch.stack([to_tensor(open_picture(path)) for path in sorted(place.glob("*.png"))])
+        own = load_concept(folder / name, "cat").pixels(base.resolution)
+        expected = mmd_squared(inception_features(network, own), inception_features(network, made.float() / 255))
+        assert value == pytest.approx(expected, rel=1e-5)
+    assert "KID x 1000" in (run.folder / "report.html").read_text(encoding="utf-8")
+    plain = learn(base, folder, tmp_path / "runs" / "b", LoRA(rank=1))
+    assert plain.metrics["sequence"]["kid_at_end"] is None
 
 
 def test_replayed_pictures_are_what_the_adapter_draws_of_the_past_and_the_same_for_the_same_seed(base):

@@ -11,7 +11,8 @@ from ..bases import Base
 from ..data.picture import open_picture, to_picture, to_tensor, write_png
 from ..data.sequence_record import SequenceRecord
 from ..files import load_tensors
-from ..metrics import MMD_AS, Features, a_mmd, drift_mmd, f_mmd, kept, mmd_squared, subject_fidelity
+from ..metrics import MMD_AS, Features, a_mmd, drift_mmd, f_mmd, kept, kid, mmd_squared, subject_fidelity
+from ..metrics.inception import Inception, inception_features
 from ..sampling.sample import adapted, default_line, generate
 
 
@@ -32,13 +33,18 @@ def evaluation(record: SequenceRecord, number: int, name: str) -> Path:
 
 def features_after(record: SequenceRecord, encoder: Features, number: int, name: str) -> Tensor:
     """Features (N, D) of a concept's pictures after a task."""
+    return encoder.subjects(pictures_after(record, number, name))
+
+
+def pictures_after(record: SequenceRecord, number: int, name: str) -> Tensor:
+    """A concept's pictures after a task, (N, 3, H, W) in [0, 1]."""
     files = sorted(evaluation(record, number, name).glob("*.png"))
-    return encoder.subjects(torch.stack([to_tensor(open_picture(file)).float() / 255 for file in files]))
+    return torch.stack([to_tensor(open_picture(file)).float() / 255 for file in files])
 
 
-def reference(record: SequenceRecord, number: int) -> Tensor:
-    """Features (N, D) of the pictures that a task was learned from."""
-    return load_tensors(record.place(number, record.learned[number].name) / "reference.safetensors")[0]["features"]
+def reference(record: SequenceRecord, number: int, which: str = "features") -> Tensor:
+    """Features (N, D) of the pictures that a task was learned from: the encoder's, or "inception"."""
+    return load_tensors(record.place(number, record.learned[number].name) / "reference.safetensors")[0][which]
 
 
 def score_row(record: SequenceRecord, encoder: Features, number: int) -> list[float]:
@@ -61,7 +67,20 @@ def sample_pairs(base: Base, record: SequenceRecord, count: int, seed: int) -> N
             write_png(record.folder / "evaluation" / "pairs" / f"{i:02d}.png", to_picture(pixels))
 
 
-def figures(base: Base, record: SequenceRecord, encoder: Features) -> dict[str, Any]:
+def kid_at_end(record: SequenceRecord, inception: Inception) -> list[float]:
+    """Of each concept the KID between the pictures that it was learned from and those after the last task."""
+    last = len(record.learned) - 1
+    return [
+        kid(reference(record, j, "inception"), inception_features(inception, pictures_after(record, last, each.name)))
+        .mean()
+        .item()
+        for j, each in enumerate(record.learned)
+    ]
+
+
+def figures(
+    base: Base, record: SequenceRecord, encoder: Features, inception: Inception | None = None
+) -> dict[str, Any]:
     """What `metrics.json` holds of a sequence."""
     count = len(record.learned)  # of tasks
     scores = torch.zeros(count, count)
@@ -83,6 +102,7 @@ def figures(base: Base, record: SequenceRecord, encoder: Features) -> dict[str, 
             "f_mmd": f_mmd(when_learned, at_end),
             "mmd_at_end": [mmd_squared(a, b) for a, b in zip(references, at_end, strict=True)] if enough else None,
             "mmd_since_learned": [drift_mmd(a, b) for a, b in zip(when_learned, at_end, strict=True)][:-1],
+            "kid_at_end": kid_at_end(record, inception) if inception and enough else None,
             "mmd": MMD_AS,
             "features": encoder.name,
             "pictures": len(at_end[0]),

@@ -32,6 +32,7 @@ from ..evaluation.judge import PHOTO_ENCODERS
 from ..evaluation.sequence import figures, sample_all, sample_pairs, score_row
 from ..files import save_tensors, write_atomic, write_json
 from ..metrics import load_features
+from ..metrics.inception import inception_features, load_inception
 from ..objectives import Denoising, Objective, PriorPreservation
 from ..progress import say
 from ..report.sequence_report import write_sequence_report
@@ -73,6 +74,11 @@ class SequenceConfig(LoopConfig):
     sample_every: int = option(0, "not used: a sequence samples after each task", low=0, high=0)
     evaluation_pictures: int = option(8, "pictures of every concept after every task", low=2)
     evaluation_features: str = option("", "encoder of the scores; empty means the probe, or DINO for photographs")
+    evaluation_inception: str = option(
+        "",
+        "safetensors file of FID's Inception v3, for KID of every concept at the end; empty leaves it out",
+        path=True,
+    )
     pairs: int = option(2, "pictures with the first and the last concept in one prompt, at the end", low=0)
 
 
@@ -137,6 +143,7 @@ def train_sequence(
     write_run_file(folder, base, dump_toml(job))
     name = config.evaluation_features or ("probe" if base.world else PHOTO_ENCODERS[1])
     encoder = load_features(name, device=base.device)
+    inception = load_inception(config.evaluation_inception) if config.evaluation_inception else None
 
     for task, concept in zip(waiting, concepts, strict=True):
         number = len(record.learned)
@@ -154,6 +161,8 @@ def train_sequence(
         if config.merge_apart:
             merge(base, record, adapter)
         references = {"features": encoder.subjects(concept.pixels(base.resolution))}
+        if inception:
+            references["inception"] = inception_features(inception, concept.pixels(base.resolution))
         save_tensors(place / "reference.safetensors", references, {"encoder": encoder.name})
         log = [json.loads(line) for line in (place / "log.jsonl").read_text(encoding="utf-8").splitlines()]
         record.learned.append(
@@ -175,7 +184,7 @@ def train_sequence(
     write_atomic(folder / "adapter.safetensors", last.read_bytes())
     if config.pairs:
         sample_pairs(base, record, config.pairs, seed)
-    metrics = figures(base, record, encoder) | {"seconds_total": round(time.time() - started, 1)}
+    metrics = figures(base, record, encoder, inception) | {"seconds_total": round(time.time() - started, 1)}
     write_json(folder / "metrics.json", metrics)
     write_sequence_report(folder)
     say(f"report: {folder / 'report.html'}", quiet=quiet)

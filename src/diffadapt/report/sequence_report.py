@@ -86,6 +86,7 @@ def _figures(record: SequenceRecord, metrics: dict[str, Any]) -> Table:
         ["mean loss from the best to the end", found["forgetting_from_best"]],
         ["A_mmd x 1000: from the concepts' own pictures, at the end", _thousand(found["a_mmd"])],
         ["F_mmd x 1000: from the pictures right after learning", _thousand(found["f_mmd"])],
+        *_of_inception(found.get("kid_at_end")),
         ["trained in a task, of the denoiser", f"{100 * share:.3f} %"],
         ["stored, all tasks together", file_size(metrics["adapter_bytes"])],
     ]
@@ -96,6 +97,12 @@ def _figures(record: SequenceRecord, metrics: dict[str, Any]) -> Table:
             )
             rows.append([f"task {each.name}", told])
     return Table(title="Figures", columns=["figure", "value"], rows=rows, note=f"MMD: {found['mmd']}.")
+
+
+def _of_inception(kids: list[float] | None) -> list[list[Any]]:
+    if not kids:
+        return []
+    return [["KID x 1000 (Inception): from the concepts' own pictures, at the end", 1000 * sum(kids) / len(kids)]]
 
 
 def _thousand(value: float | None) -> float | None:
