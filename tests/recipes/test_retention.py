@@ -11,6 +11,7 @@ from diffadapt.config import build, options
 from diffadapt.data.concept import load_concept
 from diffadapt.data.control_pairs import ControlPairs, load_control_pairs
 from diffadapt.errors import Refused
+from diffadapt.evaluation.chain_of_forgetting import near_data
 from diffadapt.files import load_tensors
 from diffadapt.recipes import retention
 from diffadapt.recipes.control import train_control
@@ -195,8 +196,8 @@ def test_a_base_that_is_no_denoiser_of_the_target_near_the_data_is_warned_of(cap
 
 def test_the_premise_looks_at_the_levels_with_the_least_noise_whichever_way_steps_count():
     ratio = torch.linspace(0.01, 50, 100)
-    assert retention.near_data(ratio, 4).tolist() == [0, 9, 19, 29]
-    assert retention.near_data(ratio.flip(0), 4).tolist() == [99, 90, 80, 70]
+    assert near_data(ratio, 4).tolist() == [0, 9, 19, 29]
+    assert near_data(ratio.flip(0), 4).tolist() == [99, 90, 80, 70]
 
 
 # --- handing steps back -----------------------------------------------------------------------------------------------

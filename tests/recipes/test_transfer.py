@@ -9,10 +9,10 @@ from PIL import Image
 from diffadapt.adapters import LoRA, Selective, load_adapter
 from diffadapt.bases import load_base
 from diffadapt.data.class_folders import load_classes
+from diffadapt.evaluation.chain_of_forgetting import losses_at
 from diffadapt.files import load_tensors
 from diffadapt.objectives import Batch, Denoising
 from diffadapt.objectives.variational_bound import variational_bound
-from diffadapt.recipes.retention import losses_at
 from diffadapt.recipes.style import train_style
 from diffadapt.training.fit import AttachedBase
 from diffadapt.training.retention_config import MemoryConfig
@@ -21,16 +21,17 @@ FEW = {
     "steps": 3, "batch_size": 4, "warmup": 0, "sample_every": 0, "checkpoint_every": 1, "keep_checkpoints": 0,
     "evaluation_pictures": 0, "memory": MemoryConfig(latents=6, steps=2), "quiet": True,
 }  # fmt: skip
+REDS, YELLOWS = ("red", "pink", "brown", "maroon", "coral"), ("yellow", "orange", "white", "gold", "khaki")
 ROWS = "transformer.transformer_blocks.0.norm1.emb.class_embedder.embedding_table.rows"
 
 
 @pytest.fixture
 def classes(tmp_path):
-    for name, colours in {"rose": ("red", "pink", "brown"), "tulip": ("yellow", "orange", "white")}.items():
+    for name, colours in {"rose": REDS, "tulip": YELLOWS}.items():
         (tmp_path / "flowers" / name).mkdir(parents=True)
         for i, colour in enumerate(colours):
             Image.new("RGB", (16, 16), colour).save(tmp_path / "flowers" / name / f"{i}.png")
-    return load_classes(tmp_path / "flowers", held_out=1)
+    return load_classes(tmp_path / "flowers", held_out=3)
 
 
 def train(base, classes, out, method=None, **settings):
@@ -93,6 +94,16 @@ def test_the_saved_adapter_is_the_moving_average_of_the_steps(tiny_dit, classes,
     torch.testing.assert_close(
         load_tensors(run.adapter)[0]["transformer.proj_out_2.values.bias"], expected, atol=1e-6, rtol=0
     )
+
+
+def test_a_transfer_tells_what_it_forgot_by_noise_level_in_metrics_and_report(tiny_v_base, classes, tmp_path):
+    run = train(tiny_v_base, classes, tmp_path / "run", LoRA(rank=1), evaluation_pictures=3, switch_pictures=3, steps=1)
+    found = run.metrics["chain_of_forgetting"]
+    assert len(found["source"]["adapted"]) == len(found["target"]["base"]) == len(found["levels"]) == 10
+    assert [share for share, _ in found["switch_curve"]] == [0.0, 0.1, 0.2, 0.5, 1.0]
+    page = run.report.read_text(encoding="utf-8")
+    assert "What was forgotten and learned, by noise level" in page and "Handing the last steps back" in page
+    assert found["weight_distance"]["squared"] > 0
 
 
 def test_off_the_base_is_the_source_again_to_the_last_bit(tiny_dit, classes, tmp_path):

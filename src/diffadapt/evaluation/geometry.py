@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters import Adapter, Attachment, Mergeable, effective_weight
+from ..adapters import Adapter, Attachment, Mergeable, effective_bias, effective_weight
 from ..metrics.weight_drift import WeightDrift, weight_drift
 
 CHANGES = ("energy_change", "cosine_change", "norm_change")
@@ -54,6 +54,29 @@ def movement(attachments: Sequence[Attachment]) -> dict[str, list[dict[str, Any]
             if (reason := _obstacle(outer))
         ],
     }
+
+
+@torch.no_grad()
+def weight_distance(attachments: Sequence[Attachment]) -> dict[str, float]:
+    """||theta - theta_0||^2 at the present strengths, the EWC distance of Diff-Tuning (arXiv:2406.00773, section 4.4).
+
+    theta are the weights and biases of the adapted layers with the adapters merged: of an adapter's own parameters the
+    number would mean nothing. Layers without such a weight, and rows of new words and classes, are left out.
+
+    Returns:
+        "squared" distance, "parameters" that it is taken over, "mean_squared"
+    """
+    squared, count = 0.0, 0
+    for _, outer in _adapted_layers(attachments):
+        if _obstacle(outer):
+            continue
+        layer = outer.innermost()
+        before, b0 = layer.get_parameter("weight").double(), getattr(layer, "bias", None)
+        pairs = [(before, effective_weight(outer, before.float()))]
+        pairs += [] if b0 is None else [(b0.double(), effective_bias(outer))]
+        squared += sum(float((after.double() - old).square().sum()) for old, after in pairs)
+        count += sum(old.numel() for old, _ in pairs)
+    return {"squared": squared, "parameters": count, "mean_squared": squared / max(count, 1)}
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from ..data.latent_bank import LatentBank, LatentBankSettings
 from ..data.prompts import drift_prompts, world_captions
 from ..data.scenes import world_of
 from ..errors import Refused
+from ..evaluation.chain_of_forgetting import losses_at, near_data
 from ..metrics.control_consistency import read_signal
 from ..metrics.reader import load_reader
 from ..objectives import Denoising, MatchingTheBase, MixedWithMemory, Objective
@@ -28,7 +29,6 @@ from ..training.retention_config import RetentionConfig
 from ..training.sources import BankLatents, Source, Unconditioned
 
 DEFAULT_PROMPT = "a high-quality, detailed, and professional image"  # the paper's, for ControlNet (appendix B)
-NEAR_DATA = 0.3  # noise-level quantile below which the premise is checked
 WARN_ABOVE = 1.3  # ratio of the base's losses near the data, target over memory
 WORLD_PROMPTS, GENERAL_PROMPTS = 256, 25
 CHECKED = 32  # rows of each that the premise looks at
@@ -236,32 +236,3 @@ def check_premise(base: Base, sources: Mapping[str, Source], seed: int) -> Premi
         steps = near_data(base.noise_schedule.noise_ratio().cpu(), CHECKED)
         means[name] = float(losses_at(base, latents, steps, seed=seed).mean())
     return Premise(means["target"], means["memory"])
-
-
-def near_data(ratio: Tensor, count: int) -> Tensor:
-    """(count,) training steps spread over the `NEAR_DATA` share of them with the least noise."""
-    ordered = ratio.argsort()
-    return ordered[torch.linspace(0, NEAR_DATA * len(ordered) - 1, count).long()]
-
-
-@torch.no_grad()
-def losses_at(base: Base, latents: Tensor, steps: Tensor, *, caption: str = "", seed: int = 0) -> Tensor:
-    """Squared errors of what the base predicts, with whatever is attached and on.
-
-    Args:
-        latents: (N, C, h, w).
-        steps: (N,) training steps.
-        caption: what all rows are conditioned on; "" for nothing.
-        seed: of the noise.
-
-    Returns:
-        (N,) float32 on the CPU
-    """
-    schedule, found = base.noise_schedule, []
-    noise = torch.from_numpy(np.random.default_rng(seed).standard_normal(tuple(latents.shape), dtype=np.float32))
-    for start in range(0, len(latents), 8):
-        x, e, t = (tensor[start : start + 8].to(base.device) for tensor in (latents, noise, steps))
-        condition = base.condition([caption] * len(x))
-        prediction = base.denoise(schedule.add_noise(x, e, t), t, condition).float()
-        found.append((prediction - schedule.target(x, e, t)).square().mean((1, 2, 3)).cpu())
-    return torch.cat(found)

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..adapters import Method, StyleInject, attach
 from ..bases import Base
 from ..config import check, dump_toml, option, with_overrides
@@ -25,8 +27,10 @@ from ..data.prompts import spread
 from ..data.shards import Shards
 from ..data.styles import Styles
 from ..errors import Refused
+from ..evaluation.chain_of_forgetting import OWN, chain_of_forgetting
 from ..evaluation.evaluate_style import evaluate_style
 from ..files import write_json
+from ..metrics.features import load_features
 from ..objectives import Denoising
 from ..progress import say
 from ..run_layout import RunLayout, picture
@@ -52,6 +56,9 @@ class StyleConfig(RetentionConfig):
     caption_dropout: float = option(0.1, "share of captions replaced by the empty prompt", low=0, high=1)
     evaluation_pictures: int = option(
         16, "pictures of each style that are made and measured at the end, 3 or more; 0 measures nothing", low=0
+    )
+    switch_pictures: int = option(
+        0, "of class folders: pictures at each point of the switch-model curve, 3 or more; 0 leaves it out", low=0
     )
 
 
@@ -172,10 +179,19 @@ def train_style(
     held_out = {} if isinstance(styles, Shards) else styles.held_out
 
     def measure() -> dict[str, Any]:
-        return evaluate_style(
-            base, held_out, adapters=[(folder / "adapter.safetensors", 1.0)], most=config.evaluation_pictures,
-            seed=seed, out=folder / "styles", quiet=quiet,
+        adapters = [(folder / "adapter.safetensors", 1.0)]
+        found = evaluate_style(
+            base, held_out, adapters=adapters, most=config.evaluation_pictures, seed=seed, out=folder / "styles",
+            quiet=quiet,
         )  # fmt: skip
+        if isinstance(styles, ClassFolders):
+            each = max(1, OWN // len(held_out))
+            target = torch.cat([part.pixels(range(min(each, len(part))), resolution) for part in held_out.values()])
+            encoder = load_features(found["features"], device=base.device) if config.switch_pictures else None
+            found["chain_of_forgetting"] = chain_of_forgetting(
+                base, adapters, target, list(held_out), encoder, switched=config.switch_pictures, seed=seed
+            )
+        return found
 
     measured = measure if held_out and config.evaluation_pictures else None
     return finish(folder, samples, measured, facts=facts, started=started, quiet=quiet)

@@ -1,4 +1,4 @@
-"""The plots of a run over its steps: the loss, what became of the neurons' geometry, and the loss by noise level."""
+"""The plots of a run: loss and geometry over its steps, the loss by noise level, and what a transfer forgot."""
 
 import math
 from collections import defaultdict
@@ -105,3 +105,43 @@ def noise_plot(run: RunFolder) -> tuple[str, str, Markup] | None:
     )
     caption = "Left: little noise, right: almost only noise. Whiskers: 95 % interval of the mean."
     return "Loss by noise level", caption, plot
+
+
+def forgetting_plot(run: RunFolder) -> tuple[str, str, Markup] | None:
+    """(title, caption, plot) of the loss by noise level after a transfer over that of the untouched base."""
+    found = run.metrics.get("chain_of_forgetting")
+    told = {"source": "the base's own pictures", "target": "held-out pictures of the target"}
+    series = []
+    for (name, title), look in zip(told.items(), ("second", "first"), strict=True):
+        losses = found.get(name) if isinstance(found, dict) else None
+        rows = [losses.get(key) for key in ("base", "adapted")] if isinstance(losses, dict) else []
+        levels = found.get("levels") if isinstance(found, dict) else None
+        if not all(isinstance(row, list) for row in (levels, *rows)) or len(rows) < 2:
+            return None
+        points = []
+        for numbers in zip(levels, *rows, strict=False):  # pyright: ignore[reportArgumentType]
+            level, before, after = (finite(each) for each in numbers)
+            if level is not None and after is not None and before:
+                points.append((level, after / before))
+        series.append(Series(name=title, points=points, look=look))
+    plot = line_plot(
+        series, x_label="noise level (quantile)", y_label="times the base's loss",
+        description="Loss by noise level after the transfer, as a multiple of the untouched base's",
+    )  # fmt: skip
+    caption = "Left: little noise, right: almost only noise. Above 1 on the base's own pictures: forgotten there."
+    return ("What was forgotten and learned, by noise level", caption, plot) if plot else None
+
+
+def switch_plot(run: RunFolder) -> tuple[str, str, Markup] | None:
+    """(title, caption, plot) of the switch-model curve, where it was measured."""
+    found = run.metrics.get("chain_of_forgetting")
+    curve = found.get("switch_curve") if isinstance(found, dict) else None
+    pairs = [pair for pair in curve if isinstance(pair, list) and len(pair) == 2] if isinstance(curve, list) else []
+    points = [(share, value) for share, value in (map(finite, pair) for pair in pairs) if None not in (share, value)]
+    plot = line_plot(
+        [Series(name="Frechet distance", points=points, look="first")],  # pyright: ignore[reportArgumentType]
+        x_label="share of the last steps done by the untouched base", y_label="Frechet distance",
+        description="Frechet distance to held-out pictures by the share of steps handed back to the base",
+    )  # fmt: skip
+    caption = "0 is the adapter alone. Lower is better; few pictures, so compare runs of equal counts only."
+    return ("Handing the last steps back", caption, plot) if plot else None

@@ -28,7 +28,7 @@ from .run_pictures import (
     step_columns,
     strength_columns,
 )
-from .run_plots import geometry_plot, loss_plot, noise_plot
+from .run_plots import forgetting_plot, geometry_plot, loss_plot, noise_plot, switch_plot
 from .usage import usage
 from .verdict import KINDS, read_figures, read_verdict
 
@@ -51,6 +51,9 @@ class Subject:
     def phrase(self) -> str:
         """ "<biscuit> cat", or what there is of it; the folder's name when there is nothing."""
         return self.said or " ".join(part for part in (self.token, self.noun) if part) or self.name
+
+
+PLOTS = (loss_plot, geometry_plot, noise_plot, forgetting_plot, switch_plot)
 
 
 def write_report(run_folder: str | Path, *, running: bool = False) -> Path:
@@ -96,7 +99,7 @@ def write_report(run_folder: str | Path, *, running: bool = False) -> Path:
         by_strength=picture_table(by_strength, *asked_for(run), longest),
         pairs=embedded_pairs(pairs, longest),
         pairs_in_all=len(pairs),
-        plots=[plot for plot in (loss_plot(run), geometry_plot(run), noise_plot(run)) if plot is not None],
+        plots=[plot for each in PLOTS if (plot := each(run)) is not None],
         figure_groups=[(KINDS[kind], [each for each in figures if each.kind == kind]) for kind in KINDS],
         figures=figures,
         interval_mark=interval_mark,
