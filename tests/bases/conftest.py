@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 _RESIDUAL = (
@@ -72,4 +73,37 @@ def tiny_file(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         tensors[f"cond_stage_model.transformer.text_model.{name.removeprefix('text_model.')}"] = value
     path = tmp_path_factory.mktemp("single") / "tiny.safetensors"
     save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_2x_file(tiny_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the text encoder in OpenCLIP's layout, as Stable Diffusion 2.x has it in one file."""
+    theirs, text = {}, {}
+    for name, value in load_file(tiny_file).items():
+        of_text = name.startswith("cond_stage_model.")
+        (text if of_text else theirs)[name.removeprefix("cond_stage_model.transformer.text_model.")] = value
+    width = text["final_layer_norm.weight"].shape[0]
+    top = {
+        "token_embedding.weight": "embeddings.token_embedding.weight",
+        "positional_embedding": "embeddings.position_embedding.weight",
+        "ln_final.weight": "final_layer_norm.weight",
+        "ln_final.bias": "final_layer_norm.bias",
+    }
+    model = {new: text[old] for new, old in top.items()}
+    model |= {"text_projection": torch.eye(width), "logit_scale": torch.zeros(())}
+    layers = {name.split(".")[2] for name in text if name.startswith("encoder.layers.")}
+    of_layer = {
+        "ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2",
+        "attn.out_proj": "self_attn.out_proj",
+    }  # fmt: skip
+    for i in layers:
+        for kind in ("weight", "bias"):
+            for new, old in of_layer.items():
+                model[f"transformer.resblocks.{i}.{new}.{kind}"] = text[f"encoder.layers.{i}.{old}.{kind}"]
+            parts = [text[f"encoder.layers.{i}.self_attn.{each}_proj.{kind}"] for each in "qkv"]
+            model[f"transformer.resblocks.{i}.attn.in_proj_{kind}"] = torch.cat(parts)
+    theirs |= {f"cond_stage_model.model.{name}": value for name, value in model.items()}
+    path = tmp_path_factory.mktemp("single-2x") / "tiny-2x.safetensors"
+    save_file({name: value.contiguous() for name, value in theirs.items()}, path)
     return path

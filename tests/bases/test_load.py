@@ -110,6 +110,17 @@ def test_a_single_file_gives_the_same_base_as_its_folder(tiny_file, tiny_folder,
     assert torch.equal(base.condition(["a red cat"]).text, tiny_base.condition(["a red cat"]).text)
 
 
+def test_a_single_file_of_stable_diffusion_2_gives_the_same_base_and_predicts_what_it_is_told(
+    tiny_2x_file, tiny_folder, tiny_base
+):
+    base = load_base(tiny_2x_file, config=tiny_folder, prediction_type="v_prediction", device="cpu")
+    assert base.fingerprint == tiny_base.fingerprint and base.prediction_type == "v_prediction"
+    for part in ("unet", "vae", "text_encoder"):
+        weights, expected = (getattr(each.pipeline, part).state_dict() for each in (base, tiny_base))
+        assert weights.keys() == expected.keys()
+        assert all(torch.equal(weights[name], expected[name]) for name in weights), part
+
+
 @pytest.mark.parametrize("folder", ["tiny_folder", "tiny_v_folder"])
 def test_a_saved_base_is_the_same_base(folder, request, tmp_path, capfd):
     base = load_base(request.getfixturevalue(folder), device="cpu")

@@ -127,6 +127,7 @@ def test_a_run_learns_measures_and_resumes_to_the_same_bits(tiny_v_base, folder,
         "content_kept",
         "style_fid",
         "drift_features",
+        "preference_stand_in",
     }
     assert set(run.metrics["by_style"]) == {"ink", "oil"} and run.report.is_file()
     rows = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]

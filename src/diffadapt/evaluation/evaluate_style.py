@@ -25,6 +25,7 @@ from ..metrics.bootstrap import interval_of_mean
 from ..metrics.drift import drift_features
 from ..metrics.features import load_features
 from ..metrics.frechet import fid
+from ..metrics.preference import STAND_IN, load_preference
 from ..metrics.style import content_kept, style_distance
 from ..progress import Steps
 from ..sampling.sample import adapted, default_line, generate
@@ -39,6 +40,7 @@ def evaluate_style(
     drift_count: int = 16,
     seed: int = 0,
     features: str = "",
+    preference: str = "",
     steps: int | None = None,
     out: str | Path | None = None,
     quiet: bool = True,
@@ -53,6 +55,8 @@ def evaluate_style(
         drift_count: how many unrelated prompts, one picture each.
         seed: picture i starts from seed + i, for the base and the adapted base alike.
         features: encoder by name; empty means the probe on the embedded base, else CLIP ViT-B/32.
+        preference: a preference model as `load_preference` takes it; empty means its stand-in on the embedded base, and
+            none elsewhere.
         steps: denoising steps; None means the base's default.
         out: folder for the pictures, `STYLE/NN-base.png` and `STYLE/NN-adapted.png`; None keeps none.
         quiet: show no progress.
@@ -69,6 +73,8 @@ def evaluate_style(
     encoder = load_features(
         features or ("probe" if base.world else "clip:openai/clip-vit-base-patch32"), device=base.device
     )
+    model = preference or (STAND_IN if base.world else "")
+    preferring = load_preference(model, device=base.device) if model else None
     prompts = {style: [each.caption(i % len(each)) for i in range(most)] for style, each in reference.items()}
     unrelated = spread(base.own_classes, drift_count) or drift_prompts(world_of(base), drift_count, seed)
     asked = {**prompts, "": unrelated}
@@ -112,6 +118,10 @@ def evaluate_style(
         "meaning": "Frechet distance to held-out pictures of the style, by features (mean over styles); few pictures, "
         "so compare runs of equal counts only",
     }  # fmt: skip
+    if preferring:
+        asked_of = [prompt for each in prompts.values() for prompt in each]
+        pair = [preferring.scores(torch.cat([*each.values()][: len(reference)]), asked_of) for each in (after, before)]
+        values[preferring.title] = _value(*pair, "higher", "quality", preferring.meaning, groups, seed)
     moved = drift_features(encoder.pictures(after[""]), encoder.pictures(before[""]))
     values["drift_features"] = _value(moved, None, *DRIFT, None, seed)
     by_style = {

@@ -20,6 +20,7 @@ from .frechet import fid, frechet_distance, gaussian_of
 from .harmonic import harmonic_mean
 from .hypervolume import hypervolume
 from .kernel_distance import kid, mmd_squared
+from .preference import Preference, load_preference
 from .probe import Probe, load_probe
 from .style import content_kept, gram, style_distance
 from .weight_drift import WeightDrift, neuron_angles, weight_drift, weight_drift_by_layer
@@ -30,6 +31,7 @@ __all__ = [
     "GeometryChange",
     "Interval",
     "Kept",
+    "Preference",
     "Probe",
     "ProbeFeatures",
     "WeightDrift",
@@ -57,6 +59,7 @@ __all__ = [
     "kept",
     "kid",
     "load_features",
+    "load_preference",
     "load_probe",
     "mmd_squared",
     "neuron_angles",

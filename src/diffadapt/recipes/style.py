@@ -60,6 +60,9 @@ class StyleConfig(RetentionConfig):
     switch_pictures: int = option(
         0, "of class folders: pictures at each point of the switch-model curve, 3 or more; 0 leaves it out", low=0
     )
+    preference: str = option(
+        "", "preference model: pickscore:FOLDER or hps:FOLDER; empty: a stand-in on the embedded base, none elsewhere"
+    )
 
 
 def train_style(
@@ -181,8 +184,8 @@ def train_style(
     def measure() -> dict[str, Any]:
         adapters = [(folder / "adapter.safetensors", 1.0)]
         found = evaluate_style(
-            base, held_out, adapters=adapters, most=config.evaluation_pictures, seed=seed, out=folder / "styles",
-            quiet=quiet,
+            base, held_out, adapters=adapters, most=config.evaluation_pictures, preference=config.preference, seed=seed,
+            out=folder / "styles", quiet=quiet,
         )  # fmt: skip
         if isinstance(styles, ClassFolders):
             each = max(1, OWN // len(held_out))
