@@ -53,13 +53,13 @@ def generating(base: Base, subject: str, args: argparse.Namespace, *, remember: 
     lines = [sampling.default_line(base, prompt, i, steps=args.steps) for i, prompt in enumerate(prompts)]
 
     def run() -> object:
-        kept = sampling.remembered
+        kept = sampling.cached_projections
         if not remember:
-            sampling.remembered = lambda _: contextlib.nullcontext()
+            sampling.cached_projections = lambda _: contextlib.nullcontext()
         try:
             return sampling.generate(base, lines, batch=args.pictures)
         finally:
-            sampling.remembered = kept
+            sampling.cached_projections = kept
 
     return run
 

@@ -8,7 +8,7 @@ from characters import KEYS_AND_VALUES, SHORT, TASKS, TUNING_SEED, by_concept, c
 from diffadapt.adapters import CLoRA, LoRA, Method, Selective, Token
 from diffadapt.evidence import Claim, Comparison, Context, Design, Results, Settings, Table, Unit, Verdict, tuned
 from diffadapt.metrics import interval_of_nested_mean, interval_of_nested_ratio
-from diffadapt.report.finding import claimed_better, goal, told, within
+from diffadapt.report.finding import claimed_better, goal, in_a_sentence, within
 
 RANK = 8
 # name -> title, what is tuned and its three values (lambda at a fixed rate, or the rate); all have as many trials
@@ -82,7 +82,7 @@ def judge(results: Results) -> Verdict:
     sentence = f"F_mmd over that of LoRA one after another: {ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]; "
     return Verdict(
         paper=claimed_better(nearer),
-        goal=goal([within(ratio, high=1 / 3), *best], sentence + told(nearer)),
+        goal=goal([within(ratio, high=1 / 3), *best], sentence + in_a_sentence(nearer)),
         comparisons=nearer,
         tables=[
             Table(

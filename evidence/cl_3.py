@@ -26,7 +26,7 @@ from diffadapt.evidence import (
 )
 from diffadapt.metrics.crossed import interval_of_crossed_mean
 from diffadapt.recipes.classify import train_classify
-from diffadapt.report.finding import claimed_better, goal, told, within
+from diffadapt.report.finding import claimed_better, goal, in_a_sentence, within
 
 COUNTS, MIDDLE, SHORT, TUNING_SEED, STEPS = (5, 10, 20), 10, 3, 100, 600  # STEPS: of all tasks together
 RANK, RATE, MARGIN, WANTED = 16, 1e-3, 0.02, 0.05
@@ -133,7 +133,7 @@ def judge(results: Results) -> Verdict:
     decisive = [each for each, (name, _) in zip(better, pairs, strict=True) if name == "merge"]
     return Verdict(
         paper=claimed_better(better),
-        goal=goal([within(each.interval, low=WANTED) for each in decisive], told(decisive)),
+        goal=goal([within(each.interval, low=WANTED) for each in decisive], in_a_sentence(decisive)),
         comparisons=better,
         tables=[
             Table(

@@ -129,7 +129,7 @@ class SubjectJudge(Judge):
         if not file.exists():
             prompts = {"class": self.plain, **self.others}
             drawn = {name: self.draw(each, 1) for name, each in prompts.items()}
-            drawn |= {f"{name} again": self.draw(each, 1, again=True) for name, each in prompts.items()}
+            drawn |= {f"{name} again": self.draw(each, 1, redrawn=True) for name, each in prompts.items()}
             self.before = drawn
             kind = KIND_OF[self.noun]  # all that the untouched base can be told of the subject
             save_tensors(file, drawn | {f"loss {name}": self._loss(name, kind) for name in SETS}, {})

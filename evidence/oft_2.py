@@ -14,9 +14,9 @@ from subjects import (
     by_subject,
     chosen_rates,
     draw_sheet,
+    rates_in_words,
     subject_table,
     teach,
-    told_rates,
     train,
     tuning_units,
 )
@@ -33,7 +33,7 @@ from diffadapt.evidence import (
     Verdict,
 )
 from diffadapt.metrics import interval_of_nested_mean, interval_of_nested_ratio
-from diffadapt.report.finding import claimed_better, goal, told, within
+from diffadapt.report.finding import claimed_better, goal, in_a_sentence, within
 
 DRAWN = ("fox", "koala", "helicopter")
 # Cut to fit the budget: textual inversion is tuned here and tested by PF-2; every weight trains with the prior only.
@@ -102,9 +102,9 @@ def judge(results: Results) -> Verdict:
     parts = [better[0].not_worse, within(less.interval, high=0.5)]
     return Verdict(
         paper=claimed_better(better),
-        goal=goal(parts, told([less])),
+        goal=goal(parts, in_a_sentence([less])),
         comparisons=[*better, less],
-        tables=[subject_table(tested, EVERYONE, f"Rates: {told_rates(results, CONTENDERS)}.")],
+        tables=[subject_table(tested, EVERYONE, f"Rates: {rates_in_words(results, CONTENDERS)}.")],
         pictures=[("subjects.png", "The same five prompts and the same noise for every contender")],
     )
 

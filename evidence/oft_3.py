@@ -26,7 +26,7 @@ from diffadapt.evidence import (
     Verdict,
 )
 from diffadapt.metrics import interval_of_nested_mean, interval_of_nested_ratio
-from diffadapt.report.finding import claimed_better, goal, told, within
+from diffadapt.report.finding import claimed_better, goal, in_a_sentence, within
 
 LEVEL = 0.8
 GOAL = 0.7
@@ -96,7 +96,9 @@ def judge(results: Results) -> Verdict:
     rows = [[curve.name, *(interval for _, interval in curve.points)] for curve in curves]
     return Verdict(
         paper=claimed_better([under]),
-        goal=goal([within(sooner.interval, high=GOAL)], told([sooner]) + f" Runs that never got there: {never}."),
+        goal=goal(
+            [within(sooner.interval, high=GOAL)], f"{in_a_sentence([sooner])} Runs that never got there: {never}."
+        ),
         comparisons=[under, sooner],
         tables=[Table(title="Fidelity on the way", columns=["", *map(str, ON_THE_WAY_STEPS)], rows=rows)],
         plots=[

@@ -39,7 +39,7 @@ from diffadapt.evidence import (
 )
 from diffadapt.metrics.crossed import interval_of_crossed_mean
 from diffadapt.recipes.control import train_control
-from diffadapt.report.finding import claimed_better, goal, told
+from diffadapt.report.finding import claimed_better, goal, in_a_sentence
 from diffadapt.sampling.sample import adapted, default_line, generate
 from diffadapt.training.run import Run
 
@@ -199,7 +199,7 @@ def judge(results: Results) -> Verdict:
     parts += [each.not_worse for each in whole]
     return Verdict(
         paper=claimed_better([each for (_, name), each in comparisons.items() if name != "small"]),
-        goal=goal(parts, f"At equal size: {told(alike)} The whole ControlNet: {told(whole)}"),
+        goal=goal(parts, f"At equal size: {in_a_sentence(alike)} The whole ControlNet: {in_a_sentence(whole)}"),
         comparisons=[*comparisons.values()],
         tables=[
             Table(

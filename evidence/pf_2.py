@@ -45,7 +45,7 @@ from diffadapt.evidence import (
 )
 from diffadapt.metrics import interval_of_nested_mean
 from diffadapt.metrics.hypervolume import hypervolume
-from diffadapt.report.finding import claimed_better, goal, told, within
+from diffadapt.report.finding import claimed_better, goal, in_a_sentence, within
 from diffadapt.sampling.sample import adapted, biased, default_line, generate
 
 LEVEL = 1 - 0.1 / 3  # of three comparisons, so that in 95 % of the cases none of them wrongly comes out better
@@ -106,7 +106,7 @@ def draw_sheet(unit: Unit, context: Context) -> str:
         for name, contender in CONTENDERS.items():
             alone = isinstance(contender.method, Perfusion)
             folder = trained(context, noun, name, unit[f"rate_{name}"], unit["seed"])
-            said = (concept.standing_alone() if alone else concept).said([prompt])
+            said = (concept.standing_alone() if alone else concept).in_prompts([prompt])
             with adapted(base, [(checkpoint(folder, STEPS if alone else unit[f"step_{name}"]), 1.0)]) as attachments:
                 for bias in BIASES if alone else (None,):
                     with biased(attachments, {} if bias is None else {concept.token: bias}):
@@ -147,7 +147,7 @@ def judge(results: Results) -> Verdict:
         curves.append(Curve(name=f"{CONTENDERS[name].title}, over its steps", points=points))
     return Verdict(
         paper=verdict,
-        goal=goal(clear, f"The same figures: {told(gains)}"),
+        goal=goal(clear, f"The same figures: {in_a_sentence(gains)}"),
         comparisons=gains,
         tables=[
             Table(

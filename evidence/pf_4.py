@@ -32,7 +32,7 @@ from diffadapt.evidence import (
     Verdict,
 )
 from diffadapt.metrics import Interval, interval_of_nested_mean, interval_of_nested_ratio
-from diffadapt.report.finding import claimed_better, goal, told
+from diffadapt.report.finding import claimed_better, goal, in_a_sentence
 from diffadapt.sampling.sample import adapted, default_line, generate
 
 SUBJECTS = tuple(SEED_OF)[:12]
@@ -103,7 +103,7 @@ def draw_sheet(unit: Unit, context: Context) -> str:
         shown = concept_of(context, noun).pixels(base.resolution)
         rows.append((f"{noun}, as it was shown", [to_picture(pixels) for pixels in shown]))
         prompts = spread(benchmark_prompts(concept.noun, concept.token, world_of(base)), 8)
-        lines = [default_line(base, prompt, i) for i, prompt in enumerate(concept.said(prompts))]
+        lines = [default_line(base, prompt, i) for i, prompt in enumerate(concept.in_prompts(prompts))]
         for name, variant in VARIANTS.items():
             file = trained(test_unit(noun, name, unit["rate"], unit["seed"]), context) / "adapter.safetensors"
             with adapted(base, [(file, 1.0)]):
@@ -146,7 +146,7 @@ def judge(results: Results) -> Verdict:
     clear = {"better": True, "undecided": None}.get(lock.standing, False)
     return Verdict(
         paper=claimed_better([lock]),
-        goal=goal([clear, shown.not_worse], told([lock, shown])),
+        goal=goal([clear, shown.not_worse], in_a_sentence([lock, shown])),
         comparisons=[lock, shown],
         tables=[
             Table(

@@ -187,7 +187,7 @@ def chosen_rates(results: Results, contenders: Mapping[str, Contender]) -> dict[
     return {name: tuned(results.where(stage="tune", contender=name), quality_of) for name in contenders}
 
 
-def told_rates(results: Results, contenders: Mapping[str, Contender]) -> str:
+def rates_in_words(results: Results, contenders: Mapping[str, Contender]) -> str:
     """The choice in words: "oft 0.002 of 3 tried"; says where the best stayed the outermost."""
     words = []
     for name, rate in chosen_rates(results, contenders).items():

@@ -171,6 +171,13 @@ def tiny_v_base(loaded_tiny_v_base):
 
 
 @pytest.fixture
+def base(tiny_v_base):
+    """A tiny base whose pictures take one step: a run makes many, and most tests look at something else."""
+    tiny_v_base.default_steps = 1
+    return tiny_v_base
+
+
+@pytest.fixture
 def ctrl_c():
     """SIGINT raises KeyboardInterrupt here and in programs started from here.
 

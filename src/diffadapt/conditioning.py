@@ -19,7 +19,7 @@ PICTURES = "pictures"  # the name in `Conditioning.control` of a classifier's ow
 
 @dataclass(frozen=True, kw_only=True)
 class Conditioning:
-    """What N pictures are conditioned on; fields that a family has no use for are None.
+    """The conditioning of N pictures; fields that a family has no use for are None.
 
     Args:
         token_ids: (N, L) int64, the tokenized prompts.

@@ -56,7 +56,7 @@ class Option(NamedTuple):
 
     @property
     def limits(self) -> str:
-        """What is allowed: "a whole number, >= 1" or "constant | cosine"."""
+        """The allowed values: "a whole number, >= 1" or "constant | cosine"."""
         if self.choices:
             return " | ".join(map(str, self.choices))
         limits = [f"{sign} {limit:g}" for sign, limit in ((">=", self.low), ("<=", self.high)) if limit is not None]
@@ -124,7 +124,7 @@ def check(config: Any, table: str = "") -> None:
         table: the name of its table, which comes before the field's in messages ("train").
 
     Raises:
-        Refused: the first value that does not fit; says what was expected and what came.
+        Refused: the first value that does not fit; says what was expected and what it got.
     """
     hints = typing.get_type_hints(type(config))
     for field in fields(config):

@@ -12,7 +12,7 @@ def printable(text: str) -> str:
 
 
 class Refused(ValueError):
-    """What was asked for is impossible as given (exit code 2): what was expected, what came, what to do."""
+    """The request is impossible as given (exit code 2). The message says what was expected, what it got, what to do."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))

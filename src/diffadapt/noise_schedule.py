@@ -28,7 +28,7 @@ from .errors import Refused
 
 
 class Parametrisation(ABC):
-    """What a denoiser predicts. All tensors are (N, C, h, w); alpha and sigma are (N, 1, 1, 1)."""
+    """The quantity a denoiser predicts. All tensors are (N, C, h, w); alpha and sigma are (N, 1, 1, 1)."""
 
     name: ClassVar[str]
     straight: ClassVar[bool] = False  # whether x_t moves on the straight line from data to noise
@@ -174,7 +174,7 @@ class NoiseSchedule:
         return alpha * latents + sigma * noise
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the base is asked to predict, (N, C, h, w)."""
+        """The regression target of the base, (N, C, h, w)."""
         return self.parametrisation.target(latents, noise, *self.levels(timesteps, latents))
 
     def sample(self, prediction: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:

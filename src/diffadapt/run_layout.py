@@ -21,7 +21,7 @@ class RunLayout:
 
     @property
     def settings(self) -> Path:
-        """What a resumed run must repeat."""
+        """The settings that a resumed run must repeat."""
         return self.folder / "settings.toml"
 
     @property
@@ -53,7 +53,7 @@ class RunLayout:
 
     @property
     def adapters(self) -> list[Path]:
-        """What the run learned, of what is there."""
+        """The adapter files of the run that exist."""
         return [self.folder / name for name in ADAPTERS if (self.folder / name).is_file()]
 
     @property
@@ -67,7 +67,7 @@ class RunLayout:
 
     @property
     def crops(self) -> Path:
-        """What each of these pictures is."""
+        """The table that describes each of these pictures."""
         return self.concept / "crops.json"
 
     @property
@@ -86,15 +86,15 @@ class RunLayout:
 
     @property
     def base_samples(self) -> Path:
-        """What the untouched base draws."""
+        """Samples of the untouched base."""
         return self.samples / "base"
 
     def step_samples(self, step: int) -> Path:
-        """What is drawn after a step."""
+        """Samples after a step."""
         return self.samples / f"step-{step:06d}"
 
     def strength_samples(self, strength: float) -> Path:
-        """What the finished adapter draws at a strength."""
+        """Samples of the finished adapter at a strength."""
         return self.samples / f"strength-{strength:g}"
 
     def sampled_steps(self) -> list[tuple[int, Path]]:
@@ -111,7 +111,7 @@ class RunLayout:
                 yield found[1], path
 
     def parts(self) -> list[Path]:
-        """What marks a folder as that of a run."""
+        """The files that mark a folder as that of a run."""
         return [self.run, self.log, self.metrics, self.samples, self.concept, self.adapter]
 
 

@@ -1,4 +1,4 @@
-"""What the files that diffadapt reads must look like, in one place, and how a value is held against it.
+"""The shapes of all files that diffadapt reads, in one place, and the check of a value against its shape.
 
 A shape is written in Python's own terms:
 

@@ -135,3 +135,7 @@ def test_large_pictures_go_through_the_autoencoder_one_at_a_time_with_the_same_r
     tiny_base.move_(tiny_base.device, tiny_base.dtype)
     torch.testing.assert_close(tiny_base.decode_latents(latents), together)
     assert rows == [3, 1, 1, 1]
+
+
+def test_sides_are_multiples_of_what_the_pipeline_takes_and_the_autoencoder_divides_by(tiny_base):
+    assert tiny_base.downsampling == 2 and tiny_base.side_step == 8

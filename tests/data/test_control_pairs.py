@@ -122,7 +122,7 @@ def test_the_identity_knows_captions_kind_and_every_byte(folder):
     [
         ((2, 3, 8, 6), (2, 3, 8, 6), 2, r"expected \(N, 3, R, R\)"),
         ((2, 3, 8, 8), (2, 3, 4, 4), 2, "expected the same"),
-        ((2, 3, 8, 8), (2, 3, 8, 8), 1, "1 captions came for 2"),
+        ((2, 3, 8, 8), (2, 3, 8, 8), 1, "got 1 captions for 2 pictures"),
     ],
 )
 def test_tensors_that_do_not_go_together_are_refused(pictures, signals, captions, says):

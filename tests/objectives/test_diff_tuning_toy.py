@@ -19,7 +19,7 @@ T, CLUSTERS, TARGETS, HIDDEN = 1000, 12, 2, 64
 NULL = CLUSTERS  # the last row of the label table
 ALPHAS = (1 - torch.linspace(1e-4, 2e-2, T)).cumprod(0)
 RATIO = ((1 - ALPHAS) / ALPHAS).sqrt()
-SEEDS = 4
+SEEDS = 2
 pytestmark = pytest.mark.slow
 LOW = 300  # steps below this are near the data
 
@@ -148,9 +148,9 @@ def fine_tune(base: Stack, how: list[tuple[MixedWithMemory, bool]], target: Tens
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.0)
     source, numbers = generator(4), np.random.default_rng(4)
     for _ in range(2000):
-        draw = [draws.draw(numbers, rows) for draws, _ in how for _ in range(seeds)]
-        memory = torch.tensor([[name == "memory" for name in each.sources] for each in draw])
-        at = torch.stack([each.timesteps for each in draw])
+        draw = [draws.draw(numbers, seeds * rows) for draws, _ in how]
+        memory = torch.tensor([[name == "memory" for name in each.sources] for each in draw]).view(count, rows)
+        at = torch.stack([each.timesteps for each in draw]).view(count, rows)
         chosen = torch.randint(target.shape[1], (count, rows), generator=source)
         others = torch.randint(bank.shape[1], (count, rows), generator=source)
         clean = torch.where(

@@ -5,13 +5,6 @@ from PIL import Image, ImageDraw
 
 
 @pytest.fixture
-def base(tiny_v_base):
-    """A tiny base whose pictures take one step: a run makes many, and most tests look at something else."""
-    tiny_v_base.default_steps = 1
-    return tiny_v_base
-
-
-@pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """A folder of three drawn pictures of one thing."""
     folder = tmp_path / "biscuit"

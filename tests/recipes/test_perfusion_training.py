@@ -46,7 +46,7 @@ def test_the_word_stands_for_the_noun(concept):
     assert concept.captions() == ["a <biscuit> cat on the red background", "a <biscuit> cat", "a <biscuit> cat"]
     assert alone.captions() == ["a <biscuit> on the red background", "a <biscuit>", "a <biscuit>"]
     assert alone.prompt == "a <biscuit>" and alone.class_prompt == "a cat"
-    assert alone.said(["a small <biscuit> cat", "a dog"]) == ["a small <biscuit>", "a dog"]
+    assert alone.in_prompts(["a small <biscuit> cat", "a dog"]) == ["a small <biscuit>", "a dog"]
 
 
 def test_a_run_trains_evaluates_and_samples_by_its_word(base, concept, tmp_path):

@@ -1,43 +1,17 @@
-"""An invented run of a plausible shape: drawn cats, a falling loss, figures with intervals. Nothing is trained."""
+"""A run that was trained once in a process by the shared loop, whole and interrupted, and copies of it to change."""
 
 import json
-import math
 import random
-from collections.abc import Callable
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 from PIL import Image, ImageDraw
 
-from diffadapt.files import save_tensors, write_json
-
-STEPS = 600
+STEPS, STOPPED_AT, PROMPTS, UNRELATED = 6, 5, 6, 8
 TOKEN, NOUN = "<biscuit>", "cat"
-PROMPTS = [
-    "a <biscuit> cat on a red background",
-    "a <biscuit> cat next to an apple on grass",
-    "a small <biscuit> cat in the snow, pixel style",
-    "a <biscuit> cat at night",
-]
-GROUNDS = [(186, 52, 44), (94, 148, 66), (226, 233, 240), (26, 30, 62)]
-UNRELATED = [
-    "an apple on a blue background",
-    "a red car on sand",
-    "a dog on grass",
-    "a tree in the snow",
-    "a blue cup & saucer",
-    "a house at night",
-    "a fish in water",
-    "a cat on a yellow background",
-]
-LAYERS = [
-    (f"unet.{block}.attentions.{place}.transformer_blocks.0.attn{kind}.to_{name}", f"{role}_attention.{long}")
-    for block in ("down_blocks.0", "down_blocks.1", "up_blocks.1")
-    for place in (0, 1)
-    for kind, role in ((1, "self"), (2, "cross"))
-    for name, long in (("q", "query"), ("k", "key"), ("v", "value"))
-]
+GROUNDS = [(186, 52, 44), (94, 148, 66), (226, 233, 240), (26, 30, 62), (120, 120, 120)]
 
 
 def draw_cat(learned: float, ground: tuple[int, int, int], *, side: int = 64, seed: int = 0) -> Image.Image:
@@ -61,52 +35,6 @@ def draw_cat(learned: float, ground: tuple[int, int, int], *, side: int = 64, se
     grain = Image.effect_noise((64, 64), 60).convert("RGB")
     picture = Image.blend(picture, grain, 0.03 + 0.35 * learned * (1 - learned))
     return picture if side == 64 else picture.resize((side, side), Image.Resampling.BICUBIC)
-
-
-def draw_thing(index: int, changed: float, side: int = 64) -> Image.Image:
-    """Some unrelated object; `changed` in [0, 1] moves its colours a little."""
-    dice = random.Random(100 + index)
-    ground, colour = ([dice.randint(30, 225) for _ in range(3)] for _ in range(2))
-    colour = [round(value + changed * 40) for value in colour]
-    picture = Image.new("RGB", (64, 64), tuple(ground))
-    shape = ImageDraw.Draw(picture).ellipse if index % 2 else ImageDraw.Draw(picture).rectangle
-    shape((14 + 4 * changed, 16, 50, 50), fill=tuple(colour))
-    return picture.resize((side, side), Image.Resampling.NEAREST)
-
-
-def write_pictures(folder: Path, pictures: list[Image.Image]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for index, picture in enumerate(pictures):
-        picture.save(folder / f"{index:02d}.png")
-
-
-def log_lines(steps: int, seed: int = 0) -> list[str]:
-    dice = random.Random(seed)
-    lines: list[str] = []
-    for step in range(1, steps + 1):
-        pairs = []
-        for _ in range(4):
-            timestep = dice.randrange(1000)
-            level = 0.9 * math.exp(-timestep / 260) + 0.02
-            pairs.append([timestep, level * (0.55 + 0.45 * math.exp(-step / 150)) * dice.lognormvariate(0, 0.35)])
-        concept = sum(loss for _, loss in pairs) / 4
-        prior = 0.16 * dice.lognormvariate(0, 0.3)
-        record = {
-            "step": step,
-            "loss": concept + prior,
-            "loss_concept": concept,
-            "loss_prior": prior,
-            "loss_by_timestep": pairs,
-            "lr": 1e-4,
-            "grad_norm": dice.random(),
-            "seconds": 0.21 + 0.04 * dice.random(),
-            "images": step * 4,
-        }
-        if step % 50 == 0:
-            moved = 0.1 * (1 - math.exp(-step / 200))
-            record |= {"energy_change": moved**2 / 10, "cosine_change": moved, "norm_change": moved / 2}
-        lines.append(json.dumps(record))
-    return lines
 
 
 def figures() -> dict[str, dict[str, object]]:
@@ -140,119 +68,57 @@ def figures() -> dict[str, dict[str, object]]:
     }
 
 
-def config_text() -> str:
-    return "\n".join(
-        [
-            'base = "sha256:0123456789abcdef"',
-            'concept = "photos/biscuit"',
-            f'noun = "{NOUN}"',
-            f'token = "{TOKEN}"',
-            f"steps = {STEPS}",
-            "seed = 0",
-            "learning_rate = 1e-4",
-            "batch = 4",
-            "",
-            "[method]",
-            'name = "lora"',
-            "rank = 4",
-            'roles = ["cross_attention.*", "self_attention.*"]',
-            "",
-            "[sampling]",
-            "steps = 20",
-            "guidance = 4.0",
-            "",
-            "[made_by]",
-            'base = "embedded"',
-            'diffadapt = "0.1.0"',
-            'torch = "2.13.0"',
-            'diffusers = "0.35.1"',
-            'hardware = "2 x CPU core, 8 GB"',
-            'started = "2025-11-21 05:39"',
-            'command = "diffadapt train biscuit.toml steps=600"',
-            "",
-        ]
-    )
+def change_json(path: Path, **changes: Any) -> None:
+    """Other values of some keys in a file of a run."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def invent_run(folder: Path, *, side: int = 64, stopped_at: int | None = None) -> Path:
-    """Writes a whole run folder, or, with `stopped_at`, one that was interrupted at that step."""
-    last = stopped_at or STEPS
-    (folder / "checkpoints" / "step-000200").mkdir(parents=True)
-    (folder / "checkpoints" / "step-000200" / "state.json").write_text("{}")
-    (folder / "run.toml").write_text(config_text())
-    (folder / "log.jsonl").write_text("\n".join(log_lines(last)) + "\n")
-    write_pictures(folder / "concept", [draw_cat(1, GROUNDS[i % 4], side=side, seed=i) for i in range(5)])
-    crops = [
-        {
-            "file": f"photos/biscuit/IMG_{100 + i}.jpg",
-            "original": [4032, 3024],
-            "box": [504, 0, 3528, 3024],
-            "caption": f"a {TOKEN} {NOUN} {where}",
-        }
-        for i, where in enumerate(["on a sofa", "on grass", "in the snow", "at night", "looking at you"])
-    ]
-    write_json(folder / "concept" / "crops.json", crops)
-    prompts = {"prompts": PROMPTS, "seeds": [0, 1, 2, 3], "steps": 20, "guidance": 4.0, "noun": NOUN, "token": TOKEN}
-    (folder / "samples").mkdir()
-    write_json(folder / "samples" / "prompts.json", prompts)
+@pytest.fixture(scope="session")
+def trained(tiny_v_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two run folders of one training: `stopped`, as Ctrl-C left it after step 5, and `whole`, resumed from there."""
+    from diffadapt.adapters import LoRA
+    from diffadapt.bases import load_base
+    from diffadapt.data.concept import load_concept
+    from diffadapt.recipes.subject import SubjectConfig, train_subject
 
-    def cats(learned: float) -> list[Image.Image]:
-        return [draw_cat(learned, ground, side=side, seed=i) for i, ground in enumerate(GROUNDS)]
+    place = tmp_path_factory.mktemp("runs")
+    (place / "biscuit").mkdir()
+    for i, ground in enumerate(GROUNDS):
+        draw_cat(1, ground, seed=i).resize((32, 32), Image.Resampling.NEAREST).save(place / "biscuit" / f"{i}.png")
+    base = load_base(tiny_v_folder, device="cpu")
+    base.default_steps = 1
+    config = SubjectConfig(
+        steps=STEPS, batch_size=6, warmup=0, prior_pictures=1, sample_every=1, checkpoint_every=2,
+        evaluation_prompts=UNRELATED // 2, evaluation_pictures=1,
+    )  # fmt: skip
 
-    write_pictures(folder / "samples" / "base", cats(0.0))
-    for step in range(100, last + 1, 100):
-        write_pictures(folder / "samples" / f"step-{step:06d}", cats(1 - math.exp(-step / 180)))
-    if stopped_at:
-        return folder
-    for strength in (0.25, 0.5, 0.75, 1.0):
-        write_pictures(folder / "samples" / f"strength-{strength}", cats(strength * 0.97))
-    write_pictures(folder / "drift" / "base", [draw_thing(i, 0.0, side) for i in range(len(UNRELATED))])
-    write_pictures(folder / "drift" / "adapted", [draw_thing(i, i / 8, side) for i in range(len(UNRELATED))])
-    dice = random.Random(1)
-    metrics = {
-        "values": figures(),
-        "features": "probe",
-        "seconds_train": 151.4,
-        "seconds_total": 204.9,
-        "peak_memory_mb": 1310.5,
-        "trainable_parameters": 48_128,
-        "adapter_bytes": 201_344,
-        "drift_pictures": [
-            [p, f"drift/base/{i:02d}.png", f"drift/adapted/{i:02d}.png"] for i, p in enumerate(UNRELATED)
-        ],
-        "weight_drift": [
-            {
-                "layer": layer,
-                "role": role,
-                "relative_frobenius": dice.lognormvariate(-3.2, 0.6),
-                "angle_degrees": 1 + dice.random(),
-                "energy": 11_000.0,
-                "energy_change": dice.gauss(0, 1e-4),
-                "cosine_change": dice.lognormvariate(-3, 0.5),
-                "norm_change": dice.lognormvariate(-4, 0.5),
-            }
-            for layer, role in LAYERS
-        ],
-        "not_measured": [{"layer": "unet.conv_in", "role": "input.conv", "reason": "its change depends on the input"}],
-    }
-    write_json(folder / "metrics.json", metrics)
-    metadata = {
-        "format": "diffadapt",
-        "format_version": "1",
-        "method": "lora",
-        "base": "embedded",
-        "roles": '["cross_attention.*", "self_attention.*"]',
-    }
-    save_tensors(folder / "adapter.safetensors", {"a": torch.zeros(8, 4)}, metadata)
+    def train(watch=None) -> None:
+        train_subject(
+            base, load_concept(place / "biscuit", NOUN), method=LoRA(rank=2), out=place / "whole", config=config,
+            watch=watch, quiet=True,
+        )  # fmt: skip
+
+    def stop(step: int, loss: float) -> None:
+        if step == STOPPED_AT:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(stop)
+    shutil.copytree(place / "whole", place / "stopped")
+    train()
+    return place
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """The whole run with chosen figures and costs, so that the words about them can be told."""
+    folder = Path(shutil.copytree(trained / "whole", tmp_path / "biscuit run"))
+    costs = {"seconds_train": 151.4, "seconds_total": 204.9, "trainable_parameters": 48_128, "adapter_bytes": 201_344}
+    change_json(folder / "metrics.json", values=figures(), **costs)
     return folder
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """A whole run."""
-    return invent_run(tmp_path / "biscuit run")
-
-
-@pytest.fixture
-def invent() -> Callable[..., Path]:
-    return invent_run
+def asked(run: Path) -> list[str]:
+    """What the run's samples were asked for."""
+    return json.loads((run / "samples" / "prompts.json").read_text())["prompts"]

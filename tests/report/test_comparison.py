@@ -1,4 +1,4 @@
-"""Invented runs side by side: what the page shows, how sure it is, and what does not compare."""
+"""A run beside its copy with other figures: what the page shows, how sure it is, and what does not compare."""
 
 import json
 import shutil
@@ -18,6 +18,7 @@ from diffadapt.report.comparison import read_comparison
 from diffadapt.report.verdict import Figure, read_figures
 from diffadapt.training.run import Run
 
+from .conftest import PROMPTS, UNRELATED
 from .test_run_report import Reader
 
 Change = Callable[[dict[str, Any]], None]
@@ -38,7 +39,7 @@ def as_method(run: Path, method: str, base: str = "sha256:0") -> Path:
 
 @pytest.fixture
 def pair(run: Path, tmp_path: Path) -> list[Path]:
-    """The same invented run as OFT, with rotated neurons and more drift, and as LoRA."""
+    """The same run as OFT, with rotated neurons and more drift, and as LoRA."""
     other = shutil.copytree(run, tmp_path / "lora")
 
     def rotated(metrics: dict[str, Any]) -> None:
@@ -65,15 +66,14 @@ def test_the_page_is_one_file_with_every_part_in_order(pair: list[Path], tmp_pat
     assert all(attributes.get("href", "data:").startswith("data:") for _, attributes in page.tags)
 
 
-def test_every_column_shows_the_same_prompts(pair: list[Path], tmp_path: Path) -> None:
-    page = read(pair, tmp_path / "page.html")
-    alts = [picture["alt"] for picture in page.of("img")]
-    assert (
-        len(alts) == 5 + 4 * 3 + 6 * 3
-    )  # concept; four prompts and six of eight unrelated ones: the base and both runs
+def test_every_column_shows_the_same_prompts(pair: list[Path], asked: list[str], tmp_path: Path) -> None:
+    alts = [picture["alt"] for picture in read(pair, tmp_path / "page.html").of("img")]
+    unrelated = [row[0] for row in json.loads((pair[0] / "metrics.json").read_text())["drift_pictures"]]
+    shown = [prompt for prompt in unrelated if f"{prompt} (base)" in alts]
+    assert len(unrelated) == UNRELATED and len(shown) == 6
+    assert len(alts) == 5 + PROMPTS * 3 + 6 * 3  # concept; all prompts and six unrelated ones: the base and both runs
     for column in ("base", "OFT", "LoRA"):
-        assert f"a <biscuit> cat at night ({column})" in alts
-        assert f"a cat on a yellow background ({column})" in alts
+        assert {f"{prompt} ({column})" for prompt in [*asked, *shown]} <= {*alts}
 
 
 def test_figures_costs_and_geometry_stand_in_tables(pair: list[Path], tmp_path: Path) -> None:

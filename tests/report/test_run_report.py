@@ -1,7 +1,8 @@
-"""The report of an invented run: whole, interrupted, damaged, hostile."""
+"""The report of a real run: whole, interrupted, damaged, hostile."""
 
 import json
-from collections.abc import Callable
+import shlex
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,9 +12,13 @@ from PIL import Image
 
 from diffadapt.errors import Refused
 from diffadapt.report import write_report
+from diffadapt.report.run_folder import read_run_folder
+from diffadapt.report.run_plots import CHANGES
+from diffadapt.run_layout import RunLayout
+
+from .conftest import PROMPTS, STEPS, STOPPED_AT, UNRELATED
 
 VOID = {"meta", "link", "img", "br", "wbr", "hr", "input"}
-Invent = Callable[..., Path]
 
 
 class Reader(HTMLParser):
@@ -106,7 +111,7 @@ def test_the_verdict_says_what_was_learned_and_forgotten_with_intervals(run: Pat
 def test_text_is_escaped_everywhere(run: Path) -> None:
     hostile = "<script>alert('x')</script> \"&amp; <b>"
     prompts = json.loads((run / "samples" / "prompts.json").read_text())
-    prompts |= {"prompts": [hostile] * 4, "token": hostile, "noun": hostile}
+    prompts |= {"prompts": [hostile] * PROMPTS, "token": hostile, "noun": hostile}
     (run / "samples" / "prompts.json").write_text(json.dumps(prompts))
     metrics = json.loads((run / "metrics.json").read_text())
     metrics["values"] = {hostile: {"value": 1, "unit": hostile, "meaning": hostile, "better": hostile}}
@@ -119,17 +124,17 @@ def test_text_is_escaped_everywhere(run: Path) -> None:
     assert not page.of("script") and page.words.count("alert('x')") > 8
 
 
-def test_every_picture_has_its_own_alt_text_and_size(run: Path) -> None:
+def test_every_picture_has_its_own_alt_text_and_size(run: Path, asked: list[str]) -> None:
     pictures = read(run).of("img")
-    # concept, the opening picture, four pairs below it, four prompts by 6 steps and by 5 strengths, 8 pairs
-    assert len(pictures) == 5 + 1 + 4 * 2 + 4 * 6 + 4 * 5 + 8 * 2
+    # concept, the opening picture, four pairs below it, every prompt by the base and 5 columns, by 5 strengths, pairs
+    assert len(pictures) == 5 + 1 + 4 * 2 + PROMPTS * 6 + PROMPTS * 5 + UNRELATED * 2
     assert all(picture["alt"] and int(picture["width"]) and int(picture["height"]) for picture in pictures)
-    assert any("<biscuit> cat at night (final, step 600)" in picture["alt"] for picture in pictures)
+    assert any(f"{asked[-1]} (final, step {STEPS})" in picture["alt"] for picture in pictures)
 
 
-def test_the_first_pictures_say_their_prompt_seed_and_strength_beside_the_base_s(run: Path) -> None:
+def test_the_first_pictures_say_their_prompt_seed_and_strength_beside_the_base_s(run: Path, asked: list[str]) -> None:
     words = read(run).words
-    assert "a <biscuit> cat at night (seed 3; the base, the adapter at strength 1)" in words
+    assert f"{asked[-1]} (seed {PROMPTS - 1}; the base, the adapter at strength 1)" in words
     assert words.index("at strength 1)") < words.index("The concept")
 
 
@@ -141,11 +146,12 @@ def test_plots_describe_themselves_and_tables_have_headers(run: Path) -> None:
     assert len(page.of("caption")) == len(page.of("table"))
 
 
-def test_the_geometry_of_the_neurons_is_drawn_where_it_was_logged(run: Path, tmp_path: Path, invent: Invent) -> None:
+def test_the_geometry_of_the_neurons_is_drawn_where_it_was_logged(run: Path) -> None:
     assert "Geometry of the neurons" in read(run).words
     plot = next(svg for svg in read(run).of("svg") if "hyperspherical" in svg.get("aria-label", ""))
-    assert "at the end cosines 0.095, norms 0.048, energy 0.0009" in plot["aria-label"]
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    ends = ", ".join(f"{name} {abs(log[-1][key]):.2g}" for key, name, _ in CHANGES)
+    assert f"at the end {ends}" in plot["aria-label"] and "cosines" in ends
     for changes in ({}, dict.fromkeys(("energy_change", "cosine_change", "norm_change"), 0.0)):
         kept = [{key: value for key, value in row.items() if not key.endswith("_change")} | changes for row in log]
         (run / "log.jsonl").write_text("\n".join(map(json.dumps, kept)))
@@ -211,22 +217,21 @@ def test_small_pictures_are_kept_exactly_and_drawn_as_squares(run: Path) -> None
     assert np.array_equal(np.asarray(embedded), np.asarray(Image.open(run / "concept" / "00.png")))
 
 
-def test_large_pictures_are_shrunk_and_the_page_stays_below_three_megabytes(tmp_path: Path, invent: Invent) -> None:
-    folder = invent(tmp_path / "large", side=512)
+def test_large_pictures_are_shrunk_and_the_page_stays_below_three_megabytes(run: Path) -> None:
     grain = np.random.default_rng(0).normal(0, 12, (512, 512, 3))  # photographs have grain, drawings have not
-    for file in folder.rglob("*.png"):
-        pixels = np.asarray(Image.open(file)).astype(float) + grain
+    for file in run.rglob("*.png"):
+        pixels = np.asarray(Image.open(file).convert("RGB").resize((512, 512))).astype(float) + grain
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, compress_level=0)
-    page = read(folder)
-    assert (folder / "report.html").stat().st_size < 3_000_000
-    assert {int(picture["width"]) for picture in page.of("img")} == {320}
+    page = read(run)
+    assert (run / "report.html").stat().st_size < 3_000_000
+    assert {int(picture["width"]) for picture in page.of("img")} == {256}
     assert not any(picture.get("class") for picture in page.of("img"))
 
 
-def test_an_interrupted_run_says_so_and_shows_what_there_is(tmp_path: Path, invent: Invent) -> None:
-    words = read(invent(tmp_path / "stopped", stopped_at=240)).words
-    assert "has not finished: it is at step 240 of 600" in words
-    assert "checkpoints/step-000200" in words and "While it learned" in words
+def test_an_interrupted_run_says_so_and_shows_what_there_is(trained: Path, tmp_path: Path) -> None:
+    words = read(Path(shutil.copytree(trained / "stopped", tmp_path / "stopped"))).words
+    assert f"has not finished: it is at step {STOPPED_AT} of {STEPS}" in words
+    assert "checkpoints/step-000004" in words and "While it learned" in words
     assert "It took on" not in words and "By strength" not in words and "Use it" not in words
 
 
@@ -260,29 +265,31 @@ def test_odd_metrics_are_no_reason_to_fail(run: Path, value: object) -> None:
 
 def test_a_torn_last_log_line_and_a_repeated_step_are_tolerated(run: Path) -> None:
     with open(run / "log.jsonl", "a") as log:
-        log.write('{"step": 600, "loss": 0.5}\n{"step": 601, "lo')
+        log.write(f'{{"step": {STEPS}, "loss": 0.5}}\n{{"step": {STEPS + 1}, "lo')
     assert "1 line of log.jsonl could not be read" in read(run).words
 
 
 def test_a_loss_that_is_no_number_is_said(run: Path) -> None:
     with open(run / "log.jsonl", "a") as log:
-        log.write('{"step": 601, "loss": NaN, "loss_by_timestep": [[3, NaN]]}\n')
-    assert "no longer a number at step 601" in read(run).words
+        log.write(f'{{"step": {STEPS + 1}, "loss": NaN, "loss_by_timestep": [[3, NaN]]}}\n')
+    assert f"no longer a number at step {STEPS + 1}" in read(run).words
 
 
-def test_the_final_pictures_are_the_ones_at_strength_one_when_the_last_samples_are_older(run: Path) -> None:
-    for file in (run / "samples" / "step-000600").iterdir():
+def test_the_final_pictures_are_the_ones_at_strength_one_when_the_last_samples_are_older(
+    run: Path, asked: list[str]
+) -> None:
+    for file in RunLayout(run).step_samples(STEPS).iterdir():
         file.unlink()
     alts = [picture["alt"] for picture in read(run).of("img")]
-    assert "a <biscuit> cat at night (final)" in alts and "a <biscuit> cat at night (step 500)" in alts
+    assert f"{asked[-1]} (final)" in alts and f"{asked[-1]} (step {STEPS - 1})" in alts
 
 
-def test_a_missing_picture_leaves_a_gap_and_shifts_nothing(run: Path) -> None:
-    (run / "samples" / "step-000100" / "00.png").unlink()
+def test_a_missing_picture_leaves_a_gap_and_shifts_nothing(run: Path, asked: list[str]) -> None:
+    (RunLayout(run).step_samples(STEPS) / "00.png").unlink()
     page = read(run)
     alts = [picture["alt"] for picture in page.of("img")]
-    assert "a <biscuit> cat next to an apple on grass (step 100)" in alts
-    assert "a <biscuit> cat on a red background (step 100)" not in alts
+    assert f"{asked[1]} (final, step {STEPS})" in alts
+    assert f"{asked[0]} (final, step {STEPS})" not in alts
     assert len([span for span in page.of("span") if span.get("class") == "gap"]) == 1
 
 
@@ -299,7 +306,8 @@ def test_the_snippets_hold_the_real_path_quoted_for_their_language(run: Path) ->
     path = str((run / "adapter.safetensors").resolve())
     assert f"--adapter '{path}:0.8'" in words  # the folder's name has a space
     assert f"adapters=[('{path}', 0.8)]" in words
-    assert f"diffadapt merge --base embedded --out merged \\ --adapter '{path}'" in words
+    base = shlex.quote(read_run_folder(run).setting("base"))
+    assert f"diffadapt merge --base {base} --out merged \\ --adapter '{path}'" in words
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -516,8 +516,8 @@ def test_every_gradient_becomes_the_mean_over_the_processes_and_a_missing_one_co
 class Untouched:
     """All that is looked at of a base before its training."""
 
-    def __init__(self, device: str = "cpu", attachments: tuple = ()) -> None:
-        self.device, self.attachments = torch.device(device), attachments
+    def __init__(self, device: str = "cpu", attachments: tuple = (), side_step: int = 8) -> None:
+        self.device, self.attachments, self.side_step = torch.device(device), attachments, side_step
 
 
 @pytest.mark.parametrize(
@@ -525,6 +525,7 @@ class Untouched:
     [
         (Untouched(), {"mixed_precision": "fp16"}, "fp16 needs a GPU"),
         (Untouched(), {"resolution": 36}, "multiple of 8 pixels, got 36"),
+        (Untouched(side_step=16), {"resolution": 72}, "multiple of 16 pixels, got 72"),
         (Untouched(), {"steps": 0}, "steps"),
         (Untouched(attachments=("one",)), {}, "detach what is attached first"),
     ],
@@ -537,6 +538,7 @@ def test_settings_that_no_training_can_meet_are_refused(base, settings, says):
 def test_settings_that_can_be_met_are_not_refused():
     for settings in ({"mixed_precision": "bf16", "resolution": 64}, {"resolution": 72}, {"mixed_precision": "no"}):
         refuse_the_impossible(Untouched(), changed(**settings))
+    refuse_the_impossible(Untouched(side_step=4), changed(resolution=36))
     refuse_the_impossible(Untouched("cuda"), changed(mixed_precision="fp16"))
 
 

@@ -100,7 +100,7 @@ class Adapter(nn.Module, ABC):
         return ((n, p) for n, p in self.named_parameters() if not n.startswith("layer."))
 
     def own_state(self) -> dict[str, Tensor]:
-        """What is saved: parameters and persistent buffers, the wrapped layer's left out."""
+        """The tensors to save: parameters and persistent buffers without the wrapped layer's."""
         return {n: t for n, t in self.state_dict().items() if not n.startswith("layer.")}
 
     def innermost(self) -> nn.Module:
@@ -132,7 +132,7 @@ class Shared(nn.Module):
         """Called after each optimizer step, as an adapter's."""
 
     def facts(self) -> dict[str, str]:
-        """What a file's header says beside the method's settings."""
+        """Entries of a file's header besides the method's settings."""
         return {}
 
     def check(self, header: Mapping[str, str]) -> None:
@@ -152,7 +152,7 @@ class GatedConcept(Shared):
 
 
 class Attached(Protocol):
-    """What a method sees of the attachment that holds its adapters; `attach.Attachment` is one."""
+    """The attachment of a method's adapters, as the method sees it; `attach.Attachment` is one."""
 
     base: Any
     method: "Method"
@@ -196,7 +196,7 @@ class Method(Settings, ABC):
         return self.title
 
     def observes(self) -> str:
-        """What a task's end must show it, inside `attachment.observing()`: "inputs", "gradients", or "" for nothing."""
+        """Statistics needed at a task's end, inside `attachment.observing()`: "inputs", "gradients", or "" for none."""
         return ""
 
     def vectors_per_word(self) -> int:

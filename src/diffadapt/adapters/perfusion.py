@@ -102,7 +102,7 @@ class Perfusion(Method):
 
 
 class ConceptEdit(GatedConcept):
-    """What all layers of one concept share, and the values' targets of all layers in one parameter.
+    """State shared by all layers of one concept, and the values' targets of all layers in one parameter.
 
     Attributes:
         bias, temperature: of the gate at inference; set them at any time.
@@ -141,7 +141,7 @@ class ConceptEdit(GatedConcept):
                 kind.append(_without_bias(adapter.layer, self.category))
                 adapter.last = adapter.first + len(kind[-1])
         if not targets[False]:
-            raise Refused("perfusion learns where values lead; add the role cross_attention.value")
+            raise Refused("perfusion learns the outputs of the values; add the role cross_attention.value")
         self.targets = nn.Parameter(torch.cat(targets[False]))
         self.key_targets = None
         if method.key_lock == "trained" and targets[True]:

@@ -35,7 +35,7 @@ SLICED = 256  # pixels; decoding a whole batch of larger pictures would fill a s
 
 
 class Base(Network):
-    """What `load_base` returns; a family is a subclass.
+    """A pretrained diffusion model, as `load_base` returns it; a family is a subclass.
 
     Args:
         pipeline: a diffusers pipeline, or what the family has in its place.
@@ -133,6 +133,10 @@ class Base(Network):
         """How many times smaller the sides of the latents are than those of the pictures."""
         return int(self.pipeline.vae_scale_factor)
 
+    @property
+    def side_step(self) -> int:
+        return self.downsampling
+
     def freeze_(self) -> None:
         """No parameter of the base trains; those of adapters stay as they are. All is in evaluation mode."""
         for part in self._all_parts():
@@ -141,7 +145,7 @@ class Base(Network):
             parameter.requires_grad_(False)
 
     def checkpoint_gradients_(self, on: bool) -> None:
-        """Whether the denoiser computes its layers anew on the way back instead of keeping what they gave.
+        """Whether the denoiser recomputes activations in the backward pass instead of keeping them.
 
         Raises:
             Refused: switched on where the denoiser cannot.
@@ -158,7 +162,7 @@ class Base(Network):
 
     @property
     def prediction_type(self) -> str:
-        """What the denoiser predicts: "epsilon", "v_prediction", "sample" or "flow".
+        """The quantity that the denoiser predicts: "epsilon", "v_prediction", "sample" or "flow".
 
         Schedulers of flow matching have no such setting, since there is nothing to choose.
         """
@@ -185,7 +189,7 @@ class Base(Network):
     # --- condition, denoise -------------------------------------------------------------------------------------------
 
     def condition(self, prompts: Sequence[str]) -> Conditioning:
-        """What N prompts condition the denoiser on, with gradient where it is enabled; "" is unconditional.
+        """The conditioning of N prompts, with gradient where it is enabled; "" is unconditional.
 
         Raises:
             Refused: a prompt that the family has no condition for.

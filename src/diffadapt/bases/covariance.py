@@ -46,7 +46,7 @@ class Covariance:
 
     @cached_property
     def ridge(self) -> float:
-        """What is added to the diagonal so that the matrix can be solved: 0 where its condition allows it."""
+        """Added to the diagonal so that the matrix can be solved; 0 where its condition allows it."""
         values = torch.linalg.eigvalsh(self.matrix)
         low, high = float(values[0]), float(values[-1])
         if low > 0 and high < CONDITION_LEFT_ALONE * low:

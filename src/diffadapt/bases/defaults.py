@@ -1,4 +1,4 @@
-"""What a base recommends for its own use: the optional `base.json` beside its weights."""
+"""Recommended settings of a base: the optional `base.json` beside its weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -44,7 +44,7 @@ class EncoderCopy(nn.Module):
         self.network = network.float().to(unet.device).requires_grad_(True)
 
     def forward(self, noisy: Tensor, timesteps: Tensor, text: Tensor, signal: Tensor) -> tuple[list[Tensor], Tensor]:
-        """What is to be added to each skip of the UNet, first to last, and to the middle block's output.
+        """Residuals for each UNet skip, first to last, and for the middle block's output.
 
         Args:
             noisy: latents (N, C, h, w); timesteps: (N,) or a scalar; text: (N, L, D); signal: (N, 3, H, W) in [0, 1].

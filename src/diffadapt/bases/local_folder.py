@@ -48,8 +48,8 @@ def check_components(folder: Path, components: Sequence[str], weights: Mapping[s
     index = read_json(folder / INDEX, MODEL_INDEX)
     for name in components:
         place = folder / name
-        told = index.get(name)
-        if not isinstance(told, list) or not told or told[0] is None or not place.is_dir():
+        entry = index.get(name)
+        if not isinstance(entry, list) or not entry or entry[0] is None or not place.is_dir():
             raise Refused(f"{folder} has no {name}; expected folders {', '.join(components)}; copy it again")
         if not any(place.glob("*.json")):
             raise Refused(f"{place} holds no configuration (*.json); copy or download it again")

@@ -69,6 +69,11 @@ class Network:
     def dtype(self) -> torch.dtype:
         return self._own[-1].dtype
 
+    @property
+    def side_step(self) -> int:
+        """Widths and heights of its pictures are multiples of this, in pixels; 1 where nothing is known of them."""
+        return 1
+
     # --- layers -------------------------------------------------------------------------------------------------------
 
     def module(self, path: str) -> nn.Module:

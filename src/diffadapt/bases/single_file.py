@@ -63,7 +63,7 @@ def configuration_of(path: Path) -> Path:
 
 
 def _single_file_errors() -> tuple[type[Exception], ...]:
-    """What diffusers raises for keys that it knows no part for, such as a text encoder's of another version."""
+    """The error of diffusers for keys that belong to no part it knows, such as another version's text encoder."""
     from diffusers.loaders import single_file_utils
 
     error = getattr(single_file_utils, "SingleFileComponentError", None)

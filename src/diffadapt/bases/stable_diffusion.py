@@ -4,6 +4,7 @@ A UNet (`unet`) with residual blocks and transformer blocks of self-attention, c
 layer, and a CLIP text encoder (`text_encoder`). Every leaf module that owns parameters has exactly one role.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -62,6 +63,10 @@ class StableDiffusion(TextBase):
     }  # fmt: skip
     parts: ClassVar[tuple[str, ...]] = ("unet", "text_encoder")
     prediction_types: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction")
+
+    @property
+    def side_step(self) -> int:
+        return math.lcm(self.downsampling, 8)  # diffusers' pipeline refuses anything else, whatever the autoencoder
 
     def check_parts(self) -> None:
         channels, latent = self.denoiser.config.in_channels, self.vae.config.latent_channels

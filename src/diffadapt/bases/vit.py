@@ -84,7 +84,7 @@ class Classifier(Network):
                 attachment.enabled = enabled
 
     def condition(self, pictures: Tensor, labels: Tensor) -> Conditioning:
-        """What is known of labelled pictures beside their pixels; adapters may ask for it."""
+        """The conditioning of labelled pictures, which adapters may ask for."""
         return Conditioning(class_labels=labels, control={PICTURES: pictures})
 
 

@@ -41,8 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     base = load(arguments)
     base.check_noun(concept.noun)
     side = arguments.resolution or base.resolution
-    if side % 8 or side < 8:
-        raise Refused(f"--resolution: expected a multiple of 8 pixels, got {side}")
+    if side % base.side_step or side < base.side_step:
+        raise Refused(f"--resolution: expected a multiple of {base.side_step} pixels, got {side}")
     concept.pixels(side)  # whose notes say what is enlarged
     notes = [*concept.notes, *caption_notes(base, concept)]
     notes += [f"{name}: its mask is empty inside the square crop" for name in concept.empty_masks(side)]

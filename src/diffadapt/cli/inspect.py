@@ -79,7 +79,7 @@ def describe_file(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def describe_movement(path: Path, base: str, arguments: argparse.Namespace) -> dict[str, Any] | str:
-    """What an adapter does to the weights of its base, or why that was not measured."""
+    """The change of the base's weights by an adapter, or why it was not measured."""
     at_hand = base == "embedded" or is_there(base)
     if not (arguments.base or at_hand):
         return f"not measured; name the base to load for it: --base {base}"

@@ -140,10 +140,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as error:
-        again = f"; resume with: diffadapt {shlex.join(given)}" if arguments.command in RESUMED else ""
+        advice = f"; resume with: diffadapt {shlex.join(given)}" if arguments.command in RESUMED else ""
         number = error.number if isinstance(error, Stopped) else signal.SIGINT
         what = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
-        return _end(f"{what}{again}", 128 + number, debug=arguments.debug)
+        return _end(f"{what}{advice}", 128 + number, debug=arguments.debug)
     except Refused as error:
         return _end(f"diffadapt {arguments.command}: {error}", 2, debug=arguments.debug)
     except Failed as error:
@@ -156,11 +156,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _end(f"diffadapt {arguments.command}: {sentence}", 2, debug=arguments.debug)
         if error.errno not in _DISK:
             return _end(_OUR_FAULT, 1, debug=True)
-        where = f" {error.filename}" if error.filename else ""
-        return _end(f"diffadapt {arguments.command}: cannot write{where}: {error.strerror}", 1, debug=arguments.debug)
+        file = f" {error.filename}" if error.filename else ""
+        return _end(f"diffadapt {arguments.command}: cannot write{file}: {error.strerror}", 1, debug=arguments.debug)
     except Exception as error:
-        if where := _out_of_memory(error):
-            sentence = f"{where} is out of memory; take a smaller batch or resolution, or gradient checkpointing"
+        if place := _out_of_memory(error):
+            sentence = f"{place} is out of memory; take a smaller batch or resolution, or gradient checkpointing"
             return _end(f"diffadapt {arguments.command}: {sentence}", 1, debug=arguments.debug)
         return _end(_OUR_FAULT, 1, debug=True)
 
@@ -195,8 +195,8 @@ def stopped_by_signals() -> Iterator[None]:
         raise Stopped(number)
 
     numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # nohup means it
-    before = {number: signal.signal(number, stop) for number in heard}
+    handled = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # nohup means it
+    before = {number: signal.signal(number, stop) for number in handled}
     try:
         yield
     finally:

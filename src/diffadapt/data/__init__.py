@@ -1,4 +1,4 @@
-"""What comes in: concepts, captioned folders, caches, memory banks, prompts, and the embedded base's world."""
+"""Training data: concepts, captioned folders, caches, memory banks, prompts, and the embedded base's world."""
 
 from .cache import TensorCache, content_key
 from .captioned import Captioned, load_captioned

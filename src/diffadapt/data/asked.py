@@ -1,4 +1,4 @@
-"""What a prompt in the grammar of the embedded worlds asks for, attribute by attribute."""
+"""The attributes that a prompt in the grammar of the embedded worlds asks for."""
 
 import re
 from collections.abc import Iterable
@@ -74,7 +74,7 @@ def _grounded(words: str, world: World | WideWorld, found: dict[str, str]) -> st
 
 
 def _two(parts: list[str], world: World | WideWorld, found: dict[str, str]) -> dict[str, str]:
-    """What two things on a ground are asked to be: how they stand, and which the one is that is no token."""
+    """The attributes asked of two things on a ground: their relation, and the noun of the one that is no token."""
     if relation := SEEN_AS.get(parts[1], parts[1]):
         found["relation"] = relation
     found.pop("position", None)
@@ -105,7 +105,7 @@ def _names(noun: str) -> Iterable[str]:
 
 
 def _one(phrase: str, world: World | WideWorld) -> dict[str, str]:
-    """What one thing, or copies of it, is asked to be. A noun is no attribute: "an orange orange", "a purple heart"."""
+    """The attributes asked of one thing, or copies of it. A noun is none: "an orange orange", "a purple heart"."""
     found: dict[str, str] = {}
     phrase, _, worn = phrase.partition(" wearing ")
     for word in _named(phrase, world)[1].split():

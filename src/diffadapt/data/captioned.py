@@ -13,7 +13,7 @@ from .picture import Crop
 
 
 class Captioned:
-    """What `load_captioned` returns. Pictures are decoded when asked for; keep latents in a `TensorCache`.
+    """Captioned pictures, from `load_captioned`, decoded when asked for; keep latents in a `TensorCache`.
 
     Attributes:
         folder: where the pictures are.

@@ -11,7 +11,7 @@ from .styles import Styles
 
 
 class ClassFolders(Styles):
-    """What `load_classes` returns: class -> pictures, where `Styles` has styles.
+    """Pictures grouped by class, from `load_classes`; the counterpart of `Styles`.
 
     Attributes:
         root, kept: what `load_classes` was given: the folder, and how many pictures of each class are kept back.

@@ -1,4 +1,4 @@
-"""What a class-incremental training has learned so far: `classes.json` in its folder, and whether it may go on."""
+"""The record of a class-incremental training, `classes.json` in its folder, and whether it may go on."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -43,7 +43,7 @@ class ClassRecord:
 
     @classmethod
     def read(cls, folder: Path) -> "ClassRecord":
-        """What is in a folder; nothing learned when there is no record."""
+        """The record in a folder; an empty one when there is none."""
         if not (folder / "classes.json").is_file():
             return cls(folder)
         held = read_json(folder / "classes.json")

@@ -31,7 +31,7 @@ class Decoded(NamedTuple):
 
 
 class Concept:
-    """What `load_concept` returns. Every picture was decoded once; tensors are made at the resolution asked for.
+    """A concept with its pictures, from `load_concept`. Each is decoded once; `pixels` makes tensors of any size.
 
     Attributes:
         pictures: what is used of each picture file.
@@ -78,7 +78,7 @@ class Concept:
         """The concept in a prompt: "<biscuit> cat", or "<biscuit>" when it stands alone."""
         return self.token if self.alone else f"{self.token} {self.noun}"
 
-    def said(self, prompts: Iterable[str]) -> list[str]:
+    def in_prompts(self, prompts: Iterable[str]) -> list[str]:
         """Prompts about "<biscuit> cat" as this concept is asked for."""
         return [prompt.replace(f"{self.token} {self.noun}", self.phrase) for prompt in prompts]
 
@@ -121,7 +121,7 @@ class Concept:
         for placeholder in _PLACEHOLDERS:
             text = text.replace(placeholder, self.token)
         if re.search(rf"(?<!\w){re.escape(self.token)}(?!\w)", text, re.IGNORECASE):
-            return self.said([text])[0]
+            return self.in_prompts([text])[0]
         found = re.search(rf"\b(an )?({re.escape(self.noun)})\b", text, re.IGNORECASE)
         if found is None:
             return f"{self.prompt}, {text}"

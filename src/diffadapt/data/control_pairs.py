@@ -1,4 +1,4 @@
-"""Control pairs: pictures, each with the control signal that it shall be made from, and a caption.
+"""Control pairs: pictures, each with the control signal to follow and a caption.
 
 A folder of captioned pictures, and for their signals one of
 
@@ -53,7 +53,7 @@ class Pair:
 
 
 class ControlPairs:
-    """What `load_control_pairs` returns: pictures with their signals and captions, in a fixed order.
+    """Pictures with their control signals and captions, in a fixed order; see `load_control_pairs`.
 
     Args:
         pairs: at least one.
@@ -92,7 +92,7 @@ class ControlPairs:
         if signals.shape != pictures.shape:
             raise Refused(f"signals are {tuple(signals.shape)}, pictures {tuple(pictures.shape)}; expected the same")
         if len(captions) != len(pictures):
-            raise Refused(f"{len(captions)} captions came for {len(pictures)} pictures; give one each")
+            raise Refused(f"got {len(captions)} captions for {len(pictures)} pictures; pass one per picture")
         rows = zip(pictures, signals, captions, strict=True)
         pairs = [_in_memory(picture, its, caption) for picture, its, caption in rows]
         return cls(pairs, source={"folder": MEMORY}, signal=signal)
@@ -209,7 +209,7 @@ def open_signal(path: str | Path) -> Image.Image:
     return picture.convert("RGB")
 
 
-# --- where the signals come from --------------------------------------------------------------------------------------
+# --- sources of the signals ------------------------------------------------------------------------------------------
 
 
 def _computed(examples: Sequence[Example], name: str) -> dict[Path, Read]:

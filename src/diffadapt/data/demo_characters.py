@@ -19,7 +19,7 @@ from .picture import write_png
 
 @dataclass(frozen=True, kw_only=True)
 class Character:
-    """What tells one from another: colours of body, patch, scarf and its stripes; ears; the side of the patch."""
+    """The features of one character: colours of body, patch, scarf and its stripes; ears; the side of the patch."""
 
     name: str
     body: Colour

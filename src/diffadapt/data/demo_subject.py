@@ -34,7 +34,7 @@ BLUSH: Colour = (250, 160, 160)
 
 @dataclass(frozen=True, kw_only=True)
 class Pose:
-    """What changes from picture to picture; what does not is Tuli.
+    """The parts of a picture that vary; the rest is Tuli.
 
     Args:
         background: a word of `world.BACKGROUNDS`.
@@ -90,7 +90,7 @@ def draw_demo_subject(folder: str | Path, *, size: int = 256) -> Path:
 
 
 def caption(pose: Pose) -> str:
-    """What is said about a picture, in the words of the embedded base: "a [token] animal at night"."""
+    """The caption of a picture, in the words of the embedded base: "a [token] animal at night"."""
     return f"a {'large ' if pose.height >= 0.72 else ''}[token] {NOUN} {BACKGROUNDS[pose.background][0]}"
 
 

@@ -94,22 +94,22 @@ def list_folder(folder: str | Path) -> tuple[list[Example], list[str]]:
     folder = Path(folder).expanduser()
     kinds = ", ".join(suffix[1:] for suffix in SUFFIXES)
     if not folder.is_dir():
-        came = "a file is there" if folder.exists() else "nothing is there"
-        raise Refused(f"expected a folder of pictures at {folder}; {came}: check the path")
+        found = "a file is there" if folder.exists() else "nothing is there"
+        raise Refused(f"expected a folder of pictures at {folder}; {found}: check the path")
     try:
         files = sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=natural_order)
     except OSError as error:
         raise Refused(f"folder {folder} cannot be read ({error.strerror}); check its permissions") from error
-    told = _read_metadata(folder / _METADATA) if (folder / _METADATA).is_file() else {}
+    captions = _read_metadata(folder / _METADATA) if (folder / _METADATA).is_file() else {}
     pictures = [path for path in files if _is_picture(path)]
-    nested = sorted((folder / name for name in told if "/" in name), key=natural_order)
+    nested = sorted((folder / name for name in captions if "/" in name), key=natural_order)
 
     notes: list[str] = []
     examples = []
     used = {folder / _METADATA}
     there: dict[Path, dict[str, Path]] = {folder: {plain_name(path.name): path for path in files}}
     for path in pictures + nested:
-        caption = told.get(path.relative_to(folder).as_posix())
+        caption = captions.get(path.relative_to(folder).as_posix())
         if path.parent not in there:
             there[path.parent] = {plain_name(each.name): each for each in sorted(path.parent.iterdir())}
         beside = there[path.parent]
@@ -170,21 +170,21 @@ def _read_caption(path: Path) -> str | None:
 
 def _read_metadata(path: Path) -> dict[str, str | None]:
     """`metadata.jsonl` as {file name relative to the folder, with slashes: caption or None}."""
-    told: dict[str, str | None] = {}
+    captions: dict[str, str | None] = {}
     beside = {plain_name(each.relative_to(path.parent).as_posix()): each for each in path.parent.rglob("*")}
     for number, row in read_metadata(path):
-        where, name = f"{path} line {number}", row["file_name"]
+        place, name = f"{path} line {number}", row["file_name"]
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name or "\0" in name:
-            raise Refused(f'{where}: file_name "{name}" leads out of the folder; expected a path inside it, with /')
+            raise Refused(f'{place}: file_name "{name}" leads out of the folder; expected a path inside it, with /')
         found = beside.get(plain_name(str(pure)))
         if pure.suffix.lower() not in SUFFIXES or found is None or not found.is_file():
-            raise Refused(f'{where}: there is no picture "{name}" in {path.parent}; correct or remove the line')
+            raise Refused(f'{place}: there is no picture "{name}" in {path.parent}; correct or remove the line')
         pure = PurePosixPath(found.relative_to(path.parent).as_posix())
-        if str(pure) in told:
-            raise Refused(f'{where}: "{name}" is named twice; keep one line for each picture')
-        told[str(pure)] = _caption_of(row, where)
-    return told
+        if str(pure) in captions:
+            raise Refused(f'{place}: "{name}" is named twice; keep one line for each picture')
+        captions[str(pure)] = _caption_of(row, place)
+    return captions
 
 
 def read_metadata(path: Path) -> list[tuple[int, dict[str, Any]]]:
@@ -201,7 +201,7 @@ def read_metadata(path: Path) -> list[tuple[int, dict[str, Any]]]:
     return rows
 
 
-def _caption_of(row: Mapping[str, Any], where: str) -> str | None:
+def _caption_of(row: Mapping[str, Any], place: str) -> str | None:
     """The caption of a line, in whichever of its usual columns it is.
 
     Raises:
@@ -211,11 +211,11 @@ def _caption_of(row: Mapping[str, Any], where: str) -> str | None:
     for column in _CAPTION_COLUMNS:
         text = row.get(column)
         if text is not None and not isinstance(text, str):
-            raise Refused(f'{where}: "{column}" is {type(text).__name__}; expected a string')
+            raise Refused(f'{place}: "{column}" is {type(text).__name__}; expected a string')
         if text and text.strip():
             texts[column] = " ".join(text.split())
     if len(set(texts.values())) > 1:
-        raise Refused(f"{where}: {' and '.join(texts)} say different things; keep one of them as the caption")
+        raise Refused(f"{place}: {' and '.join(texts)} say different things; keep one of them as the caption")
     return next(iter(texts.values()), None)
 
 

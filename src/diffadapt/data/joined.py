@@ -7,7 +7,7 @@ from .concept import Concept
 
 
 class JoinedConcept(Concept):
-    """What `join_concepts` returns; `noun`, `token`, `folder` and the plain prompts are those of the first."""
+    """Several concepts as one, from `join_concepts`; `noun`, `token`, `folder`, plain prompts are the first's."""
 
     def __init__(self, parts: Sequence[Concept]) -> None:
         first = parts[0]

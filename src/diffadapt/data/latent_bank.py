@@ -32,7 +32,7 @@ Make = Callable[[list[int]], tuple[Tensor, list[str]]]
 
 @dataclass(frozen=True, kw_only=True)
 class LatentBankSettings:
-    """What the rows of one bank have in common; a bank of other settings is another bank.
+    """The settings that all rows of one bank share; a bank of other settings is another bank.
 
     Args:
         base_fingerprint: `base.fingerprint` of the untouched base.
@@ -106,7 +106,7 @@ class LatentBank:
         """Samples what is missing of the first `count` rows; a bank that holds more keeps them.
 
         Args:
-            count: how many rows the bank shall give.
+            count: how many rows to return.
             make: samples rows on the untouched base, see `Make`.
             batch: rows a call of `make`.
             quiet: show no progress.
@@ -116,7 +116,7 @@ class LatentBank:
 
         Raises:
             Refused: a count or batch below 1.
-            Failed: the disk is full, or `make` gave something else than asked; whole shards are kept.
+            Failed: the disk is full, or `make` returned something else than asked; whole shards are kept.
         """
         if count < 1 or batch < 1:
             raise Refused(f"a latent bank needs a count and a batch of 1 or more, got {count} and {batch}")
@@ -202,12 +202,12 @@ class LatentBank:
         if shard not in self._open:
             try:
                 file = safe_open(self._path(shard), "pt")
-                told = file.metadata() or {}
-                captions, piece = json.loads(told["captions"]), file.get_slice("latents")
-                good = told["fingerprint"] == self.settings.fingerprint and isinstance(captions, list)
+                header = file.metadata() or {}
+                captions, piece = json.loads(header["captions"]), file.get_slice("latents")
+                good = header["fingerprint"] == self.settings.fingerprint and isinstance(captions, list)
                 if not good or piece.get_shape() != [len(captions), *self.settings.shape]:
                     return None
-                if hashlib.sha256(file.get_tensor("latents").numpy().tobytes()).hexdigest() != told["sha256"]:
+                if hashlib.sha256(file.get_tensor("latents").numpy().tobytes()).hexdigest() != header["sha256"]:
                     return None
             except (OSError, SafetensorError, KeyError, ValueError):
                 return None

@@ -27,7 +27,7 @@ Make = Callable[[list[str], list[int]], Sequence[Image.Image]]
 
 @dataclass(frozen=True, kw_only=True)
 class BankSettings:
-    """What the pictures of one bank have in common; a bank of other settings is another bank.
+    """The settings that all pictures of one bank share; a bank of other settings is another bank.
 
     Args:
         base_fingerprint: `base.fingerprint` of the untouched base.
@@ -110,7 +110,7 @@ class MemoryBank:
         """Samples what is missing of the first `count` pictures; picture i has prompt i modulo the number of prompts.
 
         Args:
-            count: how many pictures the bank shall give; a bank that holds more keeps them.
+            count: how many pictures to return; a bank that holds more keeps them.
             prompts: what to ask the base for, without the concept's token.
             make: samples pictures for these prompts and seeds (lists of equal length), on the untouched base.
             batch: pictures a call of `make`.
@@ -124,7 +124,7 @@ class MemoryBank:
         """
         if not prompts or count < 1 or batch < 1:
             raise Refused(
-                f"a memory bank needs a count, a batch and a number of prompts of 1 or more; came {count}, {batch} and"
+                f"a memory bank needs a count, a batch and a number of prompts of 1 or more; got {count}, {batch} and"
                 f" {len(prompts)}"
             )
         for i, row in enumerate(self._rows[:count]):

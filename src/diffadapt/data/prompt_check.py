@@ -1,4 +1,4 @@
-"""What a base will make of a prompt or caption before anything is computed: words it cannot know, words cut off."""
+"""Checks of prompts and captions before anything is computed: words a base cannot know, words cut off."""
 
 import re
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ def prompt_notes(base: Any, prompts: Sequence[str]) -> list[str]:
 
 
 def cut_at(base: Any, prompt: str) -> str:
-    """What of a prompt the text encoder never sees, since it takes a fixed number of tokens; "" where all fits."""
+    """The end of a prompt that is cut, since the text encoder takes a fixed number of tokens; "" where all fits."""
     length = _length(base)
     if _count(base, prompt) <= length:
         return ""

@@ -1,4 +1,4 @@
-"""What a prompt asks for, drawn as it should be: what a perfect adapter would draw, so that readers can be judged.
+"""Perfect renderings of prompts, as an ideal adapter would draw them, so that readers can be judged.
 
 The subject is cut out of its own pictures. What needs a sprite that is not there is not drawn: other nouns (a second
 thing is a second subject, so that how the two stand can be read and not what the other one is), what is worn, and the

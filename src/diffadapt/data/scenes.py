@@ -36,7 +36,7 @@ FOLDER_OF = dict(STYLES + HELD_OUT_STYLES)
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """What may appear in a scene. The default is the full world; a base states its own in its model card.
+    """The vocabulary of scenes. The default is the full world; a base states its own in its model card.
 
     Args:
         nouns: names out of `world.NOUNS` and `world.HELD_OUT_NOUNS`.

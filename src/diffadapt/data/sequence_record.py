@@ -1,4 +1,4 @@
-"""What a sequence has learned so far: `sequence.json` in its folder, and whether it may go on from there."""
+"""The record of a sequence, `sequence.json` in its folder, and whether training may continue from it."""
 
 import hashlib
 from collections.abc import Sequence
@@ -43,15 +43,15 @@ class SequenceRecord:
 
     @classmethod
     def read(cls, folder: Path) -> "SequenceRecord":
-        """What is in a folder; nothing learned when there is no record."""
+        """The record in a folder; an empty one when there is none."""
         if not (folder / "sequence.json").is_file():
             return cls(folder)
         held = read_json(folder / "sequence.json")
         return cls(folder, [Learned(**each) for each in held["learned"]], held["scores"])
 
     def write(self) -> None:
-        told = {"learned": [asdict(each) for each in self.learned], "scores": self.scores}
-        write_json(self.folder / "sequence.json", told)
+        content = {"learned": [asdict(each) for each in self.learned], "scores": self.scores}
+        write_json(self.folder / "sequence.json", content)
 
     def place(self, number: int, name: str) -> Path:
         """The folder of a task, 0-based."""

@@ -48,7 +48,7 @@ class Member:
 
 
 class Shards:
-    """What `load_shards` returns.
+    """Captioned pictures in WebDataset shards, from `load_shards`.
 
     Attributes:
         paths: the tar files, in order.

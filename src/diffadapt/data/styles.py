@@ -9,7 +9,7 @@ from .folder import list_folder, natural_order
 
 
 class Styles:
-    """What `load_styles` returns.
+    """Pictures grouped by style, as `load_styles` returns them.
 
     Attributes:
         pictures: style -> the pictures to learn from.

@@ -34,7 +34,7 @@ from .world import BACKGROUNDS, NOUNS, POSITIONS, STYLES
 
 @dataclass(frozen=True, kw_only=True)
 class WideWorld:
-    """What may appear: nouns as (noun, kind, file stem), the core taught by heart and the tail for breadth.
+    """The vocabulary of scenes: nouns as (noun, kind, file stem), the core taught by heart and the tail for breadth.
 
     Args:
         core, tail: nouns; at least one in the core.
@@ -80,7 +80,7 @@ class Thing:
 
 @dataclass(frozen=True, kw_only=True)
 class Ground:
-    """What things stand on: a word of BACKGROUNDS or of PLACES, or a colour with a pattern."""
+    """The ground of a scene: a word of BACKGROUNDS or of PLACES, or a colour with a pattern."""
 
     word: str
     pattern: str | None = None

@@ -33,7 +33,7 @@ def right(network: Classifier, pictures: Tensor, labels: Tensor, known: int) -> 
 
 
 def summary(answers: Sequence[Sequence[Sequence[bool]]]) -> dict[str, Any]:
-    """What is kept of a sequence of tasks.
+    """Accuracies over a sequence of tasks.
 
     Args:
         answers: [i][j]: of each test picture of task j, whether it was right after task i.

@@ -83,7 +83,7 @@ def evaluate(
     with judge.bar:
         with adapted(base, [(a, 0.0) for a, _ in adapters if isinstance(a, Attachment)]):
             before = _Drawn(judge.of_prompts_alone(), judge.of_class(), judge.of_unrelated())
-            again = _Drawn(before.benchmark, judge.of_class(again=True), judge.of_unrelated(again=True))
+            redrawn = _Drawn(before.benchmark, judge.of_class(redrawn=True), judge.of_unrelated(redrawn=True))
             sets = {"class": (before.of_class, judge.class_prompts), "world": (before.unrelated, judge.unrelated)}
             mine = concept.pixels(base.resolution)
             untold = [caption.replace(f"{concept.token} ", "") for caption in concept.captions()]
@@ -99,7 +99,7 @@ def evaluate(
     ]  # one for each picture of the concept
     for encoder in encoders:
         suffix = f" ({encoder.name.split(':')[0]})" if len(encoders) > 1 else ""
-        figures, scores = _feature_values(judge, encoder, before, after, again)
+        figures, scores = _feature_values(judge, encoder, before, after, redrawn)
         for name, row in figures.items():
             values[name + suffix] = row
         for name, each in scores.items():
@@ -127,7 +127,7 @@ def evaluate(
 
 
 class Evaluation(dict[str, Any]):
-    """What `evaluate` returns: the figures as `metrics.json` holds them, and the pictures that they are of.
+    """The figures of `evaluate` as `metrics.json` holds them, and the pictures that they are of.
 
     Attributes:
         pictures: PIL pictures of the concept, in the order of "per_picture".
@@ -144,7 +144,7 @@ def picture_count(prompts: int, per_prompt: int, drift_count: int) -> int:
 
 
 class _Drawn(NamedTuple):
-    """What one of the two bases drew, (N, 3, H, W) each: the benchmark's prompts, the plain class, unrelated ones."""
+    """Pictures of one of the two bases, (N, 3, H, W) each: benchmark prompts, the plain class, unrelated prompts."""
 
     benchmark: Tensor
     of_class: Tensor
@@ -152,7 +152,7 @@ class _Drawn(NamedTuple):
 
 
 def _feature_values(
-    judge: Judge, encoder: Features, before: _Drawn, after: _Drawn, again: _Drawn
+    judge: Judge, encoder: Features, before: _Drawn, after: _Drawn, redrawn: _Drawn
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
     """The figures of one encoder, and the scores of single pictures of the concept by figure.
 
@@ -189,7 +189,7 @@ def _feature_values(
     if knows and isinstance(encoder, ProbeFeatures):
         result |= following(encoder, after.benchmark, before.benchmark, asked, knows, seed=seed, perfect=best)
     near = about_its_kind(judge.unrelated, judge.concept.noun)
-    return result | pictures_forgotten(judge, encoder, after, before, again, near), single
+    return result | pictures_forgotten(judge, encoder, after, before, redrawn, near), single
 
 
 def _keep_drift_pictures(

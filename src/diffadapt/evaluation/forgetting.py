@@ -1,4 +1,4 @@
-"""What was forgotten, where it happens: in the class, in other things, and in the loss on pictures not trained on.
+"""Measures of forgetting: in the class, in other things, and in the loss on pictures not trained on.
 
 Beside every figure of pictures stands its floor: the untouched base drawn again, from other seeds, against itself. What
 is not above the floor is no forgetting.
@@ -21,7 +21,7 @@ from .judge import Judge
 
 
 class Drawn(Protocol):
-    """What one base drew, (N, 3, H, W) each."""
+    """Pictures drawn by one base, (N, 3, H, W) each."""
 
     @property
     def of_class(self) -> Tensor: ...
@@ -30,7 +30,7 @@ class Drawn(Protocol):
 
 
 def pictures_forgotten(
-    judge: Judge, encoder: Features, after: Drawn, before: Drawn, again: Drawn, near: Tensor
+    judge: Judge, encoder: Features, after: Drawn, before: Drawn, redrawn: Drawn, near: Tensor
 ) -> dict[str, dict[str, Any]]:
     """Drift of other things, near and far; leakage into the class, and how much its pictures still differ.
 
@@ -38,26 +38,26 @@ def pictures_forgotten(
         judge: that drew them.
         encoder: what sees them.
         after, before: the adapted and the untouched base's, same prompts and seeds.
-        again: the untouched base's from other seeds.
+        redrawn: the untouched base's from other seeds.
         near: (N,) bool, which unrelated prompts are about things of the subject's kind.
     """
     seed = judge.seed
-    told = "change of unrelated pictures, same prompt and seed (cosine distance)"
-    changed, own, redrawn = (encoder.pictures(each.unrelated) for each in (after, before, again))
-    moved, floor = drift_features(changed, own), drift_features(redrawn, own)
-    rows = {"drift_features": figure(moved, None, "lower", told, floor=floor, seed=seed)}
+    meaning = "change of unrelated pictures, same prompt and seed (cosine distance)"
+    changed, own, other = (encoder.pictures(each.unrelated) for each in (after, before, redrawn))
+    moved, floor = drift_features(changed, own), drift_features(other, own)
+    rows = {"drift_features": figure(moved, None, "lower", meaning, floor=floor, seed=seed)}
     for name, some in (("near", near), ("far", ~near)):
         if 0 < int(some.sum()) < len(near):
             of = "things of its kind" if name == "near" else "things of other kinds"
             rows[f"drift_{name}"] = figure(
                 moved[some], None, "lower", f"the same, {of}", floor=floor[some], seed=seed, kind="drift"
             )
-    alike = [judge.fidelity(encoder, each.of_class) for each in (after, before, again)]
+    alike = [judge.fidelity(encoder, each.of_class) for each in (after, before, redrawn)]
     rows["class_leakage"] = figure(
         alike[0], alike[1], "near base", "likeness to the subject of pictures of its plain class, in many contexts; "
         "above the base, the class was lost to it", floor=alike[2], seed=seed,
     )  # fmt: skip
-    differ = [diversity(encoder.subjects(each.of_class)) for each in (after, before, again)]
+    differ = [diversity(encoder.subjects(each.of_class)) for each in (after, before, redrawn)]
     rows["class_diversity"] = figure(
         differ[0], differ[1], "near base", "how much pictures of the plain class differ from each other (mean pairwise "
         "cosine distance)", floor=differ[2], seed=seed, kind="other",
@@ -88,8 +88,8 @@ def loss_figures(after: Mapping[str, Tensor], before: Mapping[str, Tensor], *, s
     """By how much the denoising loss of each set rose, over all levels; below 0 it was learned, above forgotten."""
     return {
         f"loss_{name}": figure(
-            (after[name] - before[name]).mean(0), None, "lower", f"rise of the denoising loss {told}, same noise",
+            (after[name] - before[name]).mean(0), None, "lower", f"rise of the denoising loss {pictures}, same noise",
             seed=seed, kind="other" if name == "concept" else "drift",
         )
-        for name, told in LOSS_SETS.items()
+        for name, pictures in LOSS_SETS.items()
     }  # fmt: skip

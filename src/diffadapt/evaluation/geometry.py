@@ -1,4 +1,4 @@
-"""What the adapters on a base did to its weights, and to the geometry of the neurons in them.
+"""How the adapters on a base changed its weights, and the geometry of the neurons in them.
 
 The adapted weights are computed in float32 from the base's, so that a base in half precision does not round a small
 movement off.

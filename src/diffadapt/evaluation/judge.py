@@ -136,7 +136,7 @@ class Judge:
     @property
     def asked(self) -> list[str]:
         """The prompts with the concept, as it is named now."""
-        return self.named.said(self.prompts)
+        return self.named.in_prompts(self.prompts)
 
     def of_concept(self) -> Tensor:
         """Pictures of the concept in other contexts."""
@@ -146,18 +146,18 @@ class Judge:
         """Pictures of the same prompts without the concept."""
         return self.draw(self.plain, self.per_prompt)
 
-    def of_class(self, *, again: bool = False) -> Tensor:
-        """A picture of each class prompt, no two from the same noise; `again` draws them from other seeds."""
-        seed = self.seed + ANOTHER * again
+    def of_class(self, *, redrawn: bool = False) -> Tensor:
+        """A picture of each class prompt, no two from the same noise; `redrawn` draws them from other seeds."""
+        seed = self.seed + ANOTHER * redrawn
         return draw(self.base, self.class_prompts, 1, seed=seed, same_noise=False, steps=self.steps, bar=self.bar)
 
-    def of_unrelated(self, *, again: bool = False) -> Tensor:
-        """A picture of each unrelated prompt; `again` draws them from other seeds."""
-        return self.draw(self.unrelated, 1, again=again)
+    def of_unrelated(self, *, redrawn: bool = False) -> Tensor:
+        """A picture of each unrelated prompt; `redrawn` draws them from other seeds."""
+        return self.draw(self.unrelated, 1, redrawn=redrawn)
 
-    def draw(self, prompts: Sequence[str], per_prompt: int, *, again: bool = False) -> Tensor:
-        """Pictures of any prompts, (len(prompts) * per_prompt, 3, H, W); `again` draws them from other seeds."""
-        seed = self.seed + ANOTHER * again
+    def draw(self, prompts: Sequence[str], per_prompt: int, *, redrawn: bool = False) -> Tensor:
+        """Pictures of any prompts, (len(prompts) * per_prompt, 3, H, W); `redrawn` draws them from other seeds."""
+        seed = self.seed + ANOTHER * redrawn
         return draw(
             self.base, prompts, per_prompt, seed=seed, same_noise=self.same_noise, steps=self.steps, bar=self.bar
         )

@@ -60,8 +60,8 @@ def following(
     best = reachable(encoder, followed(asked, look(perfect, encoder, reader))) if perfect is not None else {}
     known = {name: best[name] for name in learned if name in best}
     whole = sum(best[name] * len(learned[name]) for name in known) / len(values) if len(known) == len(learned) else None
-    told = "share of what was asked that is there"
-    rows = {"followed": figure(values, base, "higher", told, seed=seed, kind="alignment", perfect=whole)}
+    meaning = "share of what was asked that is there"
+    rows = {"followed": figure(values, base, "higher", meaning, seed=seed, kind="alignment", perfect=whole)}
     for name, bits in learned.items():
         rows[f"followed_{name}"] = figure(
             torch.tensor(bits), torch.tensor(plainly[name]), "higher", f"share of pictures with the {name} asked for",

@@ -1,4 +1,4 @@
-"""What StyleInject's routers do with pictures of each style: which branches they choose, and what they know of it."""
+"""Routing statistics of StyleInject: the branches chosen for each style, and their information about it."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -81,7 +81,7 @@ def kid_at_end(record: SequenceRecord, inception: Inception) -> list[float]:
 def figures(
     base: Base, record: SequenceRecord, encoder: Features, inception: Inception | None = None
 ) -> dict[str, Any]:
-    """What `metrics.json` holds of a sequence."""
+    """The figures of a sequence for `metrics.json`."""
     count = len(record.learned)  # of tasks
     scores = torch.zeros(count, count)
     for i, row in enumerate(record.scores):

@@ -1,4 +1,4 @@
-"""What an experiment costs, before anything is run: the units of all its stages, and the core-hours they take."""
+"""The cost of an experiment before anything is run: the units of all its stages, and their core-hours."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from .plan import Evidence, seconds_left
 
 @dataclass(frozen=True)
 class Budget:
-    """What one claim takes.
+    """The cost of one claim.
 
     Args:
         title: of the claim.

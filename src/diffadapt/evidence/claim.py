@@ -1,4 +1,4 @@
-"""What a paper claims, as an experiment: which units of work it needs, how one is run, and what the results say."""
+"""A paper's claim as an experiment: the units of work it needs, how one is run, and how results are judged."""
 
 import functools
 import importlib.util
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the person who runs an experiment chooses and its units depend on.
+    """Choices of the person who runs an experiment, on which its units depend.
 
     Args:
         seeds: of the trainings.
@@ -35,7 +35,7 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
-    """What was settled before anything was run.
+    """The design of an experiment, fixed before anything is run.
 
     Args:
         resampled: what the intervals draw anew: "subjects", "training seeds and pictures, crossed", "nothing: exact".

@@ -1,4 +1,4 @@
-"""What a unit of work is given: the base, a folder to work in, and where data and pictures are."""
+"""The arguments of a unit of work: the base, a folder to work in, and where data and pictures are."""
 
 import hashlib
 import re

@@ -45,7 +45,7 @@ class Evidence:
     settings: Settings
 
     def stored(self, claim: str) -> Stored:
-        """What the result files of a claim hold, of those that count for this base and this definition."""
+        """The stored results of a claim that count for this base and this definition."""
         definition = load_claim(self.folder, claim)
         on = self.fingerprint if definition.needs_base else NO_BASE
         return read_results(self.results / claim, on, definition.measures)

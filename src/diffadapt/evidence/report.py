@@ -56,7 +56,7 @@ def chapter(evidence: Evidence, claim: str) -> Chapter:
 
 
 def designed(claim: Claim) -> list[tuple[str, str]]:
-    """What a definition settled before it was run, as names and values."""
+    """The design that was fixed before anything was run, as names and values."""
     design = claim.design
     if design.half_width is None:
         return [("resampled", design.resampled), ("margin", design.margin)]
@@ -65,7 +65,7 @@ def designed(claim: Claim) -> list[tuple[str, str]]:
 
 
 def left_out(stored: Stored) -> list[str]:
-    """What lies beside the results that count, one sentence each."""
+    """The results that do not count, one sentence each."""
     return [f"{count} units were run {why}: not counted here." for why, count in stored.elsewhere.items()]
 
 

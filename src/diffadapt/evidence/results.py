@@ -61,7 +61,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Stored:
-    """What the files of one claim hold for one base.
+    """The stored results of one claim for one base.
 
     Args:
         finished: identity -> unit with scores; of a unit that is in several files, the oldest.

@@ -27,7 +27,7 @@ from .results import Unit, without_paths
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What every unit of one claim has in common.
+    """The arguments shared by all units of one claim.
 
     Args:
         claim: its id.

@@ -16,7 +16,7 @@ from .series import describe
 
 @dataclass
 class Found:
-    """What a reader returns.
+    """An adapter of another tool, as a reader returns it.
 
     Attributes:
         source: what the file is, for people.

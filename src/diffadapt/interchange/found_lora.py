@@ -18,7 +18,7 @@ from ..errors import Refused
 
 @dataclass
 class FoundLoRA:
-    """What a reader of LoRA returns.
+    """A LoRA of another tool, as a reader returns it.
 
     Attributes:
         source: what the file is, for people.

@@ -90,7 +90,7 @@ def import_adapter(
 
 
 def read(source: Path, base: AdaptableBase) -> Found | FoundLoRA:
-    """What a directory or file of another tool holds.
+    """The adapter in a directory or file of another tool.
 
     Raises:
         Refused: none of the known formats.

@@ -25,7 +25,7 @@ _MOST = 16  # vectors of one word, as in Token
 
 @torch.no_grad()
 def word_files(attachment: Attachment, beside: Path) -> dict[Path, dict[str, Tensor]]:
-    """What textual inversion of each new word would be: {`<name>-<word>.safetensors` beside a file or folder: tensors}.
+    """Each new word as a textual inversion: {`<name>-<word>.safetensors` beside a file or folder: tensors}.
 
     Raises:
         Refused: one of the files is there already.

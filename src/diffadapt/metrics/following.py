@@ -23,7 +23,7 @@ SIZES = {"small": 30.0, "medium": 42.5, "large": 64.0}  # the longer side of its
 
 
 def look(pictures: Tensor, probe: ProbeFeatures, reader: Reader) -> list[dict[str, str]]:
-    """What is seen in pictures (N, 3, 64, 64) in [0, 1]: attribute -> label, for each.
+    """Recognised attributes of pictures (N, 3, 64, 64) in [0, 1]: attribute -> label, for each.
 
     What the probe's heads name, but "position" and "size" of the larger object by the reader's masks, "none" without
     one. "object" and "second" are nouns. Without a head for it, "relation" is "next to" or "above" where there are two

@@ -1,4 +1,4 @@
-"""What is asked of an adapted base: noise levels, where rows come from, their losses and what is minimised."""
+"""Training objectives: noise levels, the sources of rows, their losses and the scalar that is minimised."""
 
 from ..noise_schedule import NoiseSchedule
 from .cross_entropy import CrossEntropy

@@ -43,7 +43,7 @@ class Denoising(Objective):
         return error
 
     def target(self, model: Model, noisy: Tensor, batch: Batch) -> Tensor:
-        """What the base is to predict of the noised rows, (N, C, h, w)."""
+        """The regression target of the noised rows, (N, C, h, w)."""
         return self.schedule.target(batch.latents, batch.noise, batch.timesteps)
 
     def reduce(self, losses: Tensor, batch: Batch) -> Tensor:

@@ -75,7 +75,7 @@ class Model(Protocol):
 
 
 class Objective(ABC):
-    """What is minimised. `sources` are the names of all places that rows may come from."""
+    """A training objective. `sources` are the names of all places that rows may come from."""
 
     sources: tuple[str, ...] = ("target",)
 

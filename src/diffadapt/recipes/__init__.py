@@ -1,1 +1,1 @@
-"""What is done with a base, one kind of training per file: settings, what trains, batches, objective, what follows."""
+"""Recipes, one kind of training per file: settings, trained adapters, batches, objective, and what follows `fit`."""

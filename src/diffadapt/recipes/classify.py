@@ -229,7 +229,7 @@ def warn_of_unlearned(record: ClassRecord, quiet: bool) -> None:
 
 
 def figures(network: Classifier, record: ClassRecord) -> dict[str, Any]:
-    """What `metrics.json` holds."""
+    """The figures for `metrics.json`."""
     last = record.place(len(record.learned) - 1)
     vit = sum(parameter.numel() for parameter in network.modules()["vit"].parameters() if not parameter.requires_grad)
     return {

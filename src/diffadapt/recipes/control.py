@@ -169,7 +169,7 @@ def _write_pairs(folder: Path, pairs: ControlPairs, resolution: int) -> None:
 
 
 def attach_all(base: Base, method: Method, config: ControlConfig, seed: int) -> dict[str, Attachment]:
-    """What trains, by the name of its file: a method and the hint beside it, or a ControlNet."""
+    """The trained attachments by the names of their files: a method and the hint beside it, or a ControlNet."""
     if isinstance(method, ControlNet):
         if config.roles:
             raise Refused("a ControlNet stands on no roles; leave train.roles out")

@@ -115,8 +115,8 @@ def train_distill(
         start_from({"adapter": attachment}, config.start_from)
         if is_main:
             taught = {name: teacher.fingerprint for name, teacher in teachers.items()}
-            said = content_key(*[f"{own}\n{theirs}" for own, theirs in as_taught.items()])
-            identity = {"teachers": taught, "captions": said, "pictures": pictures.identity() if pictures else ""}
+            pairs = content_key(*[f"{own}\n{theirs}" for own, theirs in as_taught.items()])
+            identity = {"teachers": taught, "captions": pairs, "pictures": pictures.identity() if pictures else ""}
             claim_folder(folder, dump_toml({"base": base.fingerprint, **settings, "distill": identity}))
             job = {"recipe": "distill", "base": base.name, "out": str(folder), **settings}
             write_run_file(folder, base, dump_toml(job | ({"distill": source} if source else {})))

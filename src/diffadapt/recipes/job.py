@@ -122,7 +122,7 @@ class ClassifyTable:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What `diffadapt train` needs to know of a recipe.
+    """A recipe as `diffadapt train` sees it.
 
     Args:
         doc: what it does.
@@ -268,7 +268,7 @@ PREDICTIONS = ("epsilon", "v_prediction")
 
 @dataclass(frozen=True, kw_only=True)
 class TopLevel:
-    """What stands above the tables."""
+    """The keys above the tables."""
 
     recipe: str = option("subject", "what kind of training", choices=tuple(RECIPES))
     base: str = option("embedded", "embedded, a hub id, a diffusers folder or a .safetensors file", path=True)

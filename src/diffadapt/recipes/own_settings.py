@@ -1,4 +1,4 @@
-"""What each method is trained with when nobody says otherwise: a learning rate of one is the ruin of another.
+"""Default training settings of each method: the learning rate of one would ruin another.
 
 Of the embedded base these are the settings that its evidence was measured with (docs/evidence), of Stable Diffusion
 those of the papers and of the configs in configs/. A method that is not listed takes the recipe's defaults.

@@ -1,4 +1,4 @@
-"""What a training of a subject would do, said before it does it: what trains, pictures, memory, disk, time.
+"""A preview of a subject's training: trained parameters, pictures, memory, disk, time.
 
 Parameters, files and pictures are exact. Memory is counted on fake tensors, without what a GPU's context and allocator
 add. Time is that of one step and one picture on this machine, times their number; other work on the machine changes it.
@@ -29,7 +29,7 @@ _PNG = 1.5  # bytes a pixel, of photographs; drawings take less
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What `plan_subject` returns.
+    """The preview that `plan_subject` returns.
 
     Attributes:
         roles: role -> number of layers that are adapted.
@@ -51,7 +51,7 @@ class Plan:
 
 
 def plan_subject(base: Base, concept: Concept, *, method: Method, config: SubjectConfig, timed: bool = True) -> Plan:
-    """What `train_subject` with these arguments would do; nothing is written and the base stays as it is.
+    """Preview `train_subject` with these arguments; nothing is written and the base stays as it is.
 
     Args:
         base, concept, method, config: as for `train_subject`.

@@ -1,4 +1,4 @@
-"""What a recipe does for `train.objective`: Diff-Tuning's memory of the untouched base, and the premise's check."""
+"""`train.objective` in recipes: Diff-Tuning's memory of the untouched base, and the check of its premise."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

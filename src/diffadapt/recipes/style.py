@@ -151,8 +151,8 @@ def train_style(
                 base, denoising, sources, config, folder, accelerator, resolution=resolution, quiet=quiet,
             )  # fmt: skip
             premise = premise_of(base, sources, seed=seed, quiet=quiet)
-        told = [each.captions() for each in sources.values()]
-        texts = Texts(base, [caption for each in told for caption in each] if all(told) else None)
+        captions = [each.captions() for each in sources.values()]
+        texts = Texts(base, [caption for each in captions for caption in each] if all(captions) else None)
         batches = Batches(
             base, objective, sources, texts,
             batch_size=config.batch_size, parts=config.gradient_accumulation, seed=seed,
@@ -219,7 +219,7 @@ def collapse(folder: Path, method: Method) -> str:
 
 
 def _doubts(styles: Styles | Shards, method: Method) -> list[str]:
-    """What may not be meant, as sentences."""
+    """Warnings about settings that may not be intended."""
     if isinstance(styles, Shards) or len(styles.pictures) > 1:
         return []
     if not isinstance(method, StyleInject) or method.branches == 1:
@@ -237,7 +237,7 @@ def _new_classes(base: Base, styles: Styles | Shards) -> Sequence[str]:
 
 
 def _identity(styles: Styles | Shards) -> dict[str, Any]:
-    """What tells these pictures from others, for the check that a folder is resumed with the same."""
+    """The identity of these pictures, so that a folder is resumed with the same ones only."""
     if isinstance(styles, Shards):
         return {"shards": f"{len(styles.paths)} shards {styles.identity()}"}
     parts = {"pictures": styles.pictures, "held_out": styles.held_out}

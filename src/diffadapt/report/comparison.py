@@ -20,7 +20,7 @@ Measured = Mapping[str, Mapping[str, Figure]]  # run -> name of a figure -> the 
 
 
 class Finished(Protocol):
-    """What training functions return."""
+    """A run as training functions return it."""
 
     @property
     def folder(self) -> Path: ...

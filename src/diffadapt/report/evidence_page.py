@@ -61,7 +61,7 @@ class Forest:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the results of one claim say.
+    """The verdict on one claim.
 
     Args:
         paper: whether the paper's claim held.
@@ -110,8 +110,8 @@ class Chapter:
     @property
     def findings(self) -> list[tuple[str, str, Finding, str]]:
         """("Paper", its claim, what was found, colour), and the same of our goal."""
-        told = (("Paper", self.paper, self.verdict.paper), ("Our goal", self.goal, self.verdict.goal))
-        return [(who, text, finding, COLOURS.get(finding.status, "undecided")) for who, text, finding in told]
+        both = (("Paper", self.paper, self.verdict.paper), ("Our goal", self.goal, self.verdict.goal))
+        return [(who, text, finding, COLOURS.get(finding.status, "undecided")) for who, text, finding in both]
 
     def embedded(self) -> list[tuple[Picture, str]]:
         """The pictures that are there, with their captions."""

@@ -1,4 +1,4 @@
-"""What a comparison of two contenders decides, and what a verdict says: in words that one rule gives to an interval."""
+"""Verdicts on comparisons of two contenders: one rule turns an interval into words."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,10 +80,10 @@ def claimed_better(comparisons: Sequence[Comparison]) -> Finding:
         status = "not reproduced"
     elif standings == {"equal"} or standings == {"equal", "better"}:
         status = "equal"
-    return Finding(status=status, sentence=told(comparisons))
+    return Finding(status=status, sentence=in_a_sentence(comparisons))
 
 
-def told(comparisons: Sequence[Comparison]) -> str:
+def in_a_sentence(comparisons: Sequence[Comparison]) -> str:
     """Comparisons in one sentence."""
     words = "; ".join(map(str, comparisons))
     return words[:1].upper() + words[1:] + "."

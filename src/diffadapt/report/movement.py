@@ -35,7 +35,7 @@ class Movement:
 
 
 def read_movement(metrics: Mapping[str, Any]) -> Movement | None:
-    """What `metrics.json` says, what is odd in it left out; None when it says nothing. No row is an answer."""
+    """The rows in `metrics.json`, malformed ones left out; None when there is no such table. It may be empty."""
     rows = [row for row in _rows(metrics, "weight_drift") if finite(row.get("relative_frobenius")) is not None]
     of_reason: dict[str, list[str]] = {}
     for row in _rows(metrics, "not_measured"):

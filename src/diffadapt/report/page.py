@@ -1,4 +1,4 @@
-"""What every report page is made of: the template engine, embedded pictures, and numbers as people read them."""
+"""Building blocks of every report page: the template engine, embedded pictures, and formatted numbers."""
 
 import base64
 import io

@@ -239,7 +239,7 @@ def interval_mark(value: float, low: float | None, high: float | None, base: flo
 
 
 def crop_mark(original: tuple[int, int], box: tuple[int, int, int, int]) -> Markup:
-    """What a crop kept: the whole picture (width, height in pixels) and in it the box (left, top, right, bottom)."""
+    """A drawing of a crop: the whole picture (width, height in pixels) and in it the box (left, top, right, bottom)."""
     scale = 30 / max(original)
     width, height = (max(side * scale, 1.0) for side in original)
     left, top, right, bottom = (side * scale for side in box)

@@ -37,7 +37,7 @@ RELOAD = 15  # seconds after which the page of a run that goes on loads itself a
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What the run is about, as far as its folder says."""
+    """The subject of the run, as far as its folder says."""
 
     token: str
     noun: str
@@ -113,7 +113,7 @@ def write_report(run_folder: str | Path, *, running: bool = False) -> Path:
 
 
 def read_subject(run: RunFolder) -> Subject:
-    """What the run's folder says it is about."""
+    """The subject of the run, read from its folder."""
     table = run.config.get("method")
     settings = table if isinstance(table, dict) else {}
     name = run.metadata.get("method") or settings.get("name") or run.setting("method") or ""
@@ -241,7 +241,7 @@ def _opening(concept: Concept) -> list[tuple[Picture, str]]:
 
 
 def _first(table: PictureTable | None) -> list[tuple[Picture, Picture, str]]:
-    """What is looked at first: up to four prompts, the base's picture and the last one, and what they are."""
+    """The opening pictures: up to four prompts, the base's picture and the last one of each, and their captions."""
     if table is None or len(table.columns) < 2 or table.columns[0] != "base":
         return []
     at = table.columns[-1]

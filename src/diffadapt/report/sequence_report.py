@@ -92,10 +92,10 @@ def _figures(record: SequenceRecord, metrics: dict[str, Any]) -> Table:
     ]
     for each in record.learned:
         if each.change is not None and each.penalty_ratio is not None:
-            told = (
+            figures = (
                 f"|A B| sums to {number(each.change)}, penalty's gradient over the whole {number(each.penalty_ratio)}"
             )
-            rows.append([f"task {each.name}", told])
+            rows.append([f"task {each.name}", figures])
     return Table(title="Figures", columns=["figure", "value"], rows=rows, note=f"MMD: {found['mmd']}.")
 
 

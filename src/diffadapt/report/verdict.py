@@ -1,4 +1,4 @@
-"""What a run learned and what it forgot, in one sentence made from its figures and no more certain than they are."""
+"""One sentence on what a run learned and forgot, made from its figures and no more certain than they are."""
 
 import re
 from collections.abc import Mapping
@@ -105,7 +105,7 @@ def read_figures(metrics: Mapping[str, Any]) -> list[Figure]:
 
 
 def read_verdict(figures: list[Figure], subject: str, noun: str = "") -> list[Claim]:
-    """What was learned, then what was forgotten, to be read as one sentence. Empty when nothing was measured.
+    """Claims on what was learned, then on what was forgotten, to be read as one sentence; empty if none was measured.
 
     Args:
         figures: what was measured.
@@ -176,7 +176,7 @@ def _leak_claim(figure: Figure | None, plain: str) -> Claim | None:
 
 
 def _learned(figures: list[Figure], subject: str) -> str:
-    """What a likeness that is clear of the base's is worth: learned only where the prompts hold as well.
+    """The verdict on a likeness that is clear of the base's: learned only where the prompts hold as well.
 
     A picture of the subject for whatever is asked has the highest fidelity, and is nothing that anybody wants.
     """
@@ -189,7 +189,7 @@ def _learned(figures: list[Figure], subject: str) -> str:
 
 
 def _price(figures: list[Figure]) -> Claim | None:
-    """What became of the subject's own prompts, with its figures; None where nothing of it was judged."""
+    """The claim on the subject's own prompts, with its figures; None where none of them was measured."""
     judged = [each for each in figures if each.kind in ("alignment", "diversity") and each.standing != "unknown"]
     worse = [each for each in judged if each.verdict == "bad"]
     changes: list[str] = []

@@ -1,4 +1,4 @@
-"""What may be named where an adapter is asked for: a file of any kind that a training writes, or a run's folder."""
+"""Adapters named by a file of any kind that a training writes, or by a run's folder."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -24,9 +24,9 @@ from ..data.picture import to_picture
 from ..errors import Refused
 from ..progress import Steps
 from .adapter_files import adapter_files, load_file
+from .cached_projections import cached_projections
 from .control_signal import Control, check_control, each_control, read_signal
 from .hand_back import check_share, handed_back
-from .remembered import remembered
 
 LAST_SEED = 2**63 - 1  # of torch's generator
 LARGEST_SIDE = 16384  # pixels; no base makes larger ones
@@ -268,8 +268,8 @@ def _generate_batch(base: Base, lines: list[PromptLine], hand_back: float) -> Te
     hook = base.denoiser.register_forward_pre_hook(hand_out_timesteps, with_kwargs=True)
     try:
         half = base.dtype != torch.float32  # adapters and new words are float32, whatever the base is
-        # What is switched off on the way must not be remembered.
-        last_steps = handed_back(base, hand_back, first.steps) if hand_back else remembered(base)
+        # What is switched off on the way must not be cached.
+        last_steps = handed_back(base, hand_back, first.steps) if hand_back else cached_projections(base)
         with last_steps, torch.autocast(base.device.type, dtype=base.dtype, enabled=half):
             pictures = base.generate(
                 condition,
@@ -327,12 +327,13 @@ def default_line(
 
 def check_lines(base: Base, lines: Sequence[PromptLine]) -> None:
     """Raises Refused for a size the base cannot make or options out of range."""
+    step = base.side_step
     for line in lines:
         for side in (line.width, line.height):
-            if side is not None and (side < 8 or side % 8 or side > LARGEST_SIDE):
+            if side is not None and (side < step or side % step or side > LARGEST_SIDE):
                 raise Refused(
-                    f"width and height must be multiples of 8 pixels from 8 to {LARGEST_SIDE}, got {side} for "
-                    f"{line.prompt!r}"
+                    f"width and height must be multiples of {step} pixels from {step} to {LARGEST_SIDE}, got {side} "
+                    f"for {line.prompt!r}"
                 )
         if line.steps is not None and not 1 <= line.steps <= base.num_train_timesteps:
             raise Refused(f"steps must be 1 to {base.num_train_timesteps}, the base's own, got {line.steps}")

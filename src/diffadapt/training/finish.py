@@ -1,4 +1,4 @@
-"""What follows a training: pictures at several strengths, measurements, and the report."""
+"""The end of a run after its training: pictures at several strengths, measurements, and the report."""
 
 import time
 from collections.abc import Callable

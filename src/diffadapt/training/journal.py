@@ -1,4 +1,4 @@
-"""What a loop leaves behind on its way: a line of the log for each step, samples, checkpoints, and progress to see."""
+"""Files written during a loop (a log line for each step, samples, checkpoints), and its progress bar."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -41,7 +41,7 @@ class Journal:
         quiet: bool = False,
     ) -> None:
         self.learner, self.samples, self.images, self.watch = learner, samples, images, watch
-        self.first = learner.accelerator.is_main_process
+        self.is_main = learner.accelerator.is_main_process
         self.done = learner.resume()
         if self.done:
             say(f"resumed at step {self.done} of {learner.config.steps} in {learner.folder}", quiet=quiet)
@@ -51,7 +51,7 @@ class Journal:
     def __enter__(self) -> "Journal":
         if self.samples:
             self.samples.save_base(list(self.learner.attachments.values()))
-        if self.first:
+        if self.is_main:
             self._write_page()  # before the log is open, since this may fail
             self.log = RunLog(RunLayout(self.learner.folder).log, resume_at=self.done)
         self.bar.__enter__()
@@ -74,7 +74,7 @@ class Journal:
         With the samples the log gets how far the neurons have moved, see `geometry`.
 
         Args:
-            row: "step", 1-based, "loss", and whatever else the log shall hold.
+            row: "step", 1-based, "loss", and all other entries of the line.
         """
         now, config = row["step"], self.learner.config
         row = {**row, "seconds": time.perf_counter() - self._clock, "images": now * self.images}
@@ -92,9 +92,9 @@ class Journal:
             with self.learner.averaged():
                 self.samples.save_step(now)
         kept = bool(config.checkpoint_every) and (now % config.checkpoint_every == 0 or last)
-        if self.first and kept:
+        if self.is_main and kept:
             self.learner.checkpoint(now)
-        if self.first and (due or kept and time.monotonic() - self._page > PAGE_EVERY):
+        if self.is_main and (due or kept and time.monotonic() - self._page > PAGE_EVERY):
             self._write_page()
 
     def _write_page(self) -> None:

@@ -1,4 +1,4 @@
-"""What trains in a loop, and its state: one update, checkpoints, resuming, the moving average."""
+"""Trained parameters and their state: one update, checkpoints, resuming, the moving average."""
 
 import contextlib
 import math
@@ -57,14 +57,14 @@ def rounded_products(device: torch.device, on: bool) -> Iterator[None]:
 
 
 def refuse_the_impossible(base: Network, config: LoopConfig) -> None:
-    """What no recipe can do, known before the first file is written."""
+    """Reject settings no recipe supports, before writing anything."""
     check(config)
     if base.attachments:
         raise Refused("training starts from the untouched base; detach what is attached first")
     if config.mixed_precision == "fp16" and base.device.type == "cpu":
         raise Refused("mixed_precision = fp16 needs a GPU; on the CPU use no or bf16")
-    if config.resolution % 8:
-        raise Refused(f"resolution must be a multiple of 8 pixels, got {config.resolution}")
+    if config.resolution % base.side_step:
+        raise Refused(f"resolution must be a multiple of {base.side_step} pixels, got {config.resolution}")
 
 
 def release(base: Network, attachments: Iterable[Attachment]) -> None:

@@ -9,7 +9,7 @@ from .schedule import SCHEDULES
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig(Settings):
-    """What a recipe's own settings extend."""
+    """Settings of every training; a recipe's own extend them."""
 
     steps: int = option(400, "optimizer steps", low=1)
     batch_size: int = option(4, "pictures a step and process", low=1)

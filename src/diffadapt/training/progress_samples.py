@@ -107,7 +107,7 @@ def subject_samples(base: Base, concept: Concept, folder: Path, seed: int) -> Pr
     """
     prompts, base_prompts = [], []
     for part in concept.parts:
-        asked = part.said(progress_prompts(base, part.prompt, part.noun, part.token))
+        asked = part.in_prompts(progress_prompts(base, part.prompt, part.noun, part.token))
         plain = progress_prompts(base, part.class_prompt, part.noun, "")
         few = -(-COUNT // len(concept.parts))
         prompts, base_prompts = [*prompts, *asked[:few]], [*base_prompts, *plain[:few]]

@@ -17,7 +17,7 @@ from .sources import Fetched, Source
 
 
 class ReplayedPictures(Source):
-    """What a base draws now, with all that is attached to it, kept in memory as latents.
+    """Latents, kept in memory, that a base draws with everything attached to it now.
 
     Args:
         base: with the adapter of the tasks so far.

@@ -1,4 +1,4 @@
-"""Keys and values of a prompt, computed once per generation: its text is the same at every denoising step."""
+"""Cached keys and values of a prompt, computed once per generation: its text is the same at every denoising step."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +10,8 @@ from ..bases import Base
 ROLES = ("cross_attention.key", "cross_attention.value")
 
 
-class Remembered(nn.Module):
-    """A projection that answers the same tensor, the object itself, from memory.
+class CachedProjection(nn.Module):
+    """A projection that caches its output for the last input, compared by identity.
 
     Args:
         layer: the projection, with whatever is adapted on it.
@@ -29,8 +29,8 @@ class Remembered(nn.Module):
 
 
 @contextmanager
-def remembered(base: Base) -> Iterator[None]:
-    """Within the block the base's text projections remember their last answer, to be used for one generation.
+def cached_projections(base: Base) -> Iterator[None]:
+    """Within the block the base's text projections cache their last output; use it for one generation.
 
     What is attached, its strengths and settings must not change inside it. Projections with an adapter that looks at
     the noise level are left as they are.
@@ -39,7 +39,7 @@ def remembered(base: Base) -> Iterator[None]:
     paths = [path for role in ROLES for path in base.roles.get(role, ()) if path not in timed]
     layers = {path: base.module(path) for path in paths}
     for path, layer in layers.items():
-        base.replace_(path, Remembered(layer))
+        base.replace_(path, CachedProjection(layer))
     try:
         yield
     finally:

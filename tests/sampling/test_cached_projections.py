@@ -5,7 +5,7 @@ import torch
 
 from diffadapt.adapters import LoRA, attach
 from diffadapt.sampling import sample as sampling
-from diffadapt.sampling.remembered import ROLES, remembered
+from diffadapt.sampling.cached_projections import ROLES, cached_projections
 
 
 def calls_of(base, run) -> int:
@@ -39,7 +39,7 @@ def test_18_pictures_are_the_same_and_each_projection_computes_once(base, monkey
     assert calls_of(base, lambda: pictures.append(sampling.generate(base, [line])[0])) == layers
     import contextlib
 
-    monkeypatch.setattr(sampling, "remembered", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(sampling, "cached_projections", lambda _: contextlib.nullcontext())
     assert calls_of(base, lambda: pictures.append(sampling.generate(base, [line])[0])) == 3 * layers
     assert torch.equal(pictures[0], pictures[1])
 
@@ -47,7 +47,7 @@ def test_18_pictures_are_the_same_and_each_projection_computes_once(base, monkey
 def test_18_another_text_is_computed_anew_and_nothing_stays_behind(base):
     path = base.roles[ROLES[0]][0]
     layer, one, other = base.module(path), torch.randn(1, 16, 32), torch.randn(1, 16, 32)
-    with remembered(base):
+    with cached_projections(base):
         inside = base.module(path)
         assert torch.equal(inside(one), layer(one)) and inside(one) is inside(one)
         assert torch.equal(inside(other), layer(other))
