@@ -151,8 +151,8 @@ def train_style(
                 base, denoising, sources, config, folder, accelerator, resolution=resolution, quiet=quiet,
             )  # fmt: skip
             premise = premise_of(base, sources, seed=seed, quiet=quiet)
-        captions = [each.captions() for each in sources.values()]
-        texts = Texts(base, [caption for each in captions for caption in each] if all(captions) else None)
+        by_source = [each.captions() for each in sources.values()]
+        texts = Texts(base, [caption for each in by_source for caption in each] if all(by_source) else None)
         batches = Batches(
             base, objective, sources, texts,
             batch_size=config.batch_size, parts=config.gradient_accumulation, seed=seed,
