@@ -106,8 +106,12 @@ def score(
         for attachment in attachments if temperature else ():
             attachment.shared.temperature = temperature
         drawn = judge.draw(judge.asked, 1)
-    fidelity = listed(judge.fidelity(judge.encoder, drawn))
-    return {"fidelity": fidelity, "followed": judge.follows(drawn), "perfect": judge.perfect}
+    return {
+        "fidelity": listed(judge.fidelity(judge.encoder, drawn)),
+        "fidelity_second": listed(judge.fidelity(judge.second, drawn)),
+        "followed": judge.follows(drawn),
+        "perfect": judge.perfect,
+    }
 
 
 def forgotten(judge: SubjectJudge, adapter: Path) -> dict[str, list[float]]:
@@ -149,7 +153,7 @@ def fabricated(unit: Unit, generator: Generator | None, **means: float) -> dict[
     off = 0.1 if unit["stage"] == "tune" and unit["rate"] != TUNED[unit["contender"]].rates[1] else 0.0
     means = {"fidelity": 0.5, "followed": 0.8} | means
     scores = subject_scores(unit["subject"], generator, **{**means, "fidelity": means["fidelity"] - off})
-    one = {name: scores[name] for name in ("fidelity", "followed", "perfect")}
+    one = {name: scores[name] for name in ("fidelity", "fidelity_second", "followed", "perfect")}
     at_bias = {f"{bias:g}": one for bias in BIASES} if unit["contender"] == "perfusion" else {}
     forgotten = {name: scores[name] for name in ("leaked", "drift_near", "drift_far")}
     return {"at_step": {str(mark): one for mark in MARKS}, "at_bias": at_bias, "bytes": 7_752, "forgotten": forgotten}

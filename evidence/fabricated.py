@@ -58,6 +58,7 @@ def subject_scores(
         "far_floor": [0.012],
         "loss": {name: [around(-0.01, 0.0, 0.002)] * LEVELS for name in ("concept", "class", "world")},
         "fidelity_at": at,
+        "fidelity_second_at": at,
         "followed_at": {str(step): share for step in steps},
         "trainable_parameters": 190_000,
         "seconds_train": 45.0,

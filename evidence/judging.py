@@ -33,7 +33,7 @@ from diffadapt.evaluation.judge import Judge
 from diffadapt.files import load_tensors, save_tensors
 from diffadapt.metrics.diversity import diversity
 from diffadapt.metrics.drift import drift_features
-from diffadapt.metrics.features import ProbeFeatures
+from diffadapt.metrics.features import ProbeFeatures, load_features
 from diffadapt.metrics.following import followed, look
 from diffadapt.metrics.reader import load_reader
 
@@ -58,6 +58,7 @@ class SubjectJudge(Judge):
         super().__init__(base, concept, prompts=PROMPTS, per_prompt=PER_PROMPT, steps=SAMPLING_STEPS, world=self.world)
         self.noun, self.style, self.emoji = noun, style, emoji
         self.encoder, self.reader = ProbeFeatures("probe", torch.device("cpu")), load_reader()
+        self.second = load_features("second")
         self.wanted = [asked_of(prompt, self.world) for prompt in self.prompts]
         kind = KIND_OF[noun]
         alike = tuple(other for other in self.world.nouns if KIND_OF[other] == kind)
@@ -78,6 +79,7 @@ class SubjectJudge(Judge):
         of_class = self.draw(self.plain, 1)
         result: dict[str, Any] = {
             "fidelity": listed(self.fidelity(self.encoder, drawn)),
+            "fidelity_second": listed(self.fidelity(self.second, drawn)),
             "followed": self.follows(drawn, PER_PROMPT),
             "perfect": self.perfect,
             "diversity": listed(self.diversity(self.encoder, drawn)),
@@ -91,12 +93,13 @@ class SubjectJudge(Judge):
             result[f"{name}_floor"] = self.drift(self.before[f"{name} again"], name)
         return result
 
-    def on_the_way(self) -> tuple[list[float], dict[str, list[float]]]:
-        """Fidelity, and what was followed, on a few pictures."""
+    def on_the_way(self) -> tuple[list[float], list[float], dict[str, list[float]]]:
+        """Fidelity by both judges, and what was followed, on a few pictures."""
         places = [i * PROMPTS // ON_THE_WAY for i in range(ON_THE_WAY)]
         drawn = self.draw([self.asked[i] for i in places], 1)
         seen = look(drawn, self.encoder, self.reader)
-        return listed(self.fidelity(self.encoder, drawn)), followed([self.wanted[i] for i in places], seen)
+        first, second = (listed(self.fidelity(each, drawn)) for each in (self.encoder, self.second))
+        return first, second, followed([self.wanted[i] for i in places], seen)
 
     def follows(self, drawn: Tensor, per_prompt: int = 1) -> dict[str, list[float]]:
         """Attribute -> 1.0 or 0.0 of every picture that was asked for it."""

@@ -33,7 +33,7 @@ from diffadapt.evidence import (
     Verdict,
 )
 from diffadapt.metrics import interval_of_nested_mean, interval_of_nested_ratio
-from diffadapt.report.finding import claimed_better, goal, in_a_sentence, within
+from diffadapt.report.finding import claimed_better, confirmed, goal, in_a_sentence, within
 
 DRAWN = ("fox", "koala", "helicopter")
 # Cut to fit the budget: textual inversion is tuned here and tested by PF-2; every weight trains with the prior only.
@@ -87,21 +87,25 @@ def adapter_of(noun: str, contender: str, unit: Unit, context: Context) -> Path:
 def judge(results: Results) -> Verdict:
     tested = results.where(stage="test")
     fidelity = {name: by_subject(tested, name, average("fidelity")) for name in ("oft", "lora", "dreambooth")}
-    better = [
-        Comparison(
-            name=f"fidelity, OFT minus {CONTENDERS[name].title},", margin=MARGIN,
-            interval=interval_of_nested_mean(fidelity["oft"] - fidelity[name], level=LEVEL),
-        )
-        for name in ("lora", "dreambooth")
-    ]  # fmt: skip
+    fidelity_second = {name: by_subject(tested, name, average("fidelity_second")) for name in fidelity}
+    better, second = (
+        [
+            Comparison(
+                name=f"fidelity, OFT minus {CONTENDERS[name].title},", margin=MARGIN,
+                interval=interval_of_nested_mean(seen["oft"] - seen[name], level=LEVEL),
+            )
+            for name in ("lora", "dreambooth")
+        ]
+        for seen in (fidelity, fidelity_second)
+    )  # fmt: skip
     leaked = {name: by_subject(tested, name, average("leaked")) for name in ("oft-alone", "lora-alone")}
     less = Comparison(
         name="leakage without prior preservation, OFT's over LoRA's,", margin=0.1, alike=1.0, more_is_better=False,
         interval=interval_of_nested_ratio(leaked["oft-alone"], leaked["lora-alone"], level=LEVEL),
     )  # fmt: skip
-    parts = [better[0].not_worse, within(less.interval, high=0.5)]
+    parts = [better[0].not_worse, second[0].not_worse, within(less.interval, high=0.5)]
     return Verdict(
-        paper=claimed_better(better),
+        paper=confirmed(claimed_better(better), second),
         goal=goal(parts, in_a_sentence([less])),
         comparisons=[*better, less],
         tables=[subject_table(tested, EVERYONE, f"Rates: {rates_in_words(results, CONTENDERS)}.")],

@@ -35,7 +35,7 @@ from diffadapt.metrics import Interval, interval_of_nested_mean, interval_of_nes
 from diffadapt.report.finding import claimed_better, goal, in_a_sentence
 from diffadapt.sampling.sample import adapted, default_line, generate
 
-SUBJECTS = tuple(SEED_OF)[:12]
+SUBJECTS = tuple(SEED_OF)[:10]
 LEVEL = 1 - 0.05 / 2  # of two comparisons, so that in 95 % of the cases neither wrongly finds a difference
 DRAWN = ("fox", "violin")
 BIAS = 0.65  # the default
@@ -112,13 +112,13 @@ def draw_sheet(unit: Unit, context: Context) -> str:
 
 
 def figure(results: Results, variant: str, name: str, temperature: str = "0.15") -> Tensor:
-    """(subjects, 1): "fidelity" or "followed" of every run of a variant."""
+    """(subjects, 1): "fidelity", "fidelity_second" or "followed" of every run of a variant."""
     runs = [
         Finished({**e.unit, "contender": e.unit["variant"]}, e.scores, e.seconds) for e in results.where(stage="test")
     ]
     if name == "followed":
         return by_subject(runs, variant, lambda each: share(each.scores[temperature]))
-    return by_subject(runs, variant, lambda each: mean(each.scores[temperature]["fidelity"]))
+    return by_subject(runs, variant, lambda each: mean(each.scores[temperature][name]))
 
 
 def judge(results: Results) -> Verdict:
@@ -137,23 +137,26 @@ def judge(results: Results) -> Verdict:
         name="share of what was asked that is followed, locked keys minus trained ones,", margin=0.02,
         interval=interval_of_nested_mean(followed, level=LEVEL),
     )  # fmt: skip
-    shown = Comparison(
-        name="fidelity from one picture over that from five", margin=0.1, alike=1.0,
-        interval=interval_of_nested_ratio(
-            figure(results, "one", "fidelity"), figure(results, "locked", "fidelity"), level=LEVEL
-        ),
+    shown, second = (
+        Comparison(
+            name=f"fidelity from one picture over that from five{by}", margin=0.1, alike=1.0,
+            interval=interval_of_nested_ratio(
+                figure(results, "one", seen), figure(results, "locked", seen), level=LEVEL
+            ),
+        )
+        for seen, by in (("fidelity", ""), ("fidelity_second", ", second judge"))
     )  # fmt: skip
     clear = {"better": True, "undecided": None}.get(lock.standing, False)
     return Verdict(
         paper=claimed_better([lock]),
-        goal=goal([clear, shown.not_worse], in_a_sentence([lock, shown])),
+        goal=goal([clear, shown.not_worse, second.not_worse], in_a_sentence([lock, shown, second])),
         comparisons=[lock, shown],
         tables=[
             Table(
                 title="Ablations",
                 columns=["variant", "fidelity", "followed", "fidelity gained", "followed gained"],
                 rows=rows,
-                note=f"Twelve subjects, bias {BIAS}; gained over the first row.",
+                note=f"Ten subjects, bias {BIAS}; gained over the first row.",
             )
         ],
         pictures=[("variants.png", "The same eight prompts and noise for every variant, training seed 0")],
@@ -185,8 +188,8 @@ CLAIM = Claim(
     design=Design(
         resampled="subjects, each with a training seed of its own",
         margin="share followed .02, fidelity a tenth",
-        half_width=0.024,
-        pilot="of the difference in share followed; 12 subjects, from runs that scatter by .035 as alignment did",
+        half_width=0.027,
+        pilot="of the difference in share followed; 10 subjects, from runs that scatter by .035 as alignment did",
         seconds=47.0,
     ),
     units=units,

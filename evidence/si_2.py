@@ -23,7 +23,7 @@ def units(results: Results, settings: Settings) -> list[Unit]:
     rates = best_rates(results.of("SI-1"))  # cut to fit the budget: there is no tuning of its own
     return [
         {"stage": "train", "contender": name, "rate": rates[name], "seed": seed}
-        for name in CONTENDERS for seed in settings.seeds
+        for name in CONTENDERS for seed in settings.seeds[:2]
     ]  # fmt: skip
 
 
@@ -106,9 +106,9 @@ CLAIM = Claim(
     design=Design(
         resampled="styles, with the training seeds that all styles share",
         margin="style .03 of the way, content kept .03",
-        half_width=0.05,
-        pilot="of the difference in style: a spread of .06 between two runs is assumed; none was measured at this "
-        "budget",
+        half_width=0.06,
+        pilot="of the difference in style, with two seeds: a spread of .06 between two runs is assumed; none was "
+        "measured at this budget",
         seconds=400.0,
     ),
     units=units,

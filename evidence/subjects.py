@@ -96,15 +96,15 @@ def teach(
         schedule: of the learning rate.
 
     Returns:
-        what `SubjectJudge.scores` returns, "fidelity_at" {step: per picture}, "followed_at" {step: share of perfect},
-        "trainable_parameters", "seconds_train"
+        what `SubjectJudge.scores` returns, "fidelity_at" and "fidelity_second_at" {step: per picture}, "followed_at" {step:
+        share of perfect}, "trainable_parameters", "seconds_train"
     """
     judge = judge_of(context, noun)
-    at: dict[str, dict[str, Any]] = {"fidelity_at": {}, "followed_at": {}}
+    at: dict[str, dict[str, Any]] = {"fidelity_at": {}, "fidelity_second_at": {}, "followed_at": {}}
 
     def watch(step: int, _: float) -> None:
         if step in on_the_way:
-            at["fidelity_at"][str(step)], bits = judge.on_the_way()
+            at["fidelity_at"][str(step)], at["fidelity_second_at"][str(step)], bits = judge.on_the_way()
             at["followed_at"][str(step)] = share_of_perfect(bits, judge.perfect)["all"]
 
     run = train(
@@ -219,6 +219,7 @@ def subject_table(runs: Sequence[Finished], contenders: Mapping[str, Contender],
     """Learned, followed, leaked and drifted of every contender, with intervals over subjects, and the floor's row."""
     figures: dict[str, Callable[[Finished], float]] = {
         "learned (fidelity)": average("fidelity"),
+        "learned, second judge": average("fidelity_second"),
         "followed (share of perfect)": lambda each: share(each.scores),
         "leaked into the class": average("leaked"),
         "class diversity kept": lambda each: each.scores["class_diversity"][0] / each.scores["class_diversity"][1],

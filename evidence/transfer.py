@@ -1,6 +1,6 @@
 """What the transfer claims share: one training on a target set, with and without Diff-Tuning, and how it is scored.
 
-Cut to fit the budget: 300 steps of 16 rows (1,500 were planned), 128 pictures, one set for the tuning. What is decided
+Cut to fit the budget: 240 steps of 16 rows (1,500 were planned), 128 pictures, one set for the tuning. What is decided
 here is decided for short trainings.
 """
 
@@ -31,7 +31,7 @@ from diffadapt.training.learner import make_accelerator
 from diffadapt.training.retention_config import MemoryConfig
 
 OBJECTIVES = {"standard": "plain", "difftuning": "Diff-Tuning"}
-STEPS, BATCH, MEMORY, UNSEEN = 300, 16, 2000, 128  # rows of memory that are trained on, and further ones
+STEPS, BATCH, MEMORY, UNSEEN = 240, 16, 2000, 128  # rows of memory that are trained on, and further ones
 MADE, TESTED, MOST = 128, 512, 400  # pictures made, of the test set, and of one class to learn from
 HANDED_BACK = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)  # of full fine-tuning, for DT-1
 TUNED_ON = "openmoji"  # with another seed than the test's

@@ -3,7 +3,7 @@
 import pytest
 
 from diffadapt.metrics import Interval
-from diffadapt.report.finding import Comparison, claimed_better, goal, within
+from diffadapt.report.finding import Comparison, claimed_better, confirmed, goal, within
 
 
 def compare(low: float, high: float, **more) -> Comparison:
@@ -45,3 +45,17 @@ def test_a_goal_of_several_parts_is_met_when_all_are():
     assert goal([None, False], "").status == "not met"
     it = Interval(value=0.4, low=0.3, high=0.5, n=8)
     assert (within(it, high=0.5), within(it, high=0.2), within(it, high=0.4)) == (True, False, None)
+
+
+def test_what_only_one_of_two_judges_sees_is_undecided():
+    clear, unclear, against = (
+        Comparison(name="a minus b", interval=Interval(value=v, low=v - 0.1, high=v + 0.1, n=8), margin=0.0)
+        for v in (0.2, 0.05, -0.2)
+    )
+    found = claimed_better([clear])
+    assert confirmed(found, [clear]).status == "reproduced" and "judge agrees" in confirmed(found, [clear]).sentence
+    assert confirmed(found, [unclear]).status == "undecided"
+    assert confirmed(found, [clear, unclear]).status == "undecided"
+    lost = claimed_better([against])
+    assert confirmed(lost, [unclear]).status == "not reproduced" and confirmed(lost, [clear]).status == "undecided"
+    assert "does not agree" in confirmed(lost, [clear]).sentence

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps; default: the base's")
     parser.add_argument(
         "--features", action="append", default=[], metavar="NAME",
-        help="encoder: probe, clip:ID or dino:ID; may be repeated; default: what suits the base",
+        help="encoder: probe, second, clip:ID or dino:ID; may be repeated; default: what suits the base",
     )  # fmt: skip
     parser.add_argument("--out", metavar="DIR", help="a new folder for metrics.json and the drift pictures")
     parser.add_argument("--json", action="store_true", help="print all figures as JSON")

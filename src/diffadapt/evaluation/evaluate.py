@@ -24,6 +24,7 @@ from ..metrics.drift import drift_pixels
 from ..metrics.features import Features, ProbeFeatures
 from ..progress import Steps
 from ..sampling.sample import adapted, biased
+from .agreement import FIGURES, SECOND, agreement
 from .figure import figure
 from .forgetting import about_its_kind, loss_figures, losses, pictures_forgotten
 from .geometry import movement
@@ -58,8 +59,8 @@ def evaluate(
         prompts, per_prompt: how many of the benchmark's 25 prompts, and pictures of each (2 or more for diversity).
         drift_count: how many unrelated prompts, one picture each.
         seed: picture i of a prompt starts from seed + i, for the base and the adapted base alike.
-        features: encoders by name ("probe", "clip:...", "dino:..."); empty means the probe on the embedded base, else
-            CLIP ViT-B/32 and DINO ViT-S/16 from the hub as the paper's protocol has them.
+        features: encoders by name ("probe", "second", "clip:...", "dino:..."); empty means probe and second judge
+            on the embedded base, else CLIP ViT-B/32 and DINO ViT-S/16 from the hub as the paper's protocol has them.
         steps: denoising steps; None means the base's default.
         quiet: show no progress.
 
@@ -97,14 +98,20 @@ def evaluate(
     rows = [
         {"prompt": prompt, "seed": seed + i} for prompt in judge.asked for i in range(per_prompt)
     ]  # one for each picture of the concept
+    first = [encoder for encoder in encoders if encoder.name != SECOND]
     for encoder in encoders:
-        suffix = f" ({encoder.name.split(':')[0]})" if len(encoders) > 1 else ""
+        suffix = f" ({encoder.name.split(':')[0]})" if len(first) > 1 or encoder.name == SECOND else ""
         figures, scores = _feature_values(judge, encoder, before, after, redrawn)
         for name, row in figures.items():
-            values[name + suffix] = row
+            if encoder.name != SECOND or name in FIGURES:
+                values[name + suffix] = row
         for name, each in scores.items():
             for row, score in zip(rows, each.tolist(), strict=True):
                 row[name + suffix] = score
+    for encoder in encoders:
+        if encoder.name == SECOND and first:
+            drawn = (after.benchmark, before.benchmark)
+            values["judges_agree"] = agreement(judge, first[0], encoder, drawn, seed=seed)
     values |= loss_figures(lost, lost_before, seed=seed)
     values["drift_pixels"] = figure(
         drift_pixels(after.unrelated, before.unrelated), None, "lower", "root mean square change of unrelated "
@@ -180,7 +187,7 @@ def _feature_values(
 
     meaning = "likeness to the concept's pictures (mean cosine)"
     compare("subject_fidelity", judge.fidelity, "higher", meaning, groups)
-    if not encoder.name.startswith("dino"):  # the one kind of encoder without a text tower
+    if encoder.reads_texts:
         meaning = "does the picture show what the rest of the prompt says (cosine)"
         compare("text_alignment", judge.alignment, "higher", meaning, groups)
     if judge.per_prompt > 1:

@@ -61,12 +61,12 @@ def draw(
 
 
 def load_encoders(base: Base, names: Sequence[str] = ()) -> list[Features]:
-    """Encoders by name; without names the probe on the embedded base, else CLIP ViT-B/32 and DINO ViT-S/16.
+    """Encoders by name; without names probe and second judge on the embedded base, else CLIP ViT-B/32, DINO ViT-S/16.
 
     Raises:
         Refused: one cannot be loaded.
     """
-    names = names or (("probe",) if base.world else PHOTO_ENCODERS)
+    names = names or (("probe", "second") if base.world else PHOTO_ENCODERS)
     return [load_features(name, device=base.device) for name in names]
 
 

@@ -1,6 +1,7 @@
 """Encoders chosen by name: pictures and texts -> unit rows, which the metrics of this folder read.
 
     probe             the encoder that ships with diffadapt; knows the embedded world, 64x64
+    second            the second judge that ships with it, trained otherwise, see `second_judge.py`; subjects only
     clip:<id|folder>  a CLIP model of transformers, for example clip:openai/clip-vit-base-patch32 (CLIP-I, CLIP-T)
     dino:<id|folder>  a ViT, DINO or DINOv2 model, for example dino:facebook/dino-vits16; pictures only
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from ..errors import Refused
 from ..files import read_json
 from .probe import RESOLUTION, load_probe
+from .second_judge import load_second_judge
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -27,7 +29,13 @@ BATCH = 64  # pictures or texts encoded at once; the result does not depend on i
 
 
 class Features(ABC):
-    """An encoder. `name` is the argument of `load_features`; features are computed and returned on `device`."""
+    """An encoder. `name` is the argument of `load_features`; features are computed and returned on `device`.
+
+    Attributes:
+        reads_texts: whether it has a text tower.
+    """
+
+    reads_texts = True
 
     def __init__(self, name: str, device: torch.device) -> None:
         self.name = name
@@ -124,6 +132,29 @@ class ProbeFeatures(Features):
         return self.probe.text(self.probe.tokenize(texts).to(self.device))
 
 
+class SecondFeatures(Features):
+    """The second judge: rows that identify a sprite wherever it stands, by another network than the probe's."""
+
+    reads_texts = False
+
+    def __init__(self, name: str, device: torch.device, folder: Path | None = None) -> None:
+        super().__init__(name, device)
+        self.judge = load_second_judge(folder).to(device)
+
+    def _pictures(self, pixels: Tensor) -> Tensor:
+        return self.judge(crop_square(pixels, RESOLUTION, RESOLUTION))
+
+    def _maps(self, pixels: Tensor) -> list[Tensor]:
+        x, found = (crop_square(pixels, RESOLUTION, RESOLUTION) - 0.5) * 4, []
+        for block in self.judge.trunk:
+            x = block(x)
+            found.append(x.flatten(2))
+        return found
+
+    def _texts(self, texts: list[str]) -> Tensor:
+        raise Refused("second reads subjects only; for text alignment use 'probe' or 'clip:<hub id or folder>'")
+
+
 class CLIPFeatures(Features):
     """CLIP: Radford et al. (2021). `pictures` gives CLIP-I's features, with `texts` CLIP-T."""
 
@@ -155,6 +186,8 @@ class CLIPFeatures(Features):
 class DINOFeatures(Features):
     """DINO (Caron et al., 2021) and its followers: the class token of the last layer; no text tower."""
 
+    reads_texts = False
+
     def __init__(self, name: str, device: torch.device, source: str) -> None:
         super().__init__(name, device)
         from transformers import AutoModel
@@ -180,7 +213,7 @@ def load_features(name: str, *, device: str | torch.device = "cpu") -> Features:
     """Loads an encoder by name.
 
     Args:
-        name: "probe", "clip:<hub id or folder>" or "dino:<hub id or folder>".
+        name: "probe", "second", "clip:<hub id or folder>" or "dino:<hub id or folder>".
         device: of the encoder and its features.
 
     Raises:
@@ -190,12 +223,14 @@ def load_features(name: str, *, device: str | torch.device = "cpu") -> Features:
     kind, _, source = name.partition(":")
     if name == "probe":
         return ProbeFeatures(name, device)
+    if name == "second":
+        return SecondFeatures(name, device)
     if kind == "clip" and source:
         return CLIPFeatures(name, device, source)
     if kind == "dino" and source:
         return DINOFeatures(name, device, source)
     raise Refused(
-        f"unknown features {name!r}; expected 'probe', 'clip:<hub id or folder>' (for example "
+        f"unknown features {name!r}; expected 'probe', 'second', 'clip:<hub id or folder>' (for example "
         "clip:openai/clip-vit-base-patch32) or 'dino:<hub id or folder>' (for example dino:facebook/dino-vits16)"
     )
 

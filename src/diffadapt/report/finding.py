@@ -83,6 +83,21 @@ def claimed_better(comparisons: Sequence[Comparison]) -> Finding:
     return Finding(status=status, sentence=in_a_sentence(comparisons))
 
 
+def confirmed(finding: Finding, second: Sequence[Comparison]) -> Finding:
+    """A finding that rests on one judge's eyes, held against a second judge's: what only one of them sees is undecided.
+
+    Args:
+        finding: of a paper's claim, by the first judge.
+        second: the comparisons that decide it, as a judge that shares nothing with the first scores the same pictures.
+    """
+    standings = {each.standing for each in second}
+    against = {"reproduced": standings - {"better"}, "not reproduced": standings & {"better"}}
+    opposed = against.get(finding.status, set())
+    status: Status = "undecided" if opposed else finding.status
+    agrees = "does not agree" if opposed else "agrees"
+    return Finding(status=status, sentence=f"{finding.sentence} The second judge {agrees}: {in_a_sentence(second)}")
+
+
 def in_a_sentence(comparisons: Sequence[Comparison]) -> str:
     """Comparisons in one sentence."""
     words = "; ".join(map(str, comparisons))
