@@ -96,8 +96,8 @@ def teach(
         schedule: of the learning rate.
 
     Returns:
-        what `SubjectJudge.scores` returns, "fidelity_at" and "fidelity_second_at" {step: per picture}, "followed_at" {step:
-        share of perfect}, "trainable_parameters", "seconds_train"
+        what `SubjectJudge.scores` returns, "fidelity_at" and "fidelity_second_at" {step: per picture},
+        "followed_at" {step: share of perfect}, "trainable_parameters", "seconds_train"
     """
     judge = judge_of(context, noun)
     at: dict[str, dict[str, Any]] = {"fidelity_at": {}, "fidelity_second_at": {}, "followed_at": {}}

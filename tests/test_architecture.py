@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {*LEAVES, "sampling", "evaluation", "training", "recipes", "report", "evidence", "interchange"},
 }
 # Only these load networks of others, and only inside functions.
-MAY_LOAD_NETWORKS = ("bases/", "metrics/features.py", "controls/")
+MAY_LOAD_NETWORKS = ("bases/", "metrics/features.py", "metrics/questions.py", "controls/")
 NETWORKS = {"diffusers", "transformers"}
 BANNED_NAMES = {"utils", "helpers", "common", "misc", "core", "manager", "other"}
 BANNED_IMPORTS = {

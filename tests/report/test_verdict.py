@@ -30,6 +30,16 @@ def test_learning_is_claimed_only_when_the_interval_is_clear_of_the_base(
     assert claim in verdict(subject_fidelity=entry(0.5, low, high, 0.4))
 
 
+def test_what_one_of_two_judges_sees_is_not_claimed() -> None:
+    """The probe alone sees the subject learned; the second judge's interval holds the base's figure."""
+    first, base = entry(0.8, 0.75, 0.85, 0.5), {"text_alignment": entry(0.7, 0.69, 0.75, 0.7)}
+    agreeing, other = entry(0.6, 0.55, 0.65, 0.3), entry(0.4, 0.25, 0.55, 0.3)
+    both = verdict(subject_fidelity=first, **{"subject_fidelity (second)": agreeing}, **base)
+    one = verdict(subject_fidelity=first, **{"subject_fidelity (second)": other}, **base)
+    assert "It learned the subject" in both and "not decided" not in both
+    assert "Whether it learned the subject is not decided, as not all judges see it" in one
+
+
 @pytest.mark.parametrize(
     ("alignment", "diversity", "claims"),
     [

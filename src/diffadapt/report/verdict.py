@@ -178,8 +178,12 @@ def _leak_claim(figure: Figure | None, plain: str) -> Claim | None:
 def _learned(figures: list[Figure], subject: str) -> str:
     """The verdict on a likeness that is clear of the base's: learned only where the prompts hold as well.
 
-    A picture of the subject for whatever is asked has the highest fidelity, and is nothing that anybody wants.
+    A picture of the subject for whatever is asked has the highest fidelity, and is nothing that anybody wants. What one
+    judge sees and another does not is not decided.
     """
+    seen = [each for each in figures if each.kind == "fidelity" and each.standing != "unknown"]
+    if any(each.verdict != "good" for each in seen):
+        return f"Whether it learned {subject} is not decided, as not all judges see it"
     judged = [each for each in figures if each.kind in ("alignment", "diversity") and each.standing != "unknown"]
     if any(each.verdict == "bad" for each in judged):
         return f"It took on {subject}, at a price"
