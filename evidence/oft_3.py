@@ -101,7 +101,9 @@ def judge(results: Results) -> Verdict:
     rows = [[curve.name, *(interval for _, interval in curve.points)] for curve in curves]
     return Verdict(
         paper=confirmed(claimed_better([under]), [second]),
-        goal=goal([within(sooner.interval, high=GOAL)], in_a_sentence([sooner]) + f" Runs that never got there: {never}."),
+        goal=goal(
+            [within(sooner.interval, high=GOAL)], f"{in_a_sentence([sooner])} Runs that never got there: {never}."
+        ),
         comparisons=[under, sooner],
         tables=[Table(title="Fidelity on the way", columns=["", *map(str, ON_THE_WAY_STEPS)], rows=rows)],
         plots=[
