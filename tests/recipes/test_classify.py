@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from diffadapt.adapters import CLoRA, LoRA, Selective, Token, load_adapter
+from diffadapt.adapters import CLoRA, LoRA, PromptPool, Selective, Token, load_adapter
 from diffadapt.bases import load_classifier
 from diffadapt.config import read_toml
 from diffadapt.data.class_folders import load_classes
@@ -132,12 +132,16 @@ def test_an_interrupted_training_ends_with_the_same_bits(checkpoint, folder, tmp
 
 
 @pytest.mark.parametrize(
-    "method", [LoRA(rank=1), Selective(), CLoRA(rank=1, importance="fisher"), CLoRA(rank=1, importance="inputs")]
-)
-def test_baselines_learn_classes_by_the_same_recipe(checkpoint, folder, tmp_path, method):
-    run = learn(checkpoint, folder, tmp_path / "a", method, roles=("self_attention.query",))
-    network = load_classifier(checkpoint, 4)
-    assert load_adapter(network, run.adapter).method == method
+    ("method", "layers"),
+    [
+        (LoRA(rank=1), 8), (Selective(), 17), (CLoRA(rank=1, importance="fisher"), 6),
+        (CLoRA(rank=1, importance="inputs"), 6), (PromptPool(pool=3, chosen=1), 1),
+    ],
+)  # fmt: skip
+def test_baselines_learn_classes_by_the_same_recipe(checkpoint, folder, tmp_path, method, layers):
+    run = learn(checkpoint, folder, tmp_path / "a", method)
+    attachment = load_adapter(load_classifier(checkpoint, 4), run.adapter)
+    assert attachment.method == method and len(attachment.adapters) == layers
 
 
 def test_a_lambda_that_kills_learning_is_warned_of(checkpoint, folder, tmp_path, capsys):

@@ -20,6 +20,7 @@ from .network import Network, Rules
 from .quiet import quiet
 
 EMBEDDED_VIT = Path(__file__).parent / "vit"
+# The convolution that makes patches has no role: transformers looks its weight up from outside.
 RULES: Rules = (
     (r"vit\..*attention\.(attention\.)?(q_proj|query)", "self_attention.query"),
     (r"vit\..*attention\.(attention\.)?(k_proj|key)", "self_attention.key"),
@@ -28,7 +29,6 @@ RULES: Rules = (
     (r"vit\..*(mlp\.fc1|intermediate\.dense)", "feed_forward.in"),
     (r"vit\..*(mlp\.fc2|output\.dense)", "feed_forward.out"),
     (r"vit\..*layernorm\w*", "norm"),
-    (r"vit\.embeddings\.patch_embeddings\.projection", "input.conv"),
     (r"vit\.embeddings", "input.tokens"),
     (r"head\.linear", "head"),
 )

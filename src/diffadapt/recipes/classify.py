@@ -153,7 +153,8 @@ def begin(
 ) -> dict[str, Attachment]:
     """The attachments at the start of a task: new, or those of the task before with its past folded in."""
     if not record.learned:
-        adapter = attach(network, method, list(config.roles) or None, seed=seed)
+        layers = [role for role in network.roles if role not in ("head", "input.tokens")]
+        adapter = attach(network, method, list(config.roles) or method.default_roles(layers), seed=seed)
         try:
             return {"adapter": adapter, "head": attach(network, Selective(), ["head"])}
         except Refused:
