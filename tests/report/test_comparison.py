@@ -86,9 +86,9 @@ def test_figures_costs_and_geometry_stand_in_tables(pair: list[Path], tmp_path: 
 
 def test_the_sentence_says_who_learned_more_and_who_changed_more(pair: list[Path], tmp_path: Path) -> None:
     words = read(pair, tmp_path / "page.html").words
-    undecided = "Whether OFT or LoRA learned the <biscuit> cat better is not decided : subject fidelity OFT 0.790"
-    assert undecided in words and "0.837], the base 0.431 ;" in words
-    assert "OFT changed the rest more than LoRA : drift features OFT 0.15" in words
+    undecided = "Whether OFT or LoRA learned the <biscuit> cat better is not decided. Subject fidelity OFT 0.790"
+    assert undecided in words and "0.837], the base 0.431." in words
+    assert "OFT changed the rest more than LoRA. Drift features OFT 0.15" in words
 
 
 def figures(fidelity: tuple[float, float, float], drift: tuple[float, float, float]) -> dict[str, Figure]:

@@ -102,10 +102,10 @@ def test_every_part_is_there_in_its_order(run: Path) -> None:
 
 def test_the_verdict_says_what_was_learned_and_forgotten_with_intervals(run: Path) -> None:
     words = read(run).words
-    assert "It took on the <biscuit> cat, at a price : subject fidelity 0.812 (95 % interval 0.784 to 0.837)" in words
-    assert "a plain cat is no more like it than before, as far as could be measured : class leakage 0.437" in words
-    assert "pictures of unrelated prompts moved away from the base's : drift features 0.031" in words
-    assert "on its own prompts, text alignment and diversity fell" in words
+    assert "It took on the <biscuit> cat, at a price. Subject fidelity 0.812 (95 % interval 0.784 to 0.837)" in words
+    assert "A plain cat is no more like it than before, as far as could be measured. Class leakage 0.437" in words
+    assert "Pictures of unrelated prompts moved away from the base's. Drift features 0.031" in words
+    assert "On its own prompts, text alignment and diversity fell" in words
 
 
 def test_text_is_escaped_everywhere(run: Path) -> None:
@@ -191,8 +191,8 @@ def test_a_word_of_its_own_unmoved_pictures_and_a_chosen_step_are_told(run: Path
     selection = {"chosen": 75, "last": 200, "steps": [{}] * 8}
     (run / "metrics.json").write_text(json.dumps(metrics | {"selection": selection}))
     words = read(run).words
-    assert "It took on the <biscuit>, at a price :" in words and "<biscuit> cat : subject" not in words
-    assert "pictures of unrelated prompts are the base's own : drift features 0" in words
+    assert "It took on the <biscuit>, at a price. Subject" in words and "<biscuit> cat. Subject" not in words
+    assert "Pictures of unrelated prompts are the base's own. Drift features 0" in words
     assert "Step 75 was chosen among the checkpoints" in words and "Step 200, the last one" in words
     (run / "metrics.json").write_text(json.dumps(metrics | {"selection": selection | {"chosen": 200}}))
     assert "was chosen among" not in read(run).words

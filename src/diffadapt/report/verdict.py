@@ -200,7 +200,7 @@ def _price(figures: list[Figure]) -> Claim | None:
     for standing, verb in (("below", "fell"), ("above", "rose")):
         names = [figure.name for figure in worse if figure.standing == standing]
         if names:
-            changes.append(f"{' and '.join(names)} {verb}")
+            changes.append(f"{' and '.join([*([', '.join(names[:-1])] if names[1:] else []), names[-1]])} {verb}")
     if not judged:
         return None
     text = f"{', and '.join(changes)}" if changes else "nothing was lost as far as could be measured"
