@@ -136,10 +136,8 @@ def main() -> None:
     for name in names:
         each = torch.tensor([[a / b] for a, b in zip(seconds[name], seconds["plain"], strict=True)])
         interval = interval_of_nested_mean(each) if name != "plain" else None
-        rows.append({
-            "contender": name, "milliseconds": round(1e3 * median(seconds[name]), 2),
-            "times_plain": None if interval is None else [round(v, 4) for v in (interval.value, interval.low, interval.high)],
-        })  # fmt: skip
+        times = [round(v, 4) for v in (interval.value, interval.low, interval.high)] if interval else None
+        rows.append({"contender": name, "milliseconds": round(1e3 * median(seconds[name]), 2), "times_plain": times})
         print(json.dumps(rows[-1]), flush=True)
     memory = {"bank_mb_on_disk": round(size, 1), "resident_memory_grown_mb": round(grown, 1)}
     print(json.dumps(memory), flush=True)

@@ -2,11 +2,14 @@
 
     python tools/train_dit.py --data EMOJI --work DIR --minutes 300
     python tools/train_dit.py --data EMOJI --work DIR --export OUT
+    python tools/train_dit.py --data EMOJI --work DIR --keep OUT
 
 EMOJI holds the folders of `SETS`, each with a metadata.jsonl whose "subgroup" is the class. Pictures of 64 pixels are
 encoded once by the embedded base's autoencoder, twice each (mirrored, moved, on white or on a flat colour:
 the wider the base, the more it denoises near the data whatever it is shown). Stop it at any time (Ctrl-C or SIGTERM
-saves) and start it again with the same line: it goes on from DIR/state.safetensors. DIR also gets log.jsonl and grids/.
+ends the step and saves) and start it again with the same line: it goes on from DIR/state.safetensors. DIR also gets
+log.jsonl and grids/. `--keep` writes what another machine needs to go on, the averaged weights in fp16; copied to DIR,
+they are gone on from with fresh moments and a new warm-up.
 
 The model has DiT's shape at a small size: linear betas, noise and variance predicted, a tenth of the labels dropped.
 `--export` writes the averaged weights as fp16 in the layout of a DiTPipeline.
@@ -152,6 +155,11 @@ def train(args: argparse.Namespace) -> None:
             optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
         else:  # what `--keep` wrote: the average alone, and the rate warms up again
             warm = step
+    if args.keep:
+        args.keep.mkdir(parents=True, exist_ok=True)
+        halves = {f"ema.{key}": value.half() for key, value in ema.items()}
+        save_tensors(args.keep / "state.safetensors", halves, {"step": str(step)})
+        return
     if args.export:
         export(args.export, averaged, base, names, step, args.batch)
         return
@@ -229,6 +237,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of sprite folders")
     parser.add_argument("--work", type=Path, required=True, help="state, latents, log, grids")
     parser.add_argument("--export", type=Path, help="write the averaged model here and stop")
+    parser.add_argument("--keep", type=Path, help="write the averaged weights in fp16 here, to go on from, and stop")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after so many minutes")
     parser.add_argument("--until", type=int, default=None, help="stop after so many steps in all")
     parser.add_argument("--batch", type=int, default=64)
