@@ -8,7 +8,7 @@ from transfer import CONTENDERS, fabricated, gain, seconds_of, teach, tests, tun
 from diffadapt.evidence import Claim, Comparison, Context, Design, Forest, Results, Settings, Unit, Verdict
 from diffadapt.report.finding import claimed_better, goal
 
-METHODS = ("lora", "oft", "bitfit")
+METHODS = ("lora", "oft", "diff_fit")
 MARGIN = 0.05
 LEVEL = 1 - 0.05 / len(METHODS)  # three comparisons decide
 
@@ -53,7 +53,7 @@ def oracle(unit: Unit) -> dict[str, Any]:
 
 CLAIM = Claim(
     id="DT-4",
-    title="LoRA, OFT and BitFit make better pictures of a target with Diff-Tuning",
+    title="LoRA, OFT and DiffFit make better pictures of a target with Diff-Tuning",
     paper="Section 4.3 and table 1: DiffFit gains on converged FID and converges faster; claimed for every subset",
     goal="each of the three better with than without, clear of zero",
     design=Design(
