@@ -13,6 +13,7 @@ from diffadapt.data.concept import load_concept
 from diffadapt.files import load_tensors
 from diffadapt.recipes.job import base_precision, read_job
 from diffadapt.recipes.own_settings import own_config, own_settings
+from diffadapt.recipes.picture_count import count_pictures, told
 from diffadapt.recipes.subject import SubjectConfig, train_subject
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -87,3 +88,16 @@ def test_training_on_a_base_in_bfloat16_learns_the_same_within_its_rounding(base
         losses[dtype] = [row["loss"] for row in rows]
         assert all(tensor.dtype == torch.float32 for tensor in load_tensors(run.adapter)[0].values())
     assert losses[torch.bfloat16] == pytest.approx(losses[torch.float32], rel=0.05)
+
+
+def test_an_ordinary_run_on_a_photo_base_makes_fewer_pictures_than_steps(tmp_path):
+    from PIL import Image
+
+    for i in range(3):
+        Image.new("RGB", (64, 64), (60 * i, 9, 9)).save(tmp_path / f"{i}.png")
+    config = read_toml(CONFIGS / "sd15-subject-lora.toml")
+    counts = count_pictures(load_concept(tmp_path, "cat"), read_job(config).train)
+    assert counts == {
+        "the class, for prior preservation": 100, "the base and the way": 18, "strengths": 24, "evaluation": 107,
+    }  # fmt: skip
+    assert told(counts).startswith("249: 100 for the class, for prior preservation, 18 for")

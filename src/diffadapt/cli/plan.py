@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     table = read_settings(arguments.settings)
     from ..recipes.job import read_job
+    from ..recipes.picture_count import told
     from ..recipes.plan import plan_subject
     from ..report.page import duration, file_size
 
@@ -39,10 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"trains      {job.method.name} on {base.name}: {roles}")
     print(f"parameters  {plan.parameters:,}")
     print(f"file        {file_size(plan.adapter_bytes)}")
-    print(
-        f"pictures    {sum(plan.pictures.values())}: "
-        + ", ".join(f"{n} for {what}" for what, n in plan.pictures.items())
-    )
+    print(f"pictures    {told(plan.pictures)}")
     if plan.memory_bytes:
         print(f"memory      {file_size(plan.memory_bytes)} at a step's peak, counted; a GPU's context comes on top")
     print(f"disk        about {file_size(plan.disk_bytes)}")

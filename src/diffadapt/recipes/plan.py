@@ -4,7 +4,6 @@ Parameters, files and pictures are exact. Memory is counted on fake tensors, wit
 add. Time is that of one step and one picture on this machine, times their number; other work on the machine changes it.
 """
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -17,11 +16,9 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from ..adapters import Attachment, Method, SideInputs, attach
 from ..bases import Base
 from ..data.concept import Concept
-from ..evaluation.evaluate import picture_count
 from ..sampling.sample import default_line, generate
-from ..training.finish import STRENGTHS
 from ..training.memory import CountedMemory
-from ..training.progress_samples import COUNT
+from .picture_count import count_pictures
 from .subject import SubjectConfig
 
 _PNG = 1.5  # bytes a pixel, of photographs; drawings take less
@@ -85,23 +82,6 @@ def plan_subject(base: Base, concept: Concept, *, method: Method, config: Subjec
         )
     finally:
         attachment.detach()
-
-
-def count_pictures(concept: Concept, config: SubjectConfig) -> dict[str, int]:
-    """How many pictures a run makes, by what they are for; those that are there already (the memory bank) included."""
-    few = -(-COUNT // len(concept.parts)) * len(concept.parts) + len(concept.parts) - 1  # of a set
-    on_the_way = math.ceil(config.steps / config.sample_every) if config.sample_every else 0
-    checkpoints = math.ceil(config.steps / config.checkpoint_every) if config.checkpoint_every else 0
-    prompts, each = config.evaluation_prompts, config.evaluation_pictures
-    measured = picture_count(prompts, each, min(25, 2 * prompts)) * len(concept.parts) if prompts else 0
-    counts = {
-        "the class, for prior preservation": config.prior_pictures if config.prior_weight else 0,
-        "the base and the way": few * (1 + on_the_way) if on_the_way else 0,
-        "strengths": few * len(STRENGTHS),
-        "choosing the step": config.select * checkpoints * len(concept.parts),
-        "evaluation": measured,
-    }
-    return {name: count for name, count in counts.items() if count}
 
 
 def _rows(config: SubjectConfig) -> int:

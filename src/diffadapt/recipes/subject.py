@@ -35,6 +35,7 @@ from ..training.retention_config import RetentionConfig
 from ..training.run import Run, claim_folder, write_pictures, write_run_file
 from ..training.select_step import select_step
 from ..training.sources import BankPictures, ConceptPictures, Source
+from .picture_count import count_pictures, told
 from .retention import KEPT, premise_of, retained
 
 
@@ -121,6 +122,8 @@ def train_subject(
             _write_header(folder, base, concept, settings, resolution)
         for note in [*concept.notes, *cut_captions]:
             say(f"note: {note}", quiet=quiet)
+        if counts := count_pictures(concept, config):
+            say(f"pictures to be made: {told(counts)}", quiet=quiet)
 
         # --- batches: latents of the concept and of its class, each encoded once --------------------------------------
         cache = TensorCache(folder / "cache" if is_main else None)

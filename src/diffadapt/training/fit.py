@@ -11,12 +11,15 @@ from torch import Tensor
 from ..adapters import Attachment, SideInputs
 from ..bases import Base, Network
 from ..conditioning import Conditioning
+from ..errors import Failed, Refused
 from ..objectives import Batch, Model, Objective
 from . import seeds
 from .journal import Journal
 from .learner import Learner, rounded_products
 from .loop_config import LoopConfig
 from .progress_samples import ProgressSamples
+
+COMPILER = "inductor"  # torch.compile's backend
 
 
 class Rows(Protocol):
@@ -72,8 +75,10 @@ def fit(
     Raises:
         Failed: the loss is not a number (the last good checkpoint stays), the disk is full.
     """
+    if config.compile and model is not None:
+        raise Refused("compile = true compiles a base's denoiser, and this recipe asks something else; leave it out")
     learner = Learner(base, attachments, groups, config, folder, accelerator)
-    model = AttachedBase(cast(Base, base), attachments) if model is None else model
+    model = AttachedBase(cast(Base, base), attachments, compiled=config.compile) if model is None else model
     images = batches.rows * config.gradient_accumulation * accelerator.num_processes
     journal = Journal(learner, samples, images=images, watch=watch, quiet=quiet)
     with journal, rounded_products(accelerator.device, config.tf32):
@@ -94,13 +99,29 @@ def fit(
 
 
 class AttachedBase:
-    """A base with attachments, as an objective calls it."""
+    """A base with attachments, as an objective calls it.
 
-    def __init__(self, base: Base, attachments: Mapping[str, Attachment]) -> None:
+    Args:
+        base, attachments: what is called, and what is switched off where the untouched base is asked.
+        compiled: the denoiser with its adapters is compiled for the shapes that it is called with. Sampling on the way
+            and the teacher are not: what is compiled stands beside the base, which stays as it is.
+    """
+
+    def __init__(self, base: Base, attachments: Mapping[str, Attachment], *, compiled: bool = False) -> None:
         self.base, self.attachments = base, attachments
+        self._denoise, self._errors = base.denoise, ()
+        if compiled:
+            from torch._dynamo.exc import TorchDynamoException  # takes a second
+
+            self._denoise, self._errors = torch.compile(base.denoise, backend=COMPILER), (TorchDynamoException,)
 
     def __call__(self, noisy: Tensor, timesteps: Tensor, condition: Conditioning) -> Tensor:
-        return self.base.denoise(noisy, timesteps, condition)
+        try:
+            return self._denoise(noisy, timesteps, condition)
+        except self._errors as error:
+            raise Failed(
+                f"torch.compile cannot compile this step ({str(error).strip().splitlines()[0]}); set compile = false"
+            ) from error
 
     def with_variance(self, noisy: Tensor, timesteps: Tensor, condition: Conditioning) -> tuple[Tensor, Tensor]:
         """The same, and the variance that the base learned beside it."""

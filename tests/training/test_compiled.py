@@ -1,0 +1,68 @@
+"""train.compile: the step that torch.compile traces is the step itself, for methods of every kind.
+
+Traced and differentiated as for the real compiler (`aot_eager`); what C++ or Triton make of it is theirs.
+"""
+
+import pytest
+import torch
+
+from diffadapt.adapters import OFT, DoRA, LoRA, StyleInject, attach
+from diffadapt.adapters.adapter import SideInputs
+from diffadapt.errors import Failed, Refused
+from diffadapt.training import fit
+from diffadapt.training.fit import AttachedBase
+from diffadapt.training.loop_config import LoopConfig
+
+
+@pytest.fixture(autouse=True)
+def traced(monkeypatch):
+    monkeypatch.setattr(fit, "COMPILER", "aot_eager")
+    yield
+    torch._dynamo.reset()
+
+
+def one_step(base, attachment, *, compiled: bool):
+    generator = torch.Generator().manual_seed(0)
+    noisy = torch.randn(2, 4, 16, 16, generator=generator)
+    timesteps, condition = torch.tensor([10, 700]), base.condition(["a cat", "a dog on a red background"])
+    attachment.train()
+    attachment.begin(SideInputs.of(condition, timesteps=timesteps))
+    prediction = AttachedBase(base, {"adapter": attachment}, compiled=compiled)(noisy, timesteps, condition)
+    prediction.square().mean().backward()
+    gradients = [parameter.grad.clone() for parameter in attachment.parameters()]
+    for parameter in attachment.parameters():
+        parameter.grad = None
+    return prediction.detach(), gradients
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [LoRA(rank=2), DoRA(rank=2), OFT(block_size=4), StyleInject(rank=2)], ids=str)
+def test_a_compiled_step_has_the_predictions_and_gradients_of_the_plain_one(tiny_base, method):
+    attachment = attach(tiny_base, method)
+    with torch.no_grad():
+        for i, parameter in enumerate(attachment.parameters()):
+            parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
+    attachment.project_()
+    plain, compiled = (one_step(tiny_base, attachment, compiled=on) for on in (False, True))
+    torch.testing.assert_close(compiled[0], plain[0], atol=1e-5, rtol=1e-4)
+    for ours, theirs in zip(compiled[1], plain[1], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
+    assert not hasattr(tiny_base.denoiser, "_orig_mod")  # the base stays as it was
+
+
+def test_what_cannot_be_compiled_is_one_sentence(tiny_base, monkeypatch):
+    def broken(graph, inputs):
+        raise RuntimeError("no compiler found")
+
+    monkeypatch.setattr(fit, "COMPILER", broken)
+    attachment = attach(tiny_base, LoRA(rank=1))
+    with pytest.raises(Failed, match="torch.compile cannot compile this step .*set compile = false"):
+        one_step(tiny_base, attachment, compiled=True)
+
+
+def test_a_recipe_with_a_model_of_its_own_is_not_compiled(tmp_path):
+    with pytest.raises(Refused, match="compile = true compiles a base's denoiser"):
+        fit.fit(
+            None, {}, None, None, config=LoopConfig(compile=True), groups=[], folder=tmp_path, accelerator=None,
+            settings="", seed=0, model=lambda *_: None,
+        )  # fmt: skip
