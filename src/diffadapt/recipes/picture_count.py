@@ -2,18 +2,36 @@
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from ..data.concept import Concept
 from ..evaluation.evaluate import picture_count
 from ..training.finish import STRENGTHS
 from ..training.progress_samples import COUNT
 
-if TYPE_CHECKING:
-    from .subject import SubjectConfig
+
+class PictureConfig(Protocol):
+    """The settings of `train_subject` that decide it."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def sample_every(self) -> int: ...
+    @property
+    def checkpoint_every(self) -> int: ...
+    @property
+    def prior_weight(self) -> float: ...
+    @property
+    def prior_pictures(self) -> int: ...
+    @property
+    def select(self) -> int: ...
+    @property
+    def evaluation_prompts(self) -> int: ...
+    @property
+    def evaluation_pictures(self) -> int: ...
 
 
-def count_pictures(concept: Concept, config: "SubjectConfig") -> dict[str, int]:
+def count_pictures(concept: Concept, config: PictureConfig) -> dict[str, int]:
     """How many pictures a run makes, by what they are for; those that are there already (the memory bank) included."""
     few = -(-COUNT // len(concept.parts)) * len(concept.parts) + len(concept.parts) - 1  # of a set
     on_the_way = math.ceil(config.steps / config.sample_every) if config.sample_every else 0
