@@ -8,7 +8,18 @@ import torch
 from diffadapt.errors import Failed, Refused
 from diffadapt.files import save_tensors
 from diffadapt.run_layout import checkpoint_of
-from diffadapt.training.checkpoint import load_checkpoint, save_checkpoint
+from diffadapt.training.checkpoint import (
+    checkpoints,
+    load_checkpoint,
+    optimizer_tensors,
+    prefixed,
+    read_checkpoint,
+    restore_optimizer,
+    restore_scaler,
+    save_checkpoint,
+    scaler_tensors,
+    without_prefix,
+)
 
 
 @pytest.fixture
@@ -65,3 +76,54 @@ def test_values_that_are_no_numbers_become_no_checkpoint(folder):
     with pytest.raises(Failed, match="not numbers"):
         save_checkpoint(folder, 6, {"x": torch.tensor([float("nan")])}, {}, keep=0)
     assert load_checkpoint(folder)[0] == 4
+
+
+def test_a_checkpoint_says_its_step_its_facts_and_the_digests_of_its_files(folder):
+    place = save_checkpoint(folder, 6, {"x": torch.ones(2)}, {"of": 9}, keep=0)
+    assert place == checkpoint_of(folder, 6) and place.name == "step-000006"
+    step, tensors, facts = read_checkpoint(checkpoint_of(folder, 4))
+    assert (step, facts["step"], facts["of"]) == (4, 4, 4) and torch.equal(tensors["x"], torch.full((8,), 4.0))
+    assert sorted(facts["sha256"]) == ["adapter.safetensors", "state.safetensors"]
+    assert all(len(digest) == 64 for digest in facts["sha256"].values())
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_of_whole_checkpoints_the_newest_stay_and_half_ones_are_none(folder, keep):
+    checkpoint_of(folder, 5).mkdir()
+    save_checkpoint(folder, 6, {"x": torch.ones(2)}, {}, keep=keep)
+    assert checkpoints(folder) == [checkpoint_of(folder, step) for step in (4, 6)[-keep:]]
+    assert not checkpoint_of(folder, 2).exists() and checkpoint_of(folder, 5).exists()
+
+
+def test_an_optimizers_state_goes_through_named_tensors_beside_others():
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer, other = (torch.optim.AdamW([{"params": [parameter], "lr": rate}]) for rate in (0.1, 0.2))
+    parameter.sum().backward()
+    optimizer.step()
+    tensors = optimizer_tensors(optimizer)
+    assert set(tensors) == {"optimizer.0.step", "optimizer.0.exp_avg", "optimizer.0.exp_avg_sq"}
+    restore_optimizer(other, tensors | {"adapter.0.exp_avg": torch.zeros(2)})
+    state = other.state_dict()
+    assert (
+        torch.equal(state["state"][0]["exp_avg"], tensors["optimizer.0.exp_avg"])
+        and float(state["state"][0]["step"]) == 1
+    )
+    assert state["param_groups"][0]["lr"] == 0.2  # rates are set before every step
+
+
+def test_the_scale_of_a_loss_goes_through_named_tensors():
+    scaler, other = (torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=7) for scale in (8.0, 2.0))
+    tensors = scaler_tensors(scaler)
+    assert all(key.startswith("scaler.") and value.dtype == torch.float64 for key, value in tensors.items()) and tensors
+    restore_scaler(other, tensors | {"x": torch.zeros(1)})
+    assert other.get_scale() == 8.0 and other.state_dict() == scaler.state_dict()
+    assert all(isinstance(other.state_dict()[key], int) for key in ("growth_interval", "_growth_tracker"))
+    restore_scaler(other, {})  # of a checkpoint without it: as it is
+    assert other.get_scale() == 8.0 and scaler_tensors(None) == {}
+    restore_scaler(None, tensors)
+
+
+def test_prefixes_come_and_go():
+    tensors = {"a.x": torch.zeros(1), "b.x": torch.ones(1), "ab.y": torch.ones(2)}
+    assert list(prefixed("a", {"x": tensors["a.x"]})) == ["a.x"]
+    assert list(without_prefix("a", tensors)) == ["x"] and without_prefix("a", tensors)["x"] is tensors["a.x"]

@@ -31,6 +31,25 @@ def test_schedules_warm_up_and_end_where_they_say():
     assert 0 < at(99, "cosine") < at(99, "linear") < 0.02
 
 
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.5, 1, 1, 1, 1, 1]), ("linear", [0.5, 1, 1, 0.75, 0.5, 0.25]),
+        ("cosine", [0.5, 1, 1, 0.5 + 0.125**0.5, 0.5, 0.5 - 0.125**0.5]),
+    ],
+)  # fmt: skip
+def test_every_step_of_a_schedule_by_hand(schedule, expected):
+    factors = [learning_rate_factor(step, total=6, warmup=2, schedule=schedule) for step in range(6)]
+    assert factors == pytest.approx(expected)
+
+
+def test_without_warm_up_the_first_step_has_the_peak_and_a_run_may_be_all_warm_up():
+    for schedule in ("constant", "linear", "cosine"):
+        assert learning_rate_factor(0, total=4, warmup=0, schedule=schedule) == 1
+        assert learning_rate_factor(1, total=2, warmup=2, schedule=schedule) == 1
+        assert learning_rate_factor(2, total=2, warmup=2, schedule=schedule) == 1  # nothing is left, by nothing
+
+
 def test_ema_equals_its_recurrence_and_gives_the_values_back():
     parameter = torch.nn.Parameter(torch.zeros(3))
     ema, expected = EMA([parameter], 0.9), torch.zeros(3)
