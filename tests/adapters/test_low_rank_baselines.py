@@ -83,6 +83,15 @@ def test_the_norm_is_a_constant_to_doras_gradient():
         torch.testing.assert_close(own.grad, expected.grad, atol=1e-5, rtol=1e-4)
 
 
+def test_doras_norms_are_in_full_precision_under_autocast():
+    layer = nn.Linear(12, 8)
+    adapter = moved(DoRAAdapter(layer, DoRA(rank=2), "here", drawn()))
+    expected = adapter._gain(layer.weight)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(adapter._gain(layer.weight), expected)
+        assert adapter(given(layer)).dtype == torch.bfloat16
+
+
 def test_a_neuron_without_weights_stays_without_them_until_it_is_trained():
     layer = nn.Linear(12, 8)
     with torch.no_grad():

@@ -78,7 +78,8 @@ class DoRAAdapter(LowRank):
     @torch.no_grad()
     def _norms(self, w0: Tensor) -> tuple[Tensor, Tensor]:
         """||V_t|| and ||W0||, without V: ||w + B A||^2 = ||w||^2 + 2 B (A w) + B (A A^T) B^T with w's row of B."""
-        w, a, b = w0.flatten(1).to(self.up.dtype), self.down.flatten(1), self.strength * self.scale * self.up
-        before = torch.linalg.vecdot(w, w)
-        squares = before + (b * (2 * (w @ a.t()) + b @ (a @ a.t()))).sum(1)
+        with torch.autocast(w0.device.type, enabled=False):  # a norm that is off by bfloat16's rounding is another gain
+            w, a, b = w0.flatten(1).to(self.up.dtype), self.down.flatten(1), self.strength * self.scale * self.up
+            before = torch.linalg.vecdot(w, w)
+            squares = before + (b * (2 * (w @ a.t()) + b @ (a @ a.t()))).sum(1)
         return squares.sqrt().clamp(min=TINY), before.sqrt().clamp(min=TINY)

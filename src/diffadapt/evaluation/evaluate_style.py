@@ -120,8 +120,10 @@ def evaluate_style(
     }  # fmt: skip
     if preferring:
         asked_of = [prompt for each in prompts.values() for prompt in each]
-        pair = [preferring.scores(torch.cat([*each.values()][: len(reference)]), asked_of) for each in (after, before)]
-        values[preferring.title] = _value(*pair, "higher", "quality", preferring.meaning, groups, seed)
+        made, plain = (
+            preferring.scores(torch.cat([*each.values()][: len(reference)]), asked_of) for each in (after, before)
+        )
+        values[preferring.title] = _value(made, plain, "higher", "quality", preferring.meaning, groups, seed)
     moved = drift_features(encoder.pictures(after[""]), encoder.pictures(before[""]))
     values["drift_features"] = _value(moved, None, *DRIFT, None, seed)
     by_style = {
