@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import OFTConfig, PeftModel, get_peft_model
 
-from diffadapt import OFT, Refused, Selective, export_adapter, import_adapter, load_adapter
+from diffadapt import IA3, OFT, Refused, Selective, export_adapter, import_adapter, load_adapter
 from diffadapt.adapters import read_adapter
 from diffadapt.files import load_tensors, save_tensors
 
@@ -278,3 +278,14 @@ def test_parts_that_were_trained_otherwise_are_refused(base, saved, tmp_path):
     rewritten(tmp_path / "out" / "text_encoder", use_cayley_neumann=True)
     with pytest.raises(Refused, match="have different settings"):
         import_adapter(base, tmp_path / "out", tmp_path / "back.safetensors")
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")
+@pytest.mark.parametrize("strength", [1.0, 0.3])
+def test_peft_answers_as_we_do_with_our_gains(base, unet, saved, draw, apart, tmp_path, strength):
+    file = saved(IA3(), ["self_attention.*", "residual.*", "feed_forward.*"])
+    plain = draw(base.denoiser)
+    (folder,), _ = export_adapter(base, file, tmp_path / "out", to="peft", strength=strength)
+    load_adapter(base, file).strength = strength
+    assert apart(draw(base.denoiser), draw(PeftModel.from_pretrained(unet, folder).eval())) < 2e-6
+    assert apart(draw(base.denoiser), plain) > 1e-3

@@ -13,9 +13,9 @@ from .peft import write_peft
 from .words import word_files, write_words
 
 FORMATS = {
-    "lora": "one file in kohya's layout (lora, exactly; other methods brought to a rank) for ComfyUI, A1111, "
+    "lora": "one file in kohya's layout (lora and dora, exactly; other methods brought to a rank) for ComfyUI, A1111, "
     "sd-scripts and diffusers",
-    "peft": "a PEFT directory (lora; oft on linear layers), exact",
+    "peft": "a PEFT directory (lora, dora, ia3; oft on linear layers), exact",
     "diff": "a file of weight differences (any method that can be merged) for ComfyUI, A1111 and LyCORIS",
 }
 OUTPUT_SIDE = (

@@ -1,4 +1,4 @@
-"""PEFT's directories: `adapter_config.json` and `adapter_model.safetensors`, of LoRA, DoRA (see `lora_reading`) or OFT.
+"""PEFT's directories: `adapter_config.json` and `adapter_model.safetensors`, of LoRA, DoRA (see `lora_reading`) or OFT; of IA3 it is written only.
 
 Of OFT, PEFT turns the inputs, x R, like us. From one tensor v its exact transform makes R(-v) and its series R(v), so:
 
@@ -19,8 +19,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..adapters import OFT, Attachment, DoRA, LoRA
+from ..adapters import IA3, OFT, Attachment, DoRA, LoRA
 from ..adapters.attach import AdaptableBase
+from ..adapters.ia3 import IA3Adapter
 from ..adapters.oft import OFTAdapter
 from ..errors import Refused
 from ..files import load_tensors, read_json, save_tensors, write_json
@@ -46,9 +47,11 @@ def write_peft(attachment: Attachment, out: Path) -> list[Path]:
     method = attachment.method
     if isinstance(method, LoRA | DoRA):
         return write_peft_lora(attachment, out, CONFIG, TENSORS)
+    if isinstance(method, IA3):
+        return _write_ia3(attachment, out)
     if not isinstance(method, OFT):
         raise Refused(
-            f"a PEFT directory is written for lora, dora and oft, and this adapter is {method.name}; --to diff takes "
+            f"a PEFT directory is written for lora, dora, ia3 and oft, and this adapter is {method.name}; --to diff takes "
             "every method that can be merged"
         )
     tensors: dict[str, dict[str, Tensor]] = defaultdict(dict)  # by part
@@ -67,6 +70,27 @@ def write_peft(attachment: Attachment, out: Path) -> list[Path]:
         names = [key.removeprefix("base_model.model.").removesuffix(".oft_R.weight") for key in own]
         bounded = method.constraint == "peft" and abs(attachment.strength) <= 1
         write_json(folder / CONFIG, _config(method, names, attachment.base.name, bounded))
+        folders.append(folder)
+    return folders
+
+
+def _write_ia3(attachment: Attachment, out: Path) -> list[Path]:
+    """l = 1 + strength g of every layer: (out, 1), or (1, out, 1, 1) of a convolution; never of a layer's input."""
+    tensors: dict[str, dict[str, Tensor]] = defaultdict(dict)  # by part
+    for path, adapter in attachment.layers.items():
+        assert isinstance(adapter, IA3Adapter)
+        part, _, name = path.partition(".")
+        factors = (1 + attachment.strength * adapter.gain.detach())[:, None]
+        shaped = factors[None, :, :, None] if isinstance(adapter.innermost(), nn.Conv2d) else factors
+        tensors[part][f"base_model.model.{name}.ia3_l"] = shaped
+    folders = []
+    for part, own in tensors.items():
+        folder = out if part == "unet" else out / part
+        save_tensors(folder / TENSORS, own, {"format": "pt"})
+        names = [key.removeprefix("base_model.model.").removesuffix(".ia3_l") for key in own]
+        config = {"peft_type": "IA3", "task_type": None, "base_model_name_or_path": attachment.base.name}
+        config |= {"inference_mode": True, "target_modules": names, "feedforward_modules": [], "init_ia3_weights": True}
+        write_json(folder / CONFIG, config)
         folders.append(folder)
     return folders
 
