@@ -204,7 +204,7 @@ def test_names_are_read_with_and_without_peft_s_own_marks(base, saved, tmp_path)
 
 
 REFUSED_TO_WRITE = {
-    "a PEFT directory is written for lora and oft, and this adapter is selective; --to diff": (
+    "a PEFT directory is written for lora, dora, ia3 and oft, and this adapter is selective; --to diff": (
         Selective(),
         ["cross_attention.out"],
     ),

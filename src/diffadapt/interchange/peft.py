@@ -1,4 +1,5 @@
-"""PEFT's directories: `adapter_config.json` and `adapter_model.safetensors`, of LoRA, DoRA (see `lora_reading`) or OFT; of IA3 it is written only.
+"""PEFT's directories: `adapter_config.json` and `adapter_model.safetensors`, of LoRA and DoRA (see `lora_reading`), of
+OFT, and of IA3, which is written only.
 
 Of OFT, PEFT turns the inputs, x R, like us. From one tensor v its exact transform makes R(-v) and its series R(v), so:
 
@@ -51,8 +52,8 @@ def write_peft(attachment: Attachment, out: Path) -> list[Path]:
         return _write_ia3(attachment, out)
     if not isinstance(method, OFT):
         raise Refused(
-            f"a PEFT directory is written for lora, dora, ia3 and oft, and this adapter is {method.name}; --to diff takes "
-            "every method that can be merged"
+            f"a PEFT directory is written for lora, dora, ia3 and oft, and this adapter is {method.name}; --to diff "
+            "takes every method that can be merged"
         )
     tensors: dict[str, dict[str, Tensor]] = defaultdict(dict)  # by part
     for path, adapter in attachment.layers.items():
