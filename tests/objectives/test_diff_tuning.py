@@ -290,7 +290,7 @@ class Model:
     def teacher(self, noisy, timesteps, condition):
         self.asked += len(noisy)
         assert (condition.class_labels == 7).all()  # those rows alone
-        return torch.full_like(noisy, 5.0)
+        return torch.full_like(noisy, 5.0, dtype=torch.float64) + (timesteps - 3)[:, None, None, None]
 
 
 def test_rows_of_the_teacher_are_to_match_the_untouched_base_and_the_others_the_noise():
@@ -299,7 +299,7 @@ def test_rows_of_the_teacher_are_to_match_the_untouched_base_and_the_others_the_
     sources = ("target", "teacher", "target", "teacher")
     condition = Conditioning(class_labels=torch.tensor([1, 7, 1, 7]))
     batch = Batch(torch.zeros(4, 1, 2, 2), torch.ones(4, 1, 2, 2), torch.tensor([1, 2, 3, 4]), condition, sources)
-    assert objective.losses(model, batch).tolist() == [1.0, 9.0, 1.0, 9.0] and model.asked == 2
+    assert objective.losses(model, batch).tolist() == [1.0, 4.0, 1.0, 16.0] and model.asked == 2  # at t = 2 and 4
 
 
 def test_without_rows_of_the_teacher_the_untouched_base_is_not_asked():

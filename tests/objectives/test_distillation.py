@@ -8,6 +8,7 @@ from diffadapt.adapters import StyleInject, attach
 from diffadapt.conditioning import Conditioning
 from diffadapt.errors import Refused
 from diffadapt.objectives import Batch, Distillation, NoiseSchedule, Teacher
+from diffadapt.objectives.objective import spread_timesteps
 from diffadapt.training.fit import AttachedBase
 
 T = 1000
@@ -120,6 +121,16 @@ def test_rows_are_shared_out_evenly_over_the_sources():
         assert sum(counts) == 7 and max(counts) - min(counts) <= 1
     assert {draw.sources for draw in draws if draw.sources != draws[0].sources}
     assert all(sum(draw.sources.count(name) for draw in draws) in range(120, 161) for name in "abc")
+
+
+def test_noise_levels_are_spread_over_all_and_drawn_behind_the_sources():
+    own = schedule("epsilon")
+    objective = Distillation(own, dict.fromkeys(("a", "b", "c"), knowing(own, 0, 0)))
+    rng = np.random.default_rng(4)
+    order = rng.permutation(5) + rng.integers(5)
+    found = objective.draw(np.random.default_rng(4), 5)
+    assert found.sources == tuple("abc"[i % 3] for i in order)
+    assert torch.equal(found.timesteps, spread_timesteps(rng, 5, own.length)) and found.weights is None
 
 
 def test_no_teacher_is_refused():

@@ -56,3 +56,16 @@ def test_it_is_finite_at_the_first_step_and_an_output_without_variance_is_refuse
     assert variational_bound(ALPHAS, latents, noisy, torch.zeros(4).long(), guess, variance).isfinite().all()
     with pytest.raises(Refused, match="variance channels"):
         variational_bound(ALPHAS, latents, noisy, STEPS, guess, variance[:, :1])
+
+
+def test_at_the_first_step_the_posteriors_variance_is_that_of_the_second():
+    latents, noisy, _, guess, variance = case()
+    first = torch.zeros(len(latents)).long()
+    a, after = ALPHAS[0], ALPHAS[1]
+    tilde = (1 - after / a) * (1 - a) / (1 - after)  # of t = 1; that of t = 0 is 0
+    x_0 = (noisy - (1 - a).sqrt() * guess) / a.sqrt()
+    log_variance = (variance + 1) / 2 * (1 - a).log() + (1 - variance) / 2 * tilde.log()
+    ratio = log_variance - tilde.log()
+    kl = (ratio - 1 + (-ratio).exp() + (x_0 - latents).square() / log_variance.exp()) / 2
+    found = variational_bound(ALPHAS, latents, noisy, first, guess, variance)
+    torch.testing.assert_close(found.double(), kl.double().mean((1, 2, 3)) / math.log(2), rtol=2e-3, atol=1e-5)
