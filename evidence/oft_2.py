@@ -149,7 +149,7 @@ CLAIM = Claim(
         pilot="of the fidelity difference to LoRA; 16 subjects with one seed, from the first round's 8 with three, "
         "which give .130; the paper's own gain is .019, so that a gain of that size stays undecided, as it would with "
         "24 subjects (.073)",
-        seconds=100.0,
+        seconds=70.0,  # 150 steps at .1 to .15 s, 110 pictures at .15 s, the readers; 100 s beside other work
     ),
     units=units,
     run=run,

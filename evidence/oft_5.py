@@ -280,4 +280,7 @@ CLAIM = Claim(
     judge=judge,
     null=null,
     oracle=oracle,
+    earlier="Judged again, on the same runs. The first report nested scenes within seeds at a level of 99.99997 % and "
+    "left the whole ControlNet, 14 times OFT's parameters, out of the verdict; seeds and scenes cross, and it is in "
+    "now. Undecided before and after.",
 )

@@ -1,12 +1,13 @@
 """Every definition is put to a null and an oracle; one that fails, or has none, does not run."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from diffadapt.cli.main import main
 from diffadapt.errors import Refused
-from diffadapt.evidence import Settings, calibrate, claim_names, load_claim, simulated
+from diffadapt.evidence import Design, Settings, calibrate, claim_names, load_claim, simulated
 
 FOLDER = Path(__file__).parents[2] / "evidence"
 
@@ -59,6 +60,29 @@ def test_a_definition_without_a_null_is_refused(folder: Path):
     change(folder, 'null=lambda unit, generator: {"score": 1.5}, oracle', "null=None, oracle")
     with pytest.raises(Refused, match="TOY-1 has no null"):
         load_claim(folder, "TOY-1")
+
+
+def test_a_definition_without_an_oracle_is_refused(folder: Path):
+    text = (folder / "toy_1.py").read_text()
+    (folder / "toy_1.py").write_text(re.sub(r"oracle=lambda unit: [^\n]*", "oracle=None,", text))
+    with pytest.raises(Refused, match="TOY-1 has no oracle"):
+        load_claim(folder, "TOY-1")
+
+
+def test_the_page_of_all_calibrations_is_printed_and_a_failure_is_named(folder: Path, tiny_folder: Path, capsys):
+    assert main(["evidence", "calibrate", "TOY-1", "--folder", str(folder)]) == 0
+    page = capsys.readouterr().out.splitlines()
+    assert page[0].startswith("# Null and oracle") and page[-1] == "| TOY-1 | 100% of 30 | reproduced, met |"
+    change(folder, 'if tested[0].scores["score"] > 1', 'if tested[0].scores["score"] > 9')
+    copy = folder.parent / "failing"
+    folder.rename(copy)
+    assert main(["evidence", "calibrate", "TOY-1", "--folder", str(copy)]) == 1
+    assert "cannot decide: TOY-1" in capsys.readouterr().err
+
+
+def test_a_design_may_say_what_each_kind_of_unit_takes():
+    design = Design(resampled="", margin="", half_width=None, pilot="", seconds=lambda unit: 2.0 * unit["steps"])
+    assert design.seconds_of({"steps": 3}) == 6.0
 
 
 def test_the_null_scores_the_units_of_all_stages(folder: Path):

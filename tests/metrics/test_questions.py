@@ -71,3 +71,22 @@ def test_counts_that_differ_and_models_of_other_kinds_are_refused(questions, tmp
     ViTConfig().save_pretrained(other)
     with pytest.raises(Refused, match="'vit' model; expected one of blip"):
         Questions(str(other))
+
+
+def test_an_evaluation_asks_where_it_is_told_to(questions, tiny_v_folder, tmp_path):
+    from PIL import Image
+
+    from diffadapt.adapters import LoRA, attach
+    from diffadapt.bases import load_base
+    from diffadapt.data.concept import load_concept
+    from diffadapt.evaluation.evaluate import evaluate
+
+    Image.new("RGB", (48, 48), "red").save(tmp_path / "0.png")
+    base, concept = load_base(tiny_v_folder, device="cpu"), load_concept(tmp_path, "cat")
+    attachment = attach(base, LoRA(rank=2), tokens={concept.token: "cat"})
+    asked = {"prompts": 1, "per_prompt": 2, "drift_count": 1, "steps": 1, "features": ["probe"]}
+    row = evaluate(base, concept, adapters=[(attachment, 1.0)], questions=questions.source, **asked)["values"][
+        "says_yes"
+    ]
+    assert 0 < row["value"] < 1 and row["value"] == pytest.approx(row["base"])  # a fresh LoRA changes nothing
+    assert "probability of yes" in row["meaning"]

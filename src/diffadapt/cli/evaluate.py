@@ -38,6 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--features", action="append", default=[], metavar="NAME",
         help="encoder: probe, second, clip:ID or dino:ID; may be repeated; default: what suits the base",
     )  # fmt: skip
+    parser.add_argument(
+        "--questions", metavar="ID",
+        help="ask a model of visual questions too, such as Salesforce/blip-vqa-base or a folder; for photographs",
+    )  # fmt: skip
     parser.add_argument("--out", metavar="DIR", help="a new folder for metrics.json and the drift pictures")
     parser.add_argument("--json", action="store_true", help="print all figures as JSON")
 
@@ -55,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     metrics = evaluate(
         load(arguments), concept, adapters=chosen, bias=bias, out=out, prompts=arguments.prompts,
         per_prompt=arguments.per_prompt, drift_count=arguments.drift, seed=arguments.seed, features=arguments.features,
+        questions=arguments.questions,
         steps=arguments.steps, quiet=False,
     )  # fmt: skip
     if out:

@@ -22,6 +22,7 @@ from ..data.scenes import world_of
 from ..errors import Refused
 from ..metrics.drift import drift_pixels
 from ..metrics.features import Features, ProbeFeatures
+from ..metrics.questions import Questions
 from ..progress import Steps
 from ..sampling.sample import adapted, biased
 from .agreement import FIGURES, SECOND, agreement
@@ -45,6 +46,7 @@ def evaluate(
     drift_count: int = 25,
     seed: int = 0,
     features: Sequence[str] = (),
+    questions: str | None = None,
     steps: int | None = None,
     quiet: bool = True,
 ) -> "Evaluation":
@@ -61,6 +63,7 @@ def evaluate(
         seed: picture i of a prompt starts from seed + i, for the base and the adapted base alike.
         features: encoders by name ("probe", "second", "clip:...", "dino:..."); empty means probe and second judge
             on the embedded base, else CLIP ViT-B/32 and DINO ViT-S/16 from the hub as the paper's protocol has them.
+        questions: hub id or folder of a model that answers questions about pictures, see `metrics.questions`.
         steps: denoising steps; None means the base's default.
         quiet: show no progress.
 
@@ -77,6 +80,7 @@ def evaluate(
             f"evaluation needs 1 or more prompts, pictures and drift prompts; got {prompts, per_prompt, drift_count}"
         )
     encoders = load_encoders(base, features)
+    asked = Questions(questions, device=base.device) if questions else None
     judge = Judge(
         base, concept, prompts=prompts, per_prompt=per_prompt, unrelated=drift_count, seed=seed, steps=steps
     )  # fmt: skip
@@ -112,6 +116,13 @@ def evaluate(
         if encoder.name == SECOND and first:
             drawn = (after.benchmark, before.benchmark)
             values["judges_agree"] = agreement(judge, first[0], encoder, drawn, seed=seed)
+    if asked:
+        plain = [prompt for prompt in judge.plain for _ in range(per_prompt)]
+        yes, before_yes = (asked.yes(each.benchmark, plain) for each in (after, before))
+        values["says_yes"] = figure(
+            yes, before_yes, "higher", f"how sure {asked.source} is that the picture shows its prompt (probability of "
+            "yes)", groups=judge.groups, seed=seed, kind="alignment",
+        )  # fmt: skip
     values |= loss_figures(lost, lost_before, seed=seed)
     values["drift_pixels"] = figure(
         drift_pixels(after.unrelated, before.unrelated), None, "lower", "root mean square change of unrelated "

@@ -78,6 +78,7 @@ class Claim:
         uses: ids of other claims whose results `units` and `judge` read, as `results.of("OFT-2")`.
         measures: raise it when `run` measures something else under the same units; results of another number do not
             count, and the report says that they are there.
+        earlier: what results that do not count any more say by today's rules, in sentences; the report tells it.
         needs_base: False for what stands on no base: no base is loaded, and the results count on every one.
     """
 
@@ -93,6 +94,7 @@ class Claim:
     oracle: Callable[[Unit], dict[str, Any]] | None
     uses: tuple[str, ...] = ()
     measures: int = 1
+    earlier: str = ""
     needs_base: bool = True
 
 

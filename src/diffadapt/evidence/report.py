@@ -51,7 +51,7 @@ def chapter(evidence: Evidence, claim: str) -> Chapter:
         commands=commands(evidence, [*definition.uses, claim]),
         design=designed(definition),
         failed=[(in_words(unit), error) for unit, error in stored.failed.values()],
-        left_out=left_out(stored),
+        left_out=[*left_out(stored), *([definition.earlier] if definition.earlier else [])],
     )
 
 
