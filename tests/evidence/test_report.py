@@ -63,6 +63,7 @@ def test_the_page_holds_everything_and_needs_nothing(evidence: Evidence):
         "1,234",
         "Read 5 units.",
         "--data DATA",
+        "An older toy was undecided by today",
     ):
         assert part in html and part in text, part
     assert "0.25 [0.12, 0.38]" in html and "0.25 [0.12, 0.38]" in text
