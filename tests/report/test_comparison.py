@@ -14,7 +14,7 @@ from diffadapt.cli.main import main
 from diffadapt.errors import Refused
 from diffadapt.files import save_tensors, write_json
 from diffadapt.report import compare
-from diffadapt.report.comparison import read_comparison
+from diffadapt.report.comparison import _figure_table, read_comparison
 from diffadapt.report.verdict import Figure, read_figures
 from diffadapt.training.run import Run
 
@@ -117,6 +117,17 @@ def figures(fidelity: tuple[float, float, float], drift: tuple[float, float, flo
 def test_the_sentence_is_no_more_certain_than_the_intervals(first: Any, second: Any, sentences: list[str]) -> None:
     claims = read_comparison({"A": figures(*first), "B": figures(*second)}, "it")
     assert [claim.text for claim in claims] == sentences
+
+
+def test_floor_and_perfect_renderings_stand_beside_the_figures_that_have_them() -> None:
+    drift = {"value": 0.05, "low": 0.04, "high": 0.06, "floor": 0.012, "better": "lower"}
+    followed = {"value": 0.8, "low": 0.7, "high": 0.9, "base": 0.85, "perfect": 0.95, "better": "higher"}
+    read_ = {each.name: each for each in read_figures({"values": {"drift_features": drift, "followed": followed}})}
+    table = _figure_table({"A": read_, "B": read_})
+    assert list(table.columns) == ["figure", "base", "floor", "perfect", "A", "B", "better"]
+    told = {row[0]: row[1:4] for row in table.rows}
+    assert told == {"drift features": [None, 0.012, None], "followed": [0.85, None, 0.95]}
+    assert "floor" not in _figure_table({"A": figures((0.7, 0.6, 0.8), (0.2, 0.1, 0.3))}).columns
 
 
 def test_of_three_only_those_that_reach_the_best_are_undecided() -> None:

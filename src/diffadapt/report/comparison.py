@@ -194,13 +194,19 @@ def _by_run(sets: Columns, prompts: Sequence[str], seeds: Sequence[int], longest
 
 
 def _figure_table(figures: Measured) -> Table:
+    """What figures stand beside is the same for all runs: the base, its floor, what perfect renderings reach."""
     names = dict.fromkeys(name for each in figures.values() for name in each)
+    every = [figure for each in figures.values() for figure in each.values()]
+    beside = [name for name in ("floor", "perfect") if any(getattr(each, name) is not None for each in every)]
     rows: list[list[Cell]] = []
     for name in names:
         found = [each.get(name) for each in figures.values()]
         known = next(each for each in found if each)
-        rows.append([name, known.base, *(each and _text(each) for each in found), known.better])
-    return Table(title="Figures, with 95 % intervals", columns=["figure", "base", *figures, "better"], rows=rows)
+        stood = (getattr(known, each) for each in beside)
+        rows.append([name, known.base, *stood, *(each and _text(each) for each in found), known.better])
+    columns = ["figure", "base", *beside, *figures, "better"]
+    note = "Floor: the untouched base, drawn again from other seeds. Perfect: renderings of the same prompts."
+    return Table(title="Figures, with 95 % intervals", columns=columns, rows=rows, note=note if beside else "")
 
 
 def _forests(figures: Measured) -> list[Forest]:

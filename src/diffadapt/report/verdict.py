@@ -41,6 +41,7 @@ class Figure:
     unit: str
     meaning: str
     floor: float | None = None  # the untouched base, drawn again from other seeds
+    perfect: float | None = None  # perfect renderings of the same prompts
 
     @property
     def change(self) -> float | None:
@@ -98,6 +99,7 @@ def read_figures(metrics: Mapping[str, Any]) -> list[Figure]:
                 unit=str(entry.get("unit") or ""),
                 meaning=str(entry.get("meaning") or ""),
                 floor=finite(entry.get("floor")),
+                perfect=finite(entry.get("perfect")),
             )
         )
     order = list(KINDS)
