@@ -8,11 +8,13 @@ from PIL import Image
 
 from diffadapt.adapters import LoRA, Selective, load_adapter
 from diffadapt.bases import load_base
+from diffadapt.cli.main import main
 from diffadapt.data.class_folders import load_classes
 from diffadapt.evaluation.chain_of_forgetting import losses_at
 from diffadapt.files import load_tensors
 from diffadapt.objectives import Batch, Denoising
 from diffadapt.objectives.variational_bound import variational_bound
+from diffadapt.recipes.job import read_job
 from diffadapt.recipes.style import train_style
 from diffadapt.training.fit import AttachedBase
 from diffadapt.training.retention_config import MemoryConfig
@@ -104,6 +106,30 @@ def test_a_transfer_tells_what_it_forgot_by_noise_level_in_metrics_and_report(ti
     page = run.report.read_text(encoding="utf-8")
     assert "What was forgotten and learned, by noise level" in page and "Handing the last steps back" in page
     assert found["weight_distance"]["squared"] > 0
+
+
+def test_the_command_line_trains_samples_and_merges_new_classes(
+    tiny_dit_folder, classes, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    job = {
+        "recipe": "transfer", "base": str(tiny_dit_folder), "out": "run", "method": {"name": "lora", "rank": 1},
+        "transfer": {"folder": "flowers", "held_out": 3},
+        "train": {
+            "steps": 1, "batch_size": 4, "objective": "difftuning", "evaluation_pictures": 0,
+            "memory": {"latents": 4, "steps": 1},
+        },
+    }  # fmt: skip
+    run = read_job(job).run("cpu")
+    assert len(list((run.folder / "samples").rglob("*.png"))) >= 2
+    assert set(json.loads((run.folder / "samples" / "prompts.json").read_text())["prompts"]) == {"rose", "tulip"}
+    common = ["--base", str(tiny_dit_folder), "--device", "cpu"]
+    assert main(["sample", "rose", *common, "--adapter", "run", "--steps", "2", "--out", "made"]) == 0
+    assert len(list((tmp_path / "made").glob("*.png"))) == 1
+    assert main(["export", "run", "other.safetensors", *common]) == 2
+    assert "brings the classes rose, tulip" in capsys.readouterr().err
+    assert main(["merge", *common, "--adapter", "run", "--out", "merged"]) == 0
+    assert load_base(tmp_path / "merged", device="cpu").classes[-2:] == ("rose", "tulip")
 
 
 def test_off_the_base_is_the_source_again_to_the_last_bit(tiny_dit, classes, tmp_path):

@@ -15,6 +15,8 @@ def prompt_notes(base: Any, prompts: Sequence[str]) -> list[str]:
         base: a loaded base, with what is attached to it now.
         prompts: as they are sampled.
     """
+    if base.tokenizer is None:  # prompts are names of classes, and others are refused
+        return []
     taught = {token.lower() for token in base.tokenizer.added_tokens_encoder}
     unknown = {
         word
@@ -37,6 +39,8 @@ def prompt_notes(base: Any, prompts: Sequence[str]) -> list[str]:
 
 def cut_at(base: Any, prompt: str) -> str:
     """The end of a prompt that is cut, since the text encoder takes a fixed number of tokens; "" where all fits."""
+    if base.tokenizer is None:
+        return ""
     length = _length(base)
     if _count(base, prompt) <= length:
         return ""

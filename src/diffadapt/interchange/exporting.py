@@ -66,6 +66,11 @@ def export_adapter(
         raise Refused(f"{out} exists already; choose a new name, nothing is overwritten")
     attachment = load_adapter(base, adapter)
     try:
+        if attachment.classes:
+            raise Refused(
+                f"{adapter} brings the classes {', '.join(attachment.classes[:5])}, which other tools' files have no "
+                "place for; merge it into its base and save that (diffadapt merge)"
+            )
         attachment.strength = strength
         words = word_files(attachment, out)
         if to == "peft":
