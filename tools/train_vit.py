@@ -1,7 +1,7 @@
 """Trains the small vision transformer that class-incremental classification starts from, on the embedded world.
 
     python tools/train_vit.py train  --data EMOJI --work DIR --minutes 60       (resumes from DIR)
-    python tools/train_vit.py export --data EMOJI --work DIR --out src/diffadapt/bases/vit
+    python tools/train_vit.py export --data EMOJI --work DIR --out src/diffadapt/bases/embedded_vit
 
 EMOJI is the folder of sprite folders that `tools/train_embedded_base.py` reads. A scene shows one of the 160 core nouns
 in one of four styles, middle-sized or large, and the noun is its label. The hundred emoji of `data/emoji_classes.py`,

@@ -19,7 +19,7 @@ from ..files import is_there, read_json
 from .network import Network, Rules
 from .quiet import quiet
 
-EMBEDDED_VIT = Path(__file__).parent / "vit"
+EMBEDDED_VIT = Path(__file__).parent / "embedded_vit"
 # The convolution that makes patches has no role: transformers looks its weight up from outside.
 RULES: Rules = (
     (r"vit\..*attention\.(attention\.)?(q_proj|query)", "self_attention.query"),
