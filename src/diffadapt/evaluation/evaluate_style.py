@@ -123,7 +123,7 @@ def evaluate_style(
         made, plain = (
             preferring.scores(torch.cat([*each.values()][: len(reference)]), asked_of) for each in (after, before)
         )
-        values[preferring.title] = _value(made, plain, "higher", "quality", preferring.meaning, groups, seed)
+        values[preferring.title] = _value(made, plain, "higher", "other", preferring.meaning, groups, seed)
     moved = drift_features(encoder.pictures(after[""]), encoder.pictures(before[""]))
     values["drift_features"] = _value(moved, None, *DRIFT, None, seed)
     by_style = {
