@@ -154,9 +154,8 @@ class StyleInjectAdapter(Adapter):
     def _mixed(self, x: Tensor) -> Tensor:
         """z = sum_i s_i A_i x of tokens (N, L, in): (N, L, r)."""
         if self.method.scope == "sample":
-            share = 1 / x.shape[1] if self.method.pool == "mean" else 1.0
-            router, heat = self.router, self.method.temperature
-            z, s = _SampleMix.apply(x, self.down, router.weight, router.bias, share, heat)
+            router, method = self.router, self.method
+            z, s = _SampleMix.apply(x, self.down, router.weight, router.bias, method.pool, method.temperature)
             self._keep(s)
             return z
         s = self._routed(x)
@@ -182,14 +181,15 @@ class _SampleMix(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, down: Tensor, weight: Tensor, bias: Tensor, share: float, temperature: float
+        ctx: Any, x: Tensor, down: Tensor, weight: Tensor, bias: Tensor, pool: str, temperature: float
     ) -> tuple[Tensor, Tensor]:
         n, r, inputs = down.shape
-        pooled = x.sum(1).mul_(share)  # (N, in)
-        s = torch.addmm(bias, pooled, weight.t()).div_(temperature).softmax(-1)
+        pooled = x.mean(1) if pool == "mean" else x.sum(1)  # (N, in)
+        logits = torch.addmm(bias, pooled, weight.t())
+        s = (logits if temperature == 1 else logits / temperature).softmax(-1)
         mixed = torch.mm(s, down.view(n, -1)).view(-1, r, inputs)
         ctx.save_for_backward(x, down, weight, pooled, s, mixed)
-        ctx.share, ctx.temperature = share, temperature
+        ctx.heat, ctx.share = temperature, 1 / x.shape[1] if pool == "mean" else 1.0
         ctx.mark_non_differentiable(s)
         return torch.bmm(x, mixed.mT), s
 
@@ -198,8 +198,10 @@ class _SampleMix(torch.autograd.Function):
         (x, down, weight, pooled, s, mixed), dz = ctx.saved_tensors, gradients[0]
         d_mixed = torch.bmm(dz.mT, x).flatten(1)  # (N, r in)
         ds = d_mixed @ down.flatten(1).t()  # (N, n)
-        d_logits = (ds - (s * ds).sum(1, keepdim=True)).mul_(s).div_(ctx.temperature)
-        dx = torch.bmm(dz, mixed).add_((d_logits @ weight).mul_(ctx.share)[:, None])
+        d_logits = (ds - (s * ds).sum(1, keepdim=True)).mul_(s)
+        if ctx.heat != 1:
+            d_logits /= ctx.heat
+        dx = torch.bmm(dz, mixed).add_((d_logits @ weight)[:, None], alpha=ctx.share)
         return dx, (s.t() @ d_mixed).view_as(down), d_logits.t() @ pooled, d_logits.sum(0), None, None
 
 
@@ -242,51 +244,49 @@ class _ChannelGain(torch.autograd.Function):
     def forward(ctx: Any, h: Tensor, z: Tensor, up: Tensor, variance: str) -> Tensor:
         tokens, features, b = h.shape[1], h.to(z.dtype), up.t()  # b: (r, out)
         c = features - features.mean(1, keepdim=True)  # (N, L, out)
-        v = (c * c).mean(1).add_(EPS)  # (N, out)
+        squares = (c * c).sum(1).add_(tokens * EPS)  # L v, (N, out)
         z_mean = z.mean(1)  # (N, r)
         z_centred = z - z_mean[:, None]
         if variance == "sigma_pooled":
             half = z.new_empty(0)
-            raw = (z_mean @ b).div_(v.sqrt()).add_(1)
+            raw = (z_mean @ b).div_((squares / tokens).sqrt_()).add_(1)
             kept = gain = raw.clamp(-GAIN[1], GAIN[1])
         else:
             k = torch.bmm(z_centred.mT, c)  # L K^T, (N, r, out)
             half = torch.baddbmm(k, torch.bmm(z_centred.mT, z_centred), b.expand(len(z), -1, -1))  # L (K^T + M B^T)
-            raw = torch.add(v, (k.add_(half) * b).sum(1), alpha=1 / tokens).div_(v)  # v' / v
+            raw = (k.add_(half) * b).sum(1).add_(squares).div_(squares)  # v' / v
             kept = raw.clamp(GAIN[0] ** 2, GAIN[1] ** 2)
             gain = kept.sqrt()
         result = torch.addcmul(features, c, (gain - 1)[:, None])  # a gain of 1 gives h bit for bit
         if variance == "full_adain":
             result += (z_mean @ b)[:, None]
-        ctx.save_for_backward(c, z_centred, z_mean, up, v, half, raw, kept, gain)
+        ctx.save_for_backward(c, z_centred, z_mean, up, squares, half, raw, kept, gain)
         ctx.variance = variance
         return result.to(h.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        c, z_centred, z_mean, up, v, half, raw, kept, gain = ctx.saved_tensors
+        c, z_centred, z_mean, up, squares, half, raw, kept, gain = ctx.saved_tensors
         tokens, g = c.shape[1], gradients[0].to(c.dtype)
         g_sum = g.sum(1)  # (N, out)
         # of the gain, 0 where it was clamped
         d_gain = (g * c).sum(1) * (raw == kept)
-        d_sum = d_shift = None
+        d_sum = d_up = dz = None
         if ctx.variance == "sigma_pooled":
-            d_v = d_gain * (1 - raw) / (2 * v)
-            d_shift = d_gain / v.sqrt()  # of B mean(z)
+            d_v = d_gain * (1 - raw) / squares  # times 2 / L, as c takes it
+            d_shift = d_gain / (squares / tokens).sqrt_()  # of B mean(z)
         else:
-            d_sum = d_gain.div_(2 * gain).div_(v)  # of v'
+            d_sum = d_gain.div_(gain).div_(squares)  # of v', times 2 / L
             d_v = d_sum * (1 - raw)
             d_shift = g_sum if ctx.variance == "full_adain" else None
         rest = torch.addcmul(g_sum, g_sum, gain, value=-1).div_(tokens)
         dh = torch.addcmul(rest[:, None], g, gain[:, None])
-        dh.addcmul_(c, d_v.mul_(2 / tokens)[:, None])
-        d_up = dz = None
+        dh.addcmul_(c, d_v[:, None])
         if d_sum is not None:
-            scaled = d_sum.mul_(2 / tokens)[:, None]  # (N, 1, out)
-            d_k = scaled * up.t()  # (N, r, out)
+            d_k = d_sum[:, None] * up.t()  # (N, r, out)
             dh.baddbmm_(z_centred, d_k)
             dz = torch.bmm(c, d_k.mT).baddbmm_(z_centred, d_k @ up)
-            d_up = (half * scaled).sum(0).t()
+            d_up = (half * d_sum[:, None]).sum(0).t()
         if d_shift is not None:
             of_mean = (d_shift @ up / tokens)[:, None]
             dz = of_mean.expand_as(z_centred) if dz is None else dz + of_mean
