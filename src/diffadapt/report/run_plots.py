@@ -116,11 +116,11 @@ def forgetting_plot(run: RunFolder) -> tuple[str, str, Markup] | None:
         losses = found.get(name) if isinstance(found, dict) else None
         rows = [losses.get(key) for key in ("base", "adapted")] if isinstance(losses, dict) else []
         levels = found.get("levels") if isinstance(found, dict) else None
-        if not all(isinstance(row, list) for row in (levels, *rows)) or len(rows) < 2:
+        columns = [column for column in (levels, *rows) if isinstance(column, list)]
+        if len(columns) < 3:
             return None
         points = []
-        for numbers in zip(levels, *rows, strict=False):  # pyright: ignore[reportArgumentType]
-            level, before, after = (finite(each) for each in numbers)
+        for level, before, after in (map(finite, numbers) for numbers in zip(*columns, strict=False)):
             if level is not None and after is not None and before:
                 points.append((level, after / before))
         series.append(Series(name=title, points=points, look=look))
