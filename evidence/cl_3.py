@@ -34,10 +34,10 @@ RANK, RATE, MARGIN, WANTED = 16, 1e-3, 0.02, 0.05
 PROJECTIONS = ("self_attention.query", "self_attention.key", "self_attention.value")
 # name -> title, what is tuned and its three values; all have as many trials
 CONTENDERS: dict[str, tuple[str, str, tuple[float, ...]]] = {
-    "c_lora": ("C-LoRA", "lambda", (1.0, 1e2, 1e4)),
+    "c_lora": ("C-LoRA", "lambda", (1e-3, 1e-2, 1e-1)),
     "merge": ("LoRA without penalty", "rate", (3e-4, 1e-3, 3e-3)),
     "lora": ("LoRA, the same factors on and on", "rate", (3e-4, 1e-3, 3e-3)),
-    "ewc": ("EWC", "lambda", (1.0, 1e2, 1e4)),
+    "ewc": ("EWC", "lambda", (1e-3, 1e-2, 1e-1)),
     "prompts": ("L2P", "rate", (1e-3, 3e-3, 1e-2)),
     "masked": ("sequential, masked", "rate", (3e-5, 1e-4, 3e-4)),
     "sequential": ("sequential", "rate", (3e-5, 1e-4, 3e-4)),
@@ -48,7 +48,8 @@ def method(name: str, value: float) -> tuple[Method, dict[str, Any]]:
     """(method, settings of the recipe) of a contender at the tuned value."""
     if name in ("c_lora", "ewc"):
         importance = "abs_of_sum" if name == "c_lora" else "fisher"
-        return CLoRA(rank=RANK, penalty_weight=value, importance=importance), {"learning_rate": RATE}
+        whole = CLoRA(rank=RANK, penalty_weight=value, penalty_scale="normalised", importance=importance)
+        return whole, {"learning_rate": RATE}
     settings: dict[str, Any] = {"learning_rate": value, "mask_past": name != "sequential"}
     if name == "merge":
         return CLoRA(rank=RANK, penalty_weight=0.0), settings
