@@ -35,7 +35,7 @@ def test_a_folder_without_model_index(tmp_path):
     refused(tmp_path, match=r"holds no model_index\.json")
 
 
-@pytest.mark.parametrize("name", ["StableDiffusionXLPipeline", "FluxPipeline"])
+@pytest.mark.parametrize("name", ["StableDiffusion3Pipeline", "FluxPipeline"])
 def test_an_unsupported_pipeline_names_the_supported(folder, name):
     edit(folder / "model_index.json", _class_name=name)
     refused(folder, match=rf"names the pipeline {name!r}; supported so far: StableDiffusionPipeline")

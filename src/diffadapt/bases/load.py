@@ -15,9 +15,12 @@ from .local_folder import INDEX, PICKLES, check_class, check_components
 from .quiet import quiet
 from .single_file import check_file, configuration_of, open_single_file
 from .stable_diffusion import StableDiffusion
+from .stable_diffusion_xl import StableDiffusionXL
 
 EMBEDDED = Path(__file__).parent / "embedded"
-FAMILIES: dict[str, type[Base]] = {"StableDiffusionPipeline": StableDiffusion, "DiTPipeline": DiT}
+FAMILIES: dict[str, type[Base]] = {
+    "StableDiffusionPipeline": StableDiffusion, "StableDiffusionXLPipeline": StableDiffusionXL, "DiTPipeline": DiT
+}  # fmt: skip
 DTYPES = {
     "float32": torch.float32, "fp32": torch.float32, "float16": torch.float16, "fp16": torch.float16,
     "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
@@ -73,6 +76,10 @@ def _open(name: str, dtype: torch.dtype, config: str | os.PathLike[str] | None, 
         check_file(path)
         folder = configuration_of(path) if config is None else Path(config).expanduser()
         family = _family(folder)
+        if family is not StableDiffusion:
+            raise Refused(
+                f"{name} is a {family.family}, which is read from folders alone; save it with diffusers first"
+            )
         check_components(folder, family.components, {})
         pipeline = open_single_file(path, folder, dtype)
         return family(pipeline, name=name, defaults=Defaults(), prediction_type=prediction_type)

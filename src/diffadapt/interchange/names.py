@@ -12,14 +12,18 @@ from collections.abc import Iterable
 
 # Before version 5 of transformers the text encoder's layers were one level further down.
 _TEXT = "text_model."
-_PREFIXES = {"unet": ("", "unet.", "lora_unet."), "text_encoder": ("", "text_encoder.", "lora_te.", "clip_l.")}
+_PREFIXES = {
+    "unet": ("", "unet.", "lora_unet."),
+    "text_encoder": ("", "text_encoder.", "lora_te.", "clip_l."),
+    "text_encoder_2": ("text_encoder_2.", "lora_te2.", "clip_g."),
+}
 _ORIGINAL = re.compile(r"(input_blocks|middle_block|output_blocks)\.(\d+)\.(?:1\.)?(transformer_blocks\..+)")
 
 
 def kohya_name(path: str) -> str:
     """The name of a layer in kohya's files, LyCORIS' and the web UIs'."""
     part, _, name = path.partition(".")
-    prefix = "lora_unet." if part == "unet" else f"lora_te.{_TEXT}"
+    prefix = "lora_unet." if part == "unet" else f"{part.replace('text_encoder', 'lora_te').replace('_2', '2')}.{_TEXT}"
     return (prefix + name.removeprefix(_TEXT)).replace(".", "_")
 
 

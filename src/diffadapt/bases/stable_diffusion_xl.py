@@ -1,0 +1,123 @@
+"""Stable Diffusion XL: a UNet on the text of two CLIP encoders, with pooled text and the picture's size beside it.
+
+    text    the hidden states before the last layer of both encoders, side by side
+    pooled  the projected end token of the second
+    sizes   (height, width, top, left, height, width) in pixels: original size, crop, wanted size
+
+(Podell et al. 2023, arXiv:2307.01952, section 2.2.) Pictures are trained on as they are: their size is that of the
+latents, and nothing is cropped. The base of version 1.0 reads the empty prompt as zeros, which its pipeline's
+`force_zeros_for_empty_prompt` says. A new word would have to be learned in two encoders at once: there is no tokenizer
+to bring one to, and methods that need a word are refused.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..conditioning import Conditioning
+from ..errors import Refused
+from .base import Base
+from .local_folder import open_pipeline
+from .network import Rules
+from .stable_diffusion import RULES as STABLE_DIFFUSION
+
+RULES: Rules = (
+    *STABLE_DIFFUSION,
+    (r"unet\.add_embedding\.linear_[12]", "size_embedding"),
+    *(
+        (rule.replace("text_encoder", "text_encoder_2"), role.replace("text.", "text_2."))
+        for rule, role in STABLE_DIFFUSION
+        if role.startswith("text.")
+    ),
+    (r"text_encoder_2\.text_projection", "text_2.projection"),
+)
+
+
+class StableDiffusionXL(Base):
+    """A `StableDiffusionXLPipeline`: one UNet, two CLIP text encoders."""
+
+    family: ClassVar[str] = "stable_diffusion_xl"
+    rules: ClassVar[Rules] = RULES
+    components: ClassVar[tuple[str, ...]] = (
+        "unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"
+    )  # fmt: skip
+    weights: ClassVar[Mapping[str, str]] = {
+        "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model",
+        "text_encoder_2": "model",
+    }  # fmt: skip
+    parts: ClassVar[tuple[str, ...]] = ("unet", "text_encoder", "text_encoder_2")
+    prediction_types: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction")
+
+    @property
+    def side_step(self) -> int:
+        return math.lcm(self.downsampling, 8)  # diffusers' pipeline refuses anything else
+
+    def check_parts(self) -> None:
+        if self.denoiser.config.addition_embed_type != "text_time":
+            raise Refused(f"{self.name} is no text-to-image model of SDXL: its UNet takes no pooled text and sizes")
+
+    def condition(self, prompts: Sequence[str]) -> Conditioning:
+        """N prompts -> `token_ids` (N, L) of the first tokenizer, `text` (N, L, D1 + D2), `pooled_text` (N, P)."""
+        pipeline, states, ids = self.pipeline, [], []
+        encoders = ((pipeline.tokenizer, pipeline.text_encoder), (pipeline.tokenizer_2, pipeline.text_encoder_2))
+        for tokenizer, encoder in encoders:
+            length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+            found = tokenizer(
+                list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+            )
+            ids.append(found.input_ids.to(self.device))
+            output = encoder(ids[-1], output_hidden_states=True)
+            states.append(output.hidden_states[-2])
+        text, pooled = torch.cat(states, -1), output.text_embeds
+        if pipeline.config.force_zeros_for_empty_prompt:
+            given = torch.tensor([[prompt != ""] for prompt in prompts], device=self.device)  # (N, 1)
+            text, pooled = text * given[..., None], pooled * given
+        return Conditioning(token_ids=ids[0], text=text, pooled_text=pooled)
+
+    def denoiser_inputs(self, noisy: Tensor, timesteps: Tensor, condition: Conditioning) -> dict[str, Any]:
+        sizes = condition.image_sizes
+        if sizes is None:
+            height, width = (side * self.downsampling for side in noisy.shape[-2:])
+            sizes = noisy.new_tensor([height, width, 0, 0, height, width]).expand(len(noisy), -1)
+        added = {"text_embeds": condition.pooled_text, "time_ids": sizes}
+        return {
+            "sample": noisy, "timestep": timesteps, "encoder_hidden_states": condition.text,
+            "added_cond_kwargs": added,
+        }  # fmt: skip
+
+    def generate(
+        self,
+        condition: Conditioning,
+        *,
+        guidance: float,
+        steps: int,
+        width: int,
+        height: int,
+        generators: Sequence[torch.Generator],
+    ) -> Tensor:
+        text, pooled, count = condition.text, condition.pooled_text, len(generators)
+        assert text is not None and pooled is not None
+        guided = guidance > 1
+        return self.pipeline(
+            prompt_embeds=text[count:] if guided else text,
+            negative_prompt_embeds=text[:count] if guided else None,
+            pooled_prompt_embeds=pooled[count:] if guided else pooled,
+            negative_pooled_prompt_embeds=pooled[:count] if guided else None,
+            width=width,
+            height=height,
+            guidance_scale=guidance,
+            num_inference_steps=steps,
+            generator=list(generators),
+            output_type="pt",
+        ).images.float()
+
+    @classmethod
+    def open_(cls, folder: Path, dtype: torch.dtype) -> Any:
+        from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+
+        without = {"feature_extractor": None, "image_encoder": None}
+        return open_pipeline(StableDiffusionXLPipeline, folder, dtype, cls.weights, add_watermarker=False, **without)

@@ -1,0 +1,127 @@
+"""A tiny Stable Diffusion XL with two text encoders, saved as diffusers saves it: sampled, trained, exported."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from diffadapt.adapters import LoRA, Token, attach
+from diffadapt.bases import load_base
+from diffadapt.bases.quiet import quiet
+from diffadapt.data.styles import load_styles
+from diffadapt.errors import Refused
+from diffadapt.interchange import export_adapter
+from diffadapt.recipes.style import train_style
+from diffadapt.sampling.sample import sample
+
+from ..conftest import make_tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    torch.manual_seed(0)
+    place = tmp_path_factory.mktemp("xl")
+    tokenizers = [make_tokenizer(place / f"words-{i}") for i in range(2)]
+
+    def text(width: int) -> CLIPTextConfig:
+        return CLIPTextConfig(
+            vocab_size=len(tokenizers[0]), hidden_size=width, intermediate_size=32, projection_dim=24,
+            num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=16,
+            bos_token_id=tokenizers[0].bos_token_id, eos_token_id=tokenizers[0].eos_token_id,
+            pad_token_id=tokenizers[0].pad_token_id,
+        )  # fmt: skip
+
+    unet = UNet2DConditionModel(
+        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16 + 32, attention_head_dim=4, norm_num_groups=8, use_linear_projection=True,
+        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=24 + 6 * 8,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(8, 16), latent_channels=4, layers_per_block=1, norm_num_groups=4, sample_size=32,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    )  # fmt: skip
+    scheduler = EulerDiscreteScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1, timestep_spacing="leading"
+    )
+    with quiet():
+        StableDiffusionXLPipeline(
+            vae=vae, text_encoder=CLIPTextModel(text(16)), text_encoder_2=CLIPTextModelWithProjection(text(32)),
+            tokenizer=tokenizers[0], tokenizer_2=tokenizers[1], unet=unet, scheduler=scheduler, add_watermarker=False,
+        ).save_pretrained(place / "base")  # fmt: skip
+    return place / "base"
+
+
+@pytest.fixture
+def base(folder):
+    base = load_base(folder, device="cpu")
+    base.default_steps = 2
+    return base
+
+
+def pixels(picture: Image.Image) -> np.ndarray:
+    return np.asarray(picture).astype(int)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_pictures_are_those_of_diffusers_own_pipeline(base, folder, guidance):
+    from diffusers import StableDiffusionXLPipeline
+
+    with quiet():
+        plain = StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
+        plain.set_progress_bar_config(disable=True)
+        expected = plain(
+            ["a red cat", "a dog"], num_inference_steps=2, guidance_scale=guidance, width=32, height=24,
+            generator=[torch.Generator().manual_seed(seed) for seed in (5, 6)],
+        ).images  # fmt: skip
+    found = sample(base, ["a red cat", "a dog"], seed=5, guidance=guidance, width=32, height=24)
+    for one, other in zip(found, expected, strict=True):
+        assert one.size == (32, 24) and np.abs(pixels(one) - pixels(other)).max() <= 1
+
+
+def test_text_pooled_text_and_sizes_reach_the_denoiser(base):
+    condition = base.condition(["a red cat", ""])
+    assert condition.text.shape == (2, 16, 16 + 32) and condition.pooled_text.shape == (2, 24) and len(condition) == 2
+    assert (condition.text[1] == 0).all() and (condition.pooled_text[1] == 0).all()  # the empty prompt of version 1.0
+    noisy, steps = torch.randn(2, 4, 12, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 700])
+    inputs = base.denoiser_inputs(noisy, steps, condition)
+    assert inputs["added_cond_kwargs"]["time_ids"].tolist() == [[24, 32, 0, 0, 24, 32]] * 2
+    together = base.denoise(noisy, steps, condition)
+    alone = base.denoise(noisy[1:], steps[1:], condition.rows([1]))
+    torch.testing.assert_close(together[1:], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_every_layer_has_a_role_and_words_are_refused(base):
+    assert {"size_embedding", "text.self_attention.query", "text_2.self_attention.query", "text_2.projection"} <= {
+        *base.roles
+    }
+    assert len(base.roles["text.self_attention.query"]) == len(base.roles["text_2.self_attention.query"]) == 2
+    with pytest.raises(Refused, match="cannot learn the new token"):
+        attach(base, Token(), tokens={"<biscuit>": "cat"})
+
+
+def test_lora_is_trained_sampled_and_exported(base, tmp_path):
+    for i, caption in enumerate(("a cat", "a dog")):
+        Image.new("RGB", (32, 32), ("navy", "olive")[i]).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text(caption)
+    before = sample(base, "a cat", seed=0)[0]
+    run = train_style(
+        base, load_styles(tmp_path, held_out=0), method=LoRA(rank=1), out=tmp_path / "run", steps=2, batch_size=2,
+        learning_rate=0.01, warmup=0, checkpoint_every=1, sample_every=1, evaluation_pictures=0, quiet=True,
+    )  # fmt: skip
+    assert run.report.is_file() and not base.attachments
+    after = sample(base, "a cat", seed=0, adapters=[(run.adapter, 1.0)])[0]
+    assert (pixels(after) != pixels(before)).any() and (
+        pixels(sample(base, "a cat", seed=0)[0]) == pixels(before)
+    ).all()
+    files, _ = export_adapter(base, run.adapter, tmp_path / "lora.safetensors", to="lora")
+    names = load_file(files[0])
+    assert names and all(name.startswith("lora_unet_") for name in names)
+    saved = base.save(tmp_path / "saved")
+    assert load_base(saved, device="cpu").fingerprint == base.fingerprint
