@@ -2,12 +2,14 @@
 
     python benchmarks/c_lora_penalty.py [--importance abs_of_sum]
 
-Prints the time of value and gradient on this machine, and their operations beside those of one training step of the
-UNet at 512 pixels, batch 1, counted by torch's own counter without computing anything.
+Prints the time of value and gradient on this machine, how busy it was (a load average above the number of cores), and
+their operations beside those of one training step of the UNet at 512 pixels, batch 1, counted by torch's own counter
+without computing anything.
 """
 
 import argparse
 import json
+import os
 import time
 
 import torch
@@ -83,6 +85,8 @@ def main() -> None:
                 penalise(adapters)
             found["penalty_gflop"] = round(counter.get_total_flops() / 1e9, 3)
     found["step_gflop"] = round(step_of_the_unet() / 1e9, 1)
+    found["share_of_a_step"] = round(found["penalty_gflop"] / found["step_gflop"], 5)  # pyright: ignore
+    found |= {"load_average": round(os.getloadavg()[0], 1), "cores": os.cpu_count()}
     print(json.dumps(found, indent=1))
 
 

@@ -61,15 +61,15 @@ class Batch:
 class Model(Protocol):
     """The denoiser as an objective calls it: noisy (N, C, h, w), timesteps (N,), condition -> (N, C, h, w)."""
 
-    def __call__(self, noisy: Tensor, timesteps: Tensor, condition: Conditioning) -> Tensor:
+    def __call__(self, noisy: Tensor, timesteps: Tensor, condition: Conditioning, /) -> Tensor:
         """The prediction of the adapted base."""
         ...
 
-    def with_variance(self, noisy: Tensor, timesteps: Tensor, condition: Conditioning) -> tuple[Tensor, Tensor]:
+    def with_variance(self, noisy: Tensor, timesteps: Tensor, condition: Conditioning, /) -> tuple[Tensor, Tensor]:
         """The same, and the variance that the base learned beside it, both (N, C, h, w)."""
         ...
 
-    def teacher(self, noisy: Tensor, timesteps: Tensor, condition: Conditioning) -> Tensor:
+    def teacher(self, noisy: Tensor, timesteps: Tensor, condition: Conditioning, /) -> Tensor:
         """The prediction of the untouched base, without gradient."""
         ...
 
