@@ -4,7 +4,8 @@
 #   make fuzz                    damaged files and odd words for minutes: every answer is a result or one sentence
 #   make demo                    teach the embedded base a character with OFT and LoRA; prints the reports' paths
 #   make lint                    ruff and pyright
-#   make mutants                 change one thing in the loop or an objective at a time: does a test fail? (20 minutes)
+#   make mutants                 change one thing in the loop, an objective or a recipe at a time: does a test fail?
+#                                (hours for all; one file: ARGS='diffadapt.training.fit*')
 #   make bench                   speed and memory beside PEFT (minutes)
 #   make evidence DATA=...       run what is missing of the papers' claims, then judge them (hours if all is missing)
 #   make clean                   remove .venv and caches; runs/ stays

@@ -62,7 +62,7 @@ class StableDiffusionXL(Base):
 
     def condition(self, prompts: Sequence[str]) -> Conditioning:
         """N prompts -> `token_ids` (N, L) of the first tokenizer, `text` (N, L, D1 + D2), `pooled_text` (N, P)."""
-        pipeline, states, ids = self.pipeline, [], []
+        pipeline, states, ids, pooled = self.pipeline, [], [], None
         encoders = ((pipeline.tokenizer, pipeline.text_encoder), (pipeline.tokenizer_2, pipeline.text_encoder_2))
         for tokenizer, encoder in encoders:
             length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
@@ -72,10 +72,11 @@ class StableDiffusionXL(Base):
             ids.append(found.input_ids.to(self.device))
             output = encoder(ids[-1], output_hidden_states=True)
             states.append(output.hidden_states[-2])
-        text, pooled = torch.cat(states, -1), output.text_embeds
+            pooled = getattr(output, "text_embeds", None)  # of the second, which projects it
+        text = torch.cat(states, -1)
         if pipeline.config.force_zeros_for_empty_prompt:
             given = torch.tensor([[prompt != ""] for prompt in prompts], device=self.device)  # (N, 1)
-            text, pooled = text * given[..., None], pooled * given
+            text, pooled = text * given[..., None], None if pooled is None else pooled * given
         return Conditioning(token_ids=ids[0], text=text, pooled_text=pooled)
 
     def denoiser_inputs(self, noisy: Tensor, timesteps: Tensor, condition: Conditioning) -> dict[str, Any]:
