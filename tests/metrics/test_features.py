@@ -100,7 +100,7 @@ def test_crop_keeps_the_middle_and_resizes_the_shorter_side():
 
 @pytest.mark.parametrize("name", ["prob", "clip:", "clip", "dino:", "inception:x"])
 def test_an_unknown_name_is_refused_with_the_known_ones(name: str):
-    with pytest.raises(Refused, match="expected 'probe', 'clip:<hub id or folder>'"):
+    with pytest.raises(Refused, match="expected 'probe', 'second', 'clip:<hub id or folder>'"):
         load_features(name)
 
 
