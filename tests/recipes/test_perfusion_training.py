@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from huggingface_hub import constants
 from perfusion_cases import prepared
 from PIL import Image
 
@@ -133,7 +134,7 @@ def test_settings_that_cannot_be_met_are_refused_before_anything_is_written(base
 
 
 def test_what_chooses_the_step_is_looked_for_before_the_training(tiny_base, concept, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # a photo base is judged by CLIP, which is not here
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # a photo base is judged by CLIP, which is not here
     out, settings = tmp_path / "run", SETTINGS | {"checkpoint_every": 2, "keep_checkpoints": 0}
     with pytest.raises(Refused, match="clip"):
         train_subject(tiny_base, concept, method=Perfusion(), out=out, select=4, **settings)

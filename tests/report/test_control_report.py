@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_the_report_speaks_of_the_signal(folder):
     page = write_report(folder).read_text()
-    assert "It follows the signal" in page and "what it forgot was not measured" in page
+    assert "It follows the signal" in page and "What it forgot was not measured" in page
     assert "Control: does the picture follow the signal?" in page
     assert page.count('<th scope="col">signal</th>') == 2 and "each picture beside its signal" in page
     assert "ControlNet" in page and "The concept" not in page

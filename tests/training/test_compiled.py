@@ -3,6 +3,8 @@
 Traced and differentiated as for the real compiler (`aot_eager`); what C++ or Triton make of it is theirs.
 """
 
+import os
+
 import pytest
 import torch
 
@@ -12,6 +14,9 @@ from diffadapt.errors import Failed, Refused
 from diffadapt.training import fit
 from diffadapt.training.fit import AttachedBase
 from diffadapt.training.loop_config import LoopConfig
+
+# OFT and StyleInject take a minute each to trace: they are for COMPILE_ALL=1.
+METHODS = [LoRA(rank=2), *([OFT(block_size=4), StyleInject(rank=2)] if os.environ.get("COMPILE_ALL") else [])]
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +42,7 @@ def one_step(base, attachment, *, compiled: bool):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # of torch.compile itself
-@pytest.mark.parametrize("method", [LoRA(rank=2), OFT(block_size=4), StyleInject(rank=2)], ids=str)
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 def test_a_compiled_step_has_the_predictions_and_gradients_of_the_plain_one(tiny_base, method):
     attachment = attach(tiny_base, method)
     with torch.no_grad():
