@@ -9,7 +9,7 @@ from ..files import write_atomic
 from ..metrics.bootstrap import Interval
 from .evidence_page import Cell, Forest, Table, cell, draw, interval_text
 from .movement import read_movement
-from .page import PictureRow, PictureTable, longest_side, number, render
+from .page import PictureRow, PictureTable, listed, longest_side, number, render
 from .run_folder import RunFolder, finite, read_run_folder
 from .run_pictures import MOST_COLUMNS, Columns, asked_for, concept_pictures, drift_pairs, picture_table, step_columns
 from .run_report import costs, read_subject
@@ -49,7 +49,7 @@ def compare(runs: Sequence[str | Path | Finished], out: str | Path = "comparison
     longest = longest_side(2 * MOST_COLUMNS * (len(found) + 1) + len(first.concept))
     page = render(
         "comparison.html",
-        title=f"{subject.phrase}: {_listed([*found])} side by side",
+        title=f"{subject.phrase}: {listed([*found])} side by side",
         subject=subject,
         names=[*found],
         verdict=read_comparison(figures, f"the {subject.phrase}"),
@@ -79,16 +79,16 @@ def read_comparison(figures: Measured, subject: str) -> list[Claim]:
         if not any(each.verdict == "good" for each in learned.values()):
             text = f"None is shown to have learned {subject}"
         elif rivals:
-            text = f"Whether {_listed(rivals, 'or')} learned {subject} better is not decided"
+            text = f"Whether {listed(rivals, 'or')} learned {subject} better is not decided"
         else:
-            text = f"{best} learned {subject} better than {_listed(others)}"
+            text = f"{best} learned {subject} better than {listed(others)}"
         claims.append(Claim(text=text, evidence=_evidence(learned)))
     if drifted := _shared(figures, "drift"):
         most, rivals, others = _ranked(drifted)
         if rivals:
-            text = f"whether {_listed(rivals, 'or')} changed the rest {more} is not decided"
+            text = f"whether {listed(rivals, 'or')} changed the rest {more} is not decided"
         else:
-            text = f"{most} changed the rest more than {_listed(others)}"
+            text = f"{most} changed the rest more than {listed(others)}"
         claims.append(Claim(text=text, evidence=_evidence(drifted)))
     return claims
 
@@ -124,10 +124,6 @@ def _interval(figure: Figure) -> Interval | None:
 def _text(figure: Figure) -> str:
     interval = _interval(figure)
     return interval_text(interval) if interval else number(figure.value)
-
-
-def _listed(names: Sequence[str], joint: str = "and") -> str:
-    return f" {joint} ".join([*([", ".join(names[:-1])] if names[1:] else []), names[-1]])
 
 
 def _named(runs: Sequence[RunFolder]) -> Runs:

@@ -81,6 +81,11 @@ def spread(count: int, most: int) -> list[int]:
     return sorted({round(index * (count - 1) / (most - 1)) for index in range(most)})
 
 
+def listed(names: Sequence[str], joint: str = "and") -> str:
+    """Names in a sentence: "a", "a and b", "a, b and c"."""
+    return f" {joint} ".join([*([", ".join(names[:-1])] if names[1:] else []), names[-1]])
+
+
 def number(value: float | None) -> str:
     """Three significant digits without an exponent where that is readable; a dash for what is not there."""
     if value is None or not math.isfinite(value):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .page import number
+from .page import listed, number
 from .run_folder import finite
 
 Kind = Literal["fidelity", "control", "alignment", "diversity", "drift", "other"]
@@ -202,7 +202,7 @@ def _price(figures: list[Figure]) -> Claim | None:
     for standing, verb in (("below", "fell"), ("above", "rose")):
         names = [figure.name for figure in worse if figure.standing == standing]
         if names:
-            changes.append(f"{' and '.join([*([', '.join(names[:-1])] if names[1:] else []), names[-1]])} {verb}")
+            changes.append(f"{listed(names)} {verb}")
     if not judged:
         return None
     text = f"{', and '.join(changes)}" if changes else "nothing was lost as far as could be measured"
