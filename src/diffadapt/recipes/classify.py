@@ -7,7 +7,6 @@ without being told the task; past logits masked in the loss; a new optimizer for
 Interrupt at any time, inside a task or between two; the same call goes on.
 """
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -33,9 +32,9 @@ from ..training.labelled import LabelledBatches, LabelledPictures
 from ..training.learner import make_accelerator, refuse_the_impossible, release
 from ..training.loop_config import LoopConfig
 from ..training.run import Run, claim_folder, write_run_file
+from ..training.task_log import penalty_ratio, read_log, unlearned
 
 OBSERVED_BATCHES = 8  # that a method which keeps statistics of a task is shown at its end
-BARELY = 0.01  # a change this small beside the first task's means that the layers did not learn the task
 NOT_USED = "not used by a classifier"
 
 
@@ -136,7 +135,8 @@ def train_classify(
         finally:
             release(network, attached.values())
         keep(record, task, facts["trainable_parameters"], answers)
-        warn_of_unlearned(record, quiet)
+        if warning := unlearned(str(len(record.learned)), record.learned[0].change, record.learned[-1].change):
+            say(warning, quiet=quiet)
         say(f"  right: {summary(record.answers)['stages'][-1]:.3f} of all classes so far", quiet=quiet)
     for name in FILES:
         file = f"{name}.safetensors"
@@ -201,14 +201,12 @@ def tested(network: Classifier, task: ClassTask, known: int) -> list[bool]:
 def keep(record: ClassRecord, task: ClassTask, trainable: int, answers: list[list[bool]]) -> None:
     """Writes a finished task down and removes what only its training needed."""
     place = record.place(len(record.learned))
-    log = [json.loads(line) for line in (place / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    late = [row for row in log[-max(1, len(log) // 4) :] if "penalty_gradient" in row]
-    ratios = [row["penalty_gradient"] / max(row["grad_norm"], 1e-12) for row in late]
+    log = read_log(place)
     record.learned.append(
         LearnedClasses(
             classes=list(task.classes), contents=task.contents(), trainable=trainable,
             files={name: digest(place / f"{name}.safetensors") for name in FILES},
-            change=log[-1].get("change"), penalty_ratio=sum(ratios) / len(ratios) if ratios else None,
+            change=log[-1].get("change"), penalty_ratio=penalty_ratio(log),
         )
     )  # fmt: skip
     record.answers.append(answers)
@@ -217,16 +215,6 @@ def keep(record: ClassRecord, task: ClassTask, trainable: int, answers: list[lis
     if len(record.learned) > 1:  # the newest files hold all tasks
         for name in FILES:
             (record.place(len(record.learned) - 2) / f"{name}.safetensors").unlink(missing_ok=True)
-
-
-def warn_of_unlearned(record: ClassRecord, quiet: bool) -> None:
-    first, last = record.learned[0].change, record.learned[-1].change
-    if first and last is not None and last < BARELY * first:
-        say(
-            f"warning: task {len(record.learned)} was hardly learned: its change is {last / first:.1e} of the first "
-            "task's; lower method.penalty_weight, or take method.penalty_scale = normalised",
-            quiet=quiet,
-        )
 
 
 def figures(network: Classifier, record: ClassRecord) -> dict[str, Any]:

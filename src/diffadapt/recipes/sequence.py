@@ -8,7 +8,6 @@ Interrupt at any time, inside a task or between two; the same call goes on. New 
 after those that are finished: adding a task to a sequence is the same command once more.
 """
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -45,9 +44,9 @@ from ..training.loop_config import LoopConfig
 from ..training.replay import Mixed, ReplayedPictures
 from ..training.run import Run, claim_folder, write_run_file
 from ..training.sources import BankPictures, ConceptPictures, Source
+from ..training.task_log import penalty_ratio, read_log, unlearned
 
 OBSERVED_BATCHES = 8  # that a method which keeps statistics of a task is shown at its end
-BARELY = 0.01  # a change this small beside the first task's means that the task was not learned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +163,7 @@ def train_sequence(
         if inception:
             references["inception"] = inception_features(inception, concept.pixels(base.resolution))
         save_tensors(place / "reference.safetensors", references, {"encoder": encoder.name})
-        log = [json.loads(line) for line in (place / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        log = read_log(place)
         record.learned.append(
             Learned(
                 name=task.name, token=concept.token, phrase=concept.phrase, contents=list(concept.contents),
@@ -172,7 +171,8 @@ def train_sequence(
                 penalty_ratio=penalty_ratio(log),
             )
         )  # fmt: skip
-        warn_of_unlearned(record, quiet)
+        if warning := unlearned(repr(record.learned[-1].name), record.learned[0].change, record.learned[-1].change):
+            say(warning, quiet=quiet)
         sample_all(base, adapter, record, config.evaluation_pictures, seed)
         record.scores.append(score_row(record, encoder, number))
         record.write()
@@ -317,21 +317,3 @@ def groups(attachment: Attachment, config: SequenceConfig) -> list[dict[str, Any
         {"params": layers, "peak": config.learning_rate},
         {"params": vectors, "peak": config.token_learning_rate, "weight_decay": 0.0},
     ]
-
-
-def penalty_ratio(log: list[dict[str, Any]]) -> float | None:
-    """The penalty's gradient over the whole gradient before clipping, mean over the last quarter of the steps."""
-    rows = log[-max(1, len(log) // 4) :]
-    if "penalty_gradient" not in rows[-1]:
-        return None
-    return sum(row["penalty_gradient"] / max(row["grad_norm"], 1e-12) for row in rows) / len(rows)
-
-
-def warn_of_unlearned(record: SequenceRecord, quiet: bool) -> None:
-    first, last = record.learned[0].change, record.learned[-1].change
-    if first and last is not None and last < BARELY * first:
-        say(
-            f"warning: task {record.learned[-1].name!r} was hardly learned: its change is {last / first:.1e} of the "
-            "first task's; lower method.penalty_weight, or take method.penalty_scale = normalised",
-            quiet=quiet,
-        )

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Refused
-from ..files import parse_json, read_json, read_text, text_lines, write_json
+from ..files import read_json, write_json
 from ..progress import say
 from ..report import write_report
 from ..run_layout import RunLayout
 from ..sampling.adapter_files import adapter_files
-from ..shapes import LOG_LINE, METRICS, hold
+from ..shapes import METRICS, hold
 from .progress_samples import ProgressSamples
 from .run import Run
+from .task_log import read_log
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 
@@ -46,8 +47,7 @@ def finish(
             metrics = measure()
         except Refused as error:  # a photo base without its encoders: the run is worth a report all the same
             say(f"not evaluated: {error}", quiet=quiet)
-    log = text_lines(read_text(layout.log)) if layout.log.exists() else []
-    rows = [parse_json(line, LOG_LINE, "a line of log.jsonl") for line in log]
+    rows = read_log(folder) if layout.log.exists() else []
     resumed_at = facts.pop("resumed_at", 0)
     earlier = sum(row.get("seconds", 0.0) for row in rows if row["step"] <= resumed_at)  # of calls before this
     metrics |= facts | {
