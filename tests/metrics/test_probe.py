@@ -100,7 +100,7 @@ def test_the_probe_is_small_and_states_its_accuracy():
 def tiny(folder: Path) -> Path:
     labels = dict.fromkeys(("object", "colour", "count"), ("x", "y"))
     shape = ProbeShape(labels=labels, words=("<pad>", "<unk>", "x"), widths=(4, 4, 4, 8))
-    facts = {**dataclasses.asdict(shape), "format_version": 1}
+    facts = {**dataclasses.asdict(shape), "format_version": 1, "accuracy": {"object": 0.5}}
     write_json(folder / "probe.json", facts)
     weights = Probe(shape).state_dict()
     save_tensors(folder / "probe.safetensors", {k: v.half() for k, v in weights.items() if v.is_floating_point()})
@@ -109,6 +109,7 @@ def tiny(folder: Path) -> Path:
 
 def test_a_probe_is_read_back_as_it_was_written(tmp_path: Path):
     probe = load_probe(tiny(tmp_path))
+    assert probe.accuracy == {"object": 0.5}
     assert not probe.training and not any(p.requires_grad for p in probe.parameters())
     assert probe.image(torch.rand(2, 3, 64, 64))[1].shape == (2, 128)
 

@@ -7,16 +7,16 @@ stands. Heads name what is in the picture. All weights ship in `metrics/probe/`,
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import Refused
-from ..files import load_tensors, read_json
+from .trained_network import load_trained
 
 WEIGHTS = Path(__file__).parent / "probe"  # probe.safetensors and probe.json
 FORMAT_VERSION = 1
@@ -160,13 +160,8 @@ def load_probe(folder: str | Path | None = None) -> Probe:
         Refused: a file is missing or damaged, the two do not fit, or the format is newer than this package.
     """
     folder = WEIGHTS if folder is None else Path(folder)
-    facts = read_json(folder / "probe.json")
-    try:
-        if facts["format_version"] > FORMAT_VERSION:
-            raise Refused(
-                f"{folder / 'probe.json'} has format {facts['format_version']}; this diffadapt reads up to "
-                f"{FORMAT_VERSION}: install a newer diffadapt"
-            )
+
+    def build(facts: Mapping[str, Any]) -> Probe:
         probe = Probe(
             ProbeShape(
                 labels={head: tuple(labels) for head, labels in facts["labels"].items()},
@@ -175,15 +170,7 @@ def load_probe(folder: str | Path | None = None) -> Probe:
                 text_width=facts["text_width"],
             )
         )
-        tensors, _ = load_tensors(folder / "probe.safetensors")
-        # Batch norm's counters of batches seen are not stored: they only matter in training.
-        missing = probe.load_state_dict({key: value.float() for key, value in tensors.items()}, strict=False)
-        wrong = missing.unexpected_keys + [k for k in missing.missing_keys if not k.endswith("num_batches_tracked")]
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, Refused):
-            raise
-        raise Refused(f"{folder}: probe.json and probe.safetensors do not make a probe ({error})") from error
-    if wrong:
-        raise Refused(f"{folder}: probe.json and probe.safetensors do not fit each other: {', '.join(wrong[:3])}")
-    probe.accuracy = dict(facts.get("accuracy", {}))
-    return probe.eval().requires_grad_(False)
+        probe.accuracy = dict(facts.get("accuracy", {}))
+        return probe
+
+    return load_trained(folder, "probe", "probe", version=FORMAT_VERSION, build=build)

@@ -6,8 +6,10 @@ autoencoder so that they look like decoded pictures. Its weights ship in `metric
 `tools/train_reader.py`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from ..controls.segmentation import CLASSES
 from ..controls.signal import check_pictures
 from ..errors import Refused
-from ..files import load_tensors, read_json
+from .trained_network import load_trained
 
 WEIGHTS = Path(__file__).parent / "reader"  # reader.safetensors and reader.json
 FORMAT_VERSION = 1
@@ -129,26 +131,12 @@ def load_reader(folder: str | Path | None = None) -> Reader:
         Refused: a file is missing or damaged, the two do not fit, or the format is newer than this package.
     """
     folder = WEIGHTS if folder is None else Path(folder)
-    facts = read_json(folder / "reader.json")
-    try:
-        if facts["format_version"] > FORMAT_VERSION:
-            raise Refused(
-                f"{folder / 'reader.json'} has format {facts['format_version']}; this diffadapt reads up to "
-                f"{FORMAT_VERSION}: install a newer diffadapt"
-            )
+
+    def build(facts: Mapping[str, Any]) -> Reader:
         if tuple(facts["classes"]) != CLASSES:
             raise Refused(
                 f"{folder}: a reader of the classes {', '.join(facts['classes'])}; expected {', '.join(CLASSES)}"
             )
-        reader = Reader(tuple(facts["widths"]))
-        tensors, _ = load_tensors(folder / "reader.safetensors")
-        # Batch norm's counters of batches seen are not stored: they only matter in training.
-        found = reader.load_state_dict({key: value.float() for key, value in tensors.items()}, strict=False)
-        wrong = found.unexpected_keys + [key for key in found.missing_keys if not key.endswith("num_batches_tracked")]
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, Refused):
-            raise
-        raise Refused(f"{folder}: reader.json and reader.safetensors do not make a reader ({error})") from error
-    if wrong:
-        raise Refused(f"{folder}: reader.json and reader.safetensors do not fit each other: {', '.join(wrong[:3])}")
-    return reader.eval().requires_grad_(False)
+        return Reader(tuple(facts["widths"]))
+
+    return load_trained(folder, "reader", "reader", version=FORMAT_VERSION, build=build)

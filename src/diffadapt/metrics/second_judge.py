@@ -6,14 +6,15 @@ likelier to be in the pictures than what one of them does. Weights and card are 
 `tools/train_second_judge.py`.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import Refused
-from ..files import load_tensors, read_json
+from .trained_network import load_trained
 
 WEIGHTS = Path(__file__).parent / "second_judge"  # judge.safetensors and judge.json
 FORMAT_VERSION = 1
@@ -57,18 +58,8 @@ def load_second_judge(folder: str | Path | None = None) -> SecondJudge:
         Refused: a file is missing or damaged, the two do not fit, or the format is newer than this package.
     """
     folder = WEIGHTS if folder is None else Path(folder)
-    card = read_json(folder / "judge.json")
-    try:
-        if card["format_version"] > FORMAT_VERSION:
-            raise Refused(
-                f"{folder / 'judge.json'} has format {card['format_version']}; this diffadapt reads up to "
-                f"{FORMAT_VERSION}: install a newer diffadapt"
-            )
-        judge = SecondJudge(tuple(card["widths"]), card["features"])
-        tensors, _ = load_tensors(folder / "judge.safetensors")
-        judge.load_state_dict({key: value.float() for key, value in tensors.items()})
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, Refused):
-            raise
-        raise Refused(f"{folder}: judge.json and judge.safetensors do not make a second judge ({error})") from error
-    return judge.eval().requires_grad_(False)
+
+    def build(card: Mapping[str, Any]) -> SecondJudge:
+        return SecondJudge(tuple(card["widths"]), card["features"])
+
+    return load_trained(folder, "judge", "second judge", version=FORMAT_VERSION, build=build)
