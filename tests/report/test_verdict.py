@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffadapt.report.page import duration, file_size, number, signed, spread
+from diffadapt.report.page import duration, file_size, listed, number, signed, spread
 from diffadapt.report.verdict import read_figures, read_verdict
 
 
@@ -142,3 +142,8 @@ def test_drift_below_its_floor_is_no_drift() -> None:
     moved = dict(entry(0.012, 0.010, 0.014, None, "lower")) | {"floor": 0.016}  # type: ignore[call-overload]
     assert "no further from the base's than other seeds move them" in verdict(drift_features=moved)
     assert "moved away from the base's" in verdict(drift_features=moved | {"floor": 0.013})
+
+
+def test_names_are_listed_as_in_a_sentence() -> None:
+    assert [listed(list("abc")[:n]) for n in (1, 2, 3)] == ["a", "a and b", "a, b and c"]
+    assert listed(["a", "b", "c"], "or") == "a, b or c"
