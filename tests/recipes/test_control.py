@@ -10,6 +10,7 @@ from diffadapt.adapters.control_net import ControlNet
 from diffadapt.conditioning import Conditioning
 from diffadapt.data.control_pairs import ControlPairs
 from diffadapt.errors import Failed, Refused
+from diffadapt.evaluation.held_out_loss import held_out_loss
 from diffadapt.files import load_tensors
 from diffadapt.objectives import Batch, Denoising
 from diffadapt.recipes.control import ControlConfig, train_control
@@ -64,6 +65,8 @@ def test_a_run_writes_what_it_promises_and_leaves_the_base_alone(base, tmp_path)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6] and rows[-1]["images"] == 12
     assert {"loss", "loss_by_timestep", "lr", "grad_norm", "seconds"} <= rows[0].keys()
     assert {"iou", "f1"} <= run.metrics["values"].keys() and len(run.metrics["items"]["iou"]) == 2
+    assert set(run.metrics["held_out_loss"]) == {"pairs", "swapped", "world"}
+    assert {"loss_pairs", "loss_swapped", "loss_world"} <= run.metrics["values"].keys()
     assert run.metrics["adapter_bytes"] > (run.folder / "hint.safetensors").stat().st_size
     assert not base.attachments
     assert all(torch.equal(before[key], value) for key, value in base.denoiser.state_dict().items())
@@ -124,6 +127,26 @@ def test_what_is_learned_depends_on_the_signal(base, tmp_path, monkeypatch, meth
             return float(Denoising(base.noise_schedule).losses(base.denoise, batch).mean())
 
     assert loss(signals) < 0.8 * loss(1 - signals)
+
+
+def test_the_held_out_loss_of_a_run_is_asked_with_the_signals_of_its_pairs(base, tmp_path):
+    pytest.importorskip("cv2")
+    held_out = make_pairs(2, seed=1)
+    run = train_control(
+        base, make_pairs(), held_out=held_out, method=LoRA(rank=2), out=tmp_path / "a", config=FAST, quiet=True,
+        evaluation_pairs=2,
+    )  # fmt: skip
+    pictures, signals = held_out.read(range(2), 32)
+    before = held_out_loss(base, pictures, held_out.captions())
+    with adapted(base, [(run.folder, 1.0)]):
+        with pytest.raises(Refused, match="needs control"):
+            held_out_loss(base, pictures, held_out.captions())
+        after = held_out_loss(base, pictures, held_out.captions(), signals=signals)
+        swapped = held_out_loss(base, pictures, held_out.captions(), signals=signals.flip(0))
+    for name, found in (("loss_pairs", after), ("loss_swapped", swapped)):
+        by_hand = float((found - before).mean())
+        assert run.metrics["values"][name]["value"] == pytest.approx(by_hand, abs=1e-6) != 0
+    assert run.metrics["values"]["loss_pairs"]["value"] != run.metrics["values"]["loss_swapped"]["value"]
 
 
 @pytest.mark.parametrize("method", [OFT(blocks=4), ControlNet()], ids=lambda m: m.name)

@@ -42,7 +42,11 @@ def student(tiny_v_base):
 def test_a_run_measures_and_resumes_to_the_same_bits(student, teacher, tmp_path):
     settings = {**FEW, "method": StyleInject(rank=2), "steps": 3, "caption_dropout": 0.5, "evaluation_pictures": 2}
     run = train_distill(student, {"ink": teacher}, CAPTIONS, out=tmp_path / "whole", **settings)
-    assert set(run.metrics["values"]) == {"style_distance", "text_alignment"} and run.report.is_file()
+    measured = {"style_distance", "text_alignment", "loss_teacher", "loss_own"}
+    assert set(run.metrics["values"]) == measured and run.report.is_file()
+    told = run.metrics["held_out_loss"]["teacher"]
+    by_level = [after - before for after, before in zip(told["adapted"], told["base"], strict=True)]
+    assert sum(by_level) / 5 == pytest.approx(run.metrics["values"]["loss_teacher"]["value"], abs=1e-6)
     assert (run.folder / "compared" / "01-ink.png").is_file() and not student.attachments
 
     def stop(step: int, loss: float) -> None:

@@ -16,10 +16,12 @@ from diffadapt.data.concept import load_concept
 from diffadapt.data.picture import open_picture, to_tensor
 from diffadapt.data.sequence import load_sequence
 from diffadapt.errors import Refused
+from diffadapt.evaluation.held_out_loss import held_out_loss
 from diffadapt.files import load_tensors, save_tensors
 from diffadapt.metrics import mmd_squared
 from diffadapt.metrics.inception import Inception, inception_features, load_inception
 from diffadapt.recipes.sequence import SequenceConfig, train_sequence
+from diffadapt.sampling.sample import adapted
 from diffadapt.training.replay import Mixed, ReplayedPictures
 
 FAST = SequenceConfig(
@@ -62,7 +64,7 @@ def test_a_sequence_leaves_its_record_pictures_scores_and_report_and_no_training
     pictures = {path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*.png")}
     expected = {f"evaluation/after-{i}/{name}/0{k}.png" for i, name in (("01", "mia"), ("02", "mia"), ("02", "otto"))
                 for k in range(2)}  # fmt: skip
-    assert pictures == expected | {"evaluation/pairs/00.png"}
+    assert pictures == expected | {f"evaluation/{name}.png" for name in ("pairs/00", "base/00", "base/01")}
     assert not list(run.folder.rglob("checkpoints")) and not list(run.folder.rglob("cache"))
     found = run.metrics["sequence"]
     assert {"average", "forgetting", "forgetting_from_best", "a_mmd", "f_mmd", "mmd", "features"} <= found.keys()
@@ -70,6 +72,22 @@ def test_a_sequence_leaves_its_record_pictures_scores_and_report_and_no_training
     assert page.count("<img") == 4 and "after otto" in page
     method, _, tokens, _, _ = read_adapter(run.adapter)
     assert method == METHOD and list(tokens) == ["<mia>", "<otto>"]
+
+
+def test_the_loss_of_every_task_is_told_on_its_own_pictures_on_other_things_and_on_what_was_drawn_of_it(
+    base, folder, tmp_path
+):
+    run = learn(base, folder, tmp_path / "runs" / "a", LoRA(rank=1))
+    found = run.metrics["sequence"]["losses"]
+    assert [len(found[name]) for name in ("concept", "world", "since_learned")] == [2, 2, 2]
+    assert found["since_learned"][1] == 0 and found["since_learned"][0] != 0  # nothing came after the last task
+    concept = load_concept(folder / "otto", "cat", token="<otto>").standing_alone()
+    pictures = concept.pixels(32)
+    before = held_out_loss(base, pictures, ["a cat"] * 2)
+    with adapted(base, [(run.adapter, 1.0)]):
+        after = held_out_loss(base, pictures, ["a <otto>"] * 2)
+    assert found["concept"][1] == pytest.approx(float((after - before).mean()), abs=1e-6)
+    assert "rise of the denoising loss, mia" in (run.folder / "report.html").read_text()
 
 
 class Stopped(Exception):

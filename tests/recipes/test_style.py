@@ -9,12 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from diffadapt.adapters import LoRA, Perfusion, StyleInject
+from diffadapt.adapters import LoRA, Perfusion, StyleInject, attach
 from diffadapt.config import read_toml
 from diffadapt.data.cache import TensorCache
 from diffadapt.data.shards import load_shards
 from diffadapt.data.styles import load_styles
 from diffadapt.errors import Failed, Refused
+from diffadapt.evaluation.evaluate_style import evaluate_style
+from diffadapt.evaluation.held_out_loss import held_out_loss
 from diffadapt.files import load_tensors
 from diffadapt.recipes.job import RECIPES, read_job
 from diffadapt.recipes.style import collapse, train_style
@@ -128,7 +130,11 @@ def test_a_run_learns_measures_and_resumes_to_the_same_bits(tiny_v_base, folder,
         "style_fid",
         "drift_features",
         "preference_stand_in",
+        "loss_style",
+        "loss_world",
     }
+    assert set(run.metrics["held_out_loss"]) == {"style", "world"}
+    assert "Loss on held-out pictures, by noise level" in run.report.read_text()
     assert set(run.metrics["by_style"]) == {"ink", "oil"} and run.report.is_file()
     rows = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
     assert [row["router_entropy"] for row in rows] == [pytest.approx(2.0, abs=1e-4)] * 2
@@ -143,6 +149,25 @@ def test_a_run_learns_measures_and_resumes_to_the_same_bits(tiny_v_base, folder,
     again = train_style(tiny_v_base, styles, out=tmp_path / "stopped", **settings)
     one, other = (load_tensors(each.adapter)[0] for each in (run, again))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_style_that_changes_nothing_loses_nothing_on_held_out_pictures_and_on_the_bases_own(tiny_v_base, folder):
+    held_out, few = load_styles(folder, held_out=2).held_out, {"most": 3, "drift_count": 3, "steps": 1}
+    attachment = attach(tiny_v_base, LoRA(rank=1))
+    still = evaluate_style(tiny_v_base, held_out, adapters=[(attachment, 1.0)], **few)["values"]
+    assert still["loss_style"]["value"] == still["loss_world"]["value"] == 0  # the noise is paired
+    assert still["loss_style"]["n"] == 4 and still["loss_world"]["n"] == 3
+    with torch.no_grad():
+        for parameter in attachment.parameters():
+            parameter += 0.3
+    moved = evaluate_style(tiny_v_base, held_out, adapters=[(attachment, 1.0)], **few)["values"]
+    each = [held_out[name] for name in ("ink", "oil")]
+    pictures = torch.cat([part.pixels([0, 1], 32) for part in each])
+    captions = [part.caption(i) for part in each for i in (0, 1)]
+    after = held_out_loss(tiny_v_base, pictures, captions)
+    attachment.detach()
+    by_hand = float((after - held_out_loss(tiny_v_base, pictures, captions)).mean())
+    assert moved["loss_style"]["value"] == pytest.approx(by_hand, abs=1e-6) != 0
 
 
 def test_a_picture_or_caption_that_changed_is_no_run_to_resume(tiny_v_base, folder, tmp_path):

@@ -30,6 +30,14 @@ def test_learning_is_claimed_only_when_the_interval_is_clear_of_the_base(
     assert claim in verdict(subject_fidelity=entry(0.5, low, high, 0.4))
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "said"), [(0.01, 0.03, "rose"), (-0.03, -0.01, "fell"), (-0.01, 0.03, "did not change as far as")]
+)
+def test_a_loss_alone_is_told_as_a_loss_and_not_as_pictures(low: float, high: float, said: str) -> None:
+    told = verdict(loss_world=entry(0.01, low, high, None, "lower") | {"kind": "drift"})
+    assert f"its loss on pictures of the base's own {said}" in told and "moved" not in told
+
+
 def test_what_one_of_two_judges_sees_is_not_claimed() -> None:
     """The probe alone sees the subject learned; the second judge's interval holds the base's figure."""
     first, base = entry(0.8, 0.75, 0.85, 0.5), {"text_alignment": entry(0.7, 0.69, 0.75, 0.7)}

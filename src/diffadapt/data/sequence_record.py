@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..errors import Refused
 from ..files import read_json, write_json
@@ -21,6 +22,7 @@ class Learned:
         trainable: parameters that the task trained.
         change: the sum of |A B| at its end, for methods that tell it.
         penalty_ratio: the penalty's gradient over the whole gradient, mean over the last quarter of the steps.
+        losses: denoising losses after the task, as `evaluation.sequence.losses_after` has them.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Learned:
     trainable: int
     change: float | None = None
     penalty_ratio: float | None = None
+    losses: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -27,9 +27,9 @@ from ..progress import Steps
 from ..sampling.sample import adapted, biased
 from .agreement import FIGURES, SECOND, agreement
 from .figure import figure
-from .forgetting import about_its_kind, loss_figures, losses, pictures_forgotten
+from .forgetting import about_its_kind, pictures_forgotten
 from .geometry import movement
-from .held_out_loss import LEVELS
+from .held_out_loss import LossSet, loss_by_level, loss_figures, losses
 from .judge import Judge, class_prompt_count, load_encoders
 from .prompt_following import drawable, following, perfect_pictures
 
@@ -89,13 +89,13 @@ def evaluate(
         with adapted(base, [(a, 0.0) for a, _ in adapters if isinstance(a, Attachment)]):
             before = _Drawn(judge.of_prompts_alone(), judge.of_class(), judge.of_unrelated())
             redrawn = _Drawn(before.benchmark, judge.of_class(redrawn=True), judge.of_unrelated(redrawn=True))
-            sets = {"class": (before.of_class, judge.class_prompts), "world": (before.unrelated, judge.unrelated)}
-            mine = concept.pixels(base.resolution)
+            sets = _loss_sets(base, concept, judge, before)
             untold = [caption.replace(f"{concept.token} ", "") for caption in concept.captions()]
-            lost_before = losses(base, {"concept": (mine, untold), **sets}, seed=seed)
+            told_nothing = sets | {"concept": sets["concept"]._replace(prompts=untold)}
+            lost_before = losses(base, told_nothing, seed=seed)
         with adapted(base, adapters) as attachments, biased(attachments, bias or {}):
             after = _Drawn(judge.of_concept(), judge.of_class(), judge.of_unrelated())
-            lost = losses(base, {"concept": (mine, concept.captions()), **sets}, seed=seed)
+            lost = losses(base, sets, seed=seed)
             moved = movement(attachments)
 
     values: dict[str, dict[str, Any]] = {}
@@ -123,7 +123,7 @@ def evaluate(
             yes, before_yes, "higher", f"how sure {asked.source} is that the picture shows its prompt (probability of "
             "yes)", groups=judge.groups, seed=seed, kind="alignment",
         )  # fmt: skip
-    values |= loss_figures(lost, lost_before, seed=seed)
+    values |= loss_figures(sets, lost, lost_before, seed=seed)
     values["drift_pixels"] = figure(
         drift_pixels(after.unrelated, before.unrelated), None, "lower", "root mean square change of unrelated "
         "pictures, same prompt and seed; one grey level of 255 is 0.0039", seed=seed,
@@ -134,10 +134,7 @@ def evaluate(
         "per_picture": rows,
         "features": ", ".join(encoder.name for encoder in encoders),
         "protocol": {"prompts": len(judge.plain), "per_prompt": per_prompt, "drift_prompts": drift_count, "seed": seed},
-        "held_out_loss": {
-            name: {"levels": list(LEVELS), "adapted": lost[name].mean(1).tolist(), "base": each.mean(1).tolist()}
-            for name, each in lost_before.items()
-        },
+        "held_out_loss": loss_by_level(lost, lost_before),
         "drift_pictures": pictures,
         **moved,
     }
@@ -167,6 +164,20 @@ class _Drawn(NamedTuple):
     benchmark: Tensor
     of_class: Tensor
     unrelated: Tensor
+
+
+def _loss_sets(base: Base, concept: Concept, judge: Judge, before: _Drawn) -> dict[str, LossSet]:
+    """The pictures that the loss is measured on: the subject's, the class's, and those of other things."""
+    return {
+        "concept": LossSet(
+            concept.pixels(base.resolution), concept.captions(), "on the subject's own pictures, which it was shown",
+            "other",
+        ),
+        "class": LossSet(
+            before.of_class, judge.class_prompts, "on the untouched base's pictures of the plain class"
+        ),
+        "world": LossSet(before.unrelated, judge.unrelated, "on the untouched base's pictures of unrelated prompts"),
+    }  # fmt: skip
 
 
 def _feature_values(

@@ -2,7 +2,9 @@
 
 Protocol, after OFT (Qiu et al. 2023, arXiv:2306.07280, section 5.2): one picture for each held-out pair, from its
 caption and its signal; the same signal is extracted from the picture and compared with the one asked for. Beside it the
-Frechet distance between the features of the pictures made and of the pairs' own.
+Frechet distance between the features of the pictures made and of the pairs' own, and the denoising loss, same noise: on
+held-out pairs with their signals, on the same pictures with the signal of another pair, and on the base's own pictures
+with the signals read from them.
 """
 
 from collections.abc import Sequence
@@ -18,13 +20,14 @@ from ..data.control_pairs import ControlPairs
 from ..data.picture import to_picture, write_png
 from ..errors import Refused
 from ..metrics.bootstrap import interval_of_figure, interval_of_mean
-from ..metrics.control_consistency import control_consistency
+from ..metrics.control_consistency import control_consistency, read_signal
 from ..metrics.features import Features, load_features
 from ..metrics.frechet import fid
 from ..metrics.reader import Reader, load_reader
 from ..metrics.segmentation_scores import segmentation_scores
 from ..progress import Steps, say
 from ..sampling.sample import adapted
+from .held_out_loss import MOST, LossSet, loss_by_level, loss_figures, losses
 from .judge import draw
 
 MEANINGS: dict[str, tuple[str, str]] = {  # name -> better, meaning
@@ -66,14 +69,15 @@ def evaluate_control(
         steps, guidance: of the sampling; None means the base's defaults.
         features: the encoder of the Frechet distance; None means the probe on the embedded base, else DINO from the
             hub; "" leaves the distance out.
-        compare_base: sample the untouched base from the same captions, too.
+        compare_base: sample the untouched base from the same captions, too, and measure the loss against it.
         batch: pictures made at once.
         out: folder for the pictures, `NNNN.png`; None keeps none.
         quiet: show no progress.
 
     Returns:
         "values" {name: {value, low, high, n, base, better, unit, meaning}} as `evaluate` has them, "items" {name: one
-        value for each pair, None where there is none}, "base_items" the same of the base, "features", "protocol".
+        value for each pair, None where there is none}, "base_items" the same of the base, "held_out_loss" by noise
+        level, "features", "protocol".
         The interval of a figure draws whole pictures; the Frechet distance has none.
 
     Raises:
@@ -98,14 +102,19 @@ def evaluate_control(
             controls=None if controls is None else list(controls), batch=batch, bar=bar,
         )  # fmt: skip
 
+    if compare_base and base.attachments:
+        raise Refused("something is attached to the base; detach it, or pass compare_base=False")
+    before: Tensor | None = None
+    sets: dict[str, LossSet] = {}
     with bar:
+        if compare_base:
+            before = make(None)
+            read = read_signal(name, before[:MOST], reader) if name else None
+            sets = _loss_sets(pairs.captions(), reals, signals, before, read)
+        lost_before = losses(base, sets, seed=seed)
         with adapted(base, adapters):
             pictures = make(signals)
-        before = None
-        if compare_base:
-            if base.attachments:
-                raise Refused("something is attached to the base; detach it, or pass compare_base=False")
-            before = make(None)
+            lost = losses(base, sets, seed=seed)
     if out:
         for i, picture in enumerate(pictures):
             write_png(Path(out) / f"{i:04d}.png", to_picture(picture))
@@ -119,13 +128,30 @@ def evaluate_control(
             "fid", {"value": fid(encoder.pictures(pictures), own), "low": None, "high": None, "n": len(pairs)},
             None if before is None else fid(encoder.pictures(before), own),
         )  # fmt: skip
+    values |= loss_figures(sets, lost, lost_before, seed=seed)
     return {
         "values": values,
         "items": _items(scores),
         "base_items": _items(of_base),
+        "held_out_loss": loss_by_level(lost, lost_before),
         "features": encoder.name if encoder else "",
         "protocol": {"signal": name, "pairs": len(pairs), "seed": seed, "steps": steps, "guidance": guidance},
     }
+
+
+def _loss_sets(
+    captions: Sequence[str], reals: Tensor, signals: Tensor, drawn: Tensor, read: Tensor | None
+) -> dict[str, LossSet]:
+    """The pictures that the loss is measured on; the base's own only where their signals can be read."""
+    few, told = slice(MOST), captions[:MOST]
+    sets = {"pairs": LossSet(reals[few], told, "on held-out pairs with their signals", "other", signals[few])}
+    if len(reals) > 1:
+        meaning, another = "on the same pictures, each with another's signal", signals[few].roll(1, dims=0)
+        sets["swapped"] = LossSet(reals[few], told, meaning, "other", another)
+    if read is not None:
+        meaning = "on the untouched base's own pictures with the signals read from them"
+        sets["world"] = LossSet(drawn[few], told, meaning, signals=read)
+    return sets
 
 
 def _encoder(base: Base, features: str | None) -> Features | None:

@@ -1,6 +1,7 @@
 """Measures what a student took from its teachers: style, and whether pictures still show what the caption says.
 
-Same captions and seeds for base, student and teacher. One student of several teachers is compared with each.
+Same captions and seeds for base, student and teacher. One student of several teachers is compared with each. The
+denoising loss is measured on the teachers' pictures and on the base's own of the same captions, with the same noise.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..adapters import Attachment
 from ..bases import Base
@@ -20,6 +22,7 @@ from ..metrics.features import load_features
 from ..metrics.style import style_distance
 from ..progress import say
 from ..sampling.sample import adapted, default_line, generate
+from .held_out_loss import MOST, LossSet, loss_by_level, loss_figures, losses
 
 
 def evaluate_distillation(
@@ -49,7 +52,7 @@ def evaluate_distillation(
 
     Returns:
         "values" {name: {value, low, high, n, base, better, unit, meaning}}, "teachers" {name: its text alignment},
-        "features", "protocol"
+        "held_out_loss" by noise level, "features", "protocol"
 
     Raises:
         Refused: fewer than two captions, or an encoder that cannot be loaded.
@@ -62,13 +65,16 @@ def evaluate_distillation(
     )
     say(f"comparing on {len(captions) * (2 + len(teachers))} pictures", quiet=quiet)
 
-    def made(by: Base, prompts: Sequence[str]) -> torch.Tensor:
+    def made(by: Base, prompts: Sequence[str]) -> Tensor:
         return torch.stack(generate(by, [default_line(by, prompt, seed + i) for i, prompt in enumerate(prompts)]))
 
     pictures = {"base": made(base, captions)}
+    theirs = {name: made(each, [as_taught[caption] for caption in captions]) for name, each in teachers.items()}
+    sets = _loss_sets(captions, pictures["base"], [*theirs.values()])
+    lost_before = losses(base, sets, seed=seed)
     with adapted(base, adapters):
         pictures["student"] = made(base, captions)
-    theirs = {name: made(each, [as_taught[caption] for caption in captions]) for name, each in teachers.items()}
+        lost = losses(base, sets, seed=seed)
     if out:
         for name, pixels in {**pictures, **theirs}.items():
             for i, each in enumerate(pixels):
@@ -91,9 +97,24 @@ def evaluate_distillation(
         "better": "near base", "kind": "alignment", "unit": "",
         "meaning": "does the picture show what its caption says (cosine)",
     }  # fmt: skip
+    values |= loss_figures(sets, lost, lost_before, seed=seed)
     return {
         "values": values,
+        "held_out_loss": loss_by_level(lost, lost_before),
         "teachers": {name: {"text_alignment": float(aligned[name].mean())} for name in theirs},
         "features": encoder.name,
         "protocol": {"captions": len(captions), "teachers": len(theirs), "seed": seed},
+    }
+
+
+def _loss_sets(captions: Sequence[str], own: Tensor, theirs: Sequence[Tensor]) -> dict[str, LossSet]:
+    """The pictures that the loss is measured on; of each teacher as many as there is room for.
+
+    A student of a style changes what the base drew of the same captions by design, so neither is about forgetting.
+    """
+    share = max(1, MOST // len(theirs))
+    made, told = torch.cat([each[:share] for each in theirs]), [*captions[:share]] * len(theirs)
+    return {
+        "teacher": LossSet(made, told, "on the teachers' pictures with the student's captions", "other"),
+        "own": LossSet(own[:MOST], captions[:MOST], "on the untouched base's pictures of the same captions", "other"),
     }

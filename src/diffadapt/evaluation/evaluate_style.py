@@ -3,7 +3,8 @@
 Protocol: pictures from the captions of held-out pictures of each style, same seeds for the base and the adapted base.
 `style_distance` compares their texture statistics with the held-out pictures' own; alignment is that of picture and
 caption; drift is what changed on prompts that have nothing to do with the style. One style that all prompts should
-take on drifts by design; of many that captions name, what they do not name should stay.
+take on drifts by design; of many that captions name, what they do not name should stay. The denoising loss is measured
+on held-out pictures of the styles and on the base's own pictures of unrelated prompts, with the same noise.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from ..metrics.preference import STAND_IN, load_preference
 from ..metrics.style import content_kept, style_distance
 from ..progress import Steps
 from ..sampling.sample import adapted, default_line, generate
+from .held_out_loss import MOST, LossSet, loss_by_level, loss_figures, losses
 
 
 def evaluate_style(
@@ -63,7 +65,7 @@ def evaluate_style(
 
     Returns:
         "values" {name: {value, low, high, n, base, better, unit, meaning}} as `evaluate` has them, over all styles;
-        "by_style" {style: {name: {value, base}}}; "features", "protocol"
+        "by_style" {style: {name: {value, base}}}; "held_out_loss" by noise level; "features", "protocol"
 
     Raises:
         Refused: no held-out picture, an encoder cannot be loaded, or an adapter does not fit.
@@ -85,8 +87,11 @@ def evaluate_style(
     with Steps("evaluate", 2 * sum(map(len, lines.values())), quiet=quiet) as bar:
         with adapted(base, [(a, 0.0) for a, _ in adapters if isinstance(a, Attachment)]):
             before = {name: torch.stack(generate(base, each, bar=bar)) for name, each in lines.items()}
+            sets = _loss_sets(base, reference, unrelated, before[""])
+            lost_before = losses(base, sets, seed=seed)
         with adapted(base, adapters):
             after = {name: torch.stack(generate(base, each, bar=bar)) for name, each in lines.items()}
+            lost = losses(base, sets, seed=seed)
 
     rows: dict[str, dict[str, tuple[Tensor, Tensor]]] = {"style_distance": {}, "text_alignment": {}}  # (adapted, base)
     distances: dict[str, tuple[float, float]] = {}
@@ -126,13 +131,20 @@ def evaluate_style(
         values[preferring.title] = _value(made, plain, "higher", "other", preferring.meaning, groups, seed)
     moved = drift_features(encoder.pictures(after[""]), encoder.pictures(before[""]))
     values["drift_features"] = _value(moved, None, *DRIFT, None, seed)
+    values |= loss_figures(sets, lost, lost_before, seed=seed)
     by_style = {
         style: {name: _two(*(float(one.mean()) for one in each[style])) for name, each in rows.items()}
         | {"style_fid": _two(*distances[style]), "content_kept": _two(float(kept[style].mean()), 1.0)}
         for style in reference
     }
     protocol = {"styles": len(reference), "pictures": most, "drift_prompts": drift_count, "seed": seed}
-    return {"values": values, "by_style": by_style, "features": encoder.name, "protocol": protocol}
+    return {
+        "values": values,
+        "by_style": by_style,
+        "held_out_loss": loss_by_level(lost, lost_before),
+        "features": encoder.name,
+        "protocol": protocol,
+    }
 
 
 MEANINGS: dict[str, tuple[str, str, str]] = {  # name -> better, kind, meaning
@@ -155,6 +167,18 @@ DRIFT = (
     "change of pictures of unrelated prompts, same prompt and seed (cosine distance); a style that all prompts take on "
     "changes them by design",
 )
+
+
+def _loss_sets(base: Base, reference: Mapping[str, Captioned], unrelated: list[str], own: Tensor) -> dict[str, LossSet]:
+    """The pictures that the loss is measured on: of each style as many as there is room for, and the base's own."""
+    share = max(1, MOST // len(reference))
+    rows = {style: range(min(share, len(each))) for style, each in reference.items()}
+    pictures = torch.cat([each.pixels(rows[style], base.resolution) for style, each in reference.items()])
+    captions = [each.caption(i) for style, each in reference.items() for i in rows[style]]
+    return {
+        "style": LossSet(pictures, captions, "on held-out pictures of the style with their captions", "other"),
+        "world": LossSet(own, unrelated, "on the untouched base's pictures of unrelated prompts"),
+    }
 
 
 def _two(value: float, base: float) -> dict[str, float]:

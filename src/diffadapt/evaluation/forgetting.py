@@ -1,22 +1,20 @@
-"""Measures of forgetting: in the class, in other things, and in the loss on pictures not trained on.
+"""Measures of forgetting: in the class, and in other things.
 
 Beside every figure of pictures stands its floor: the untouched base drawn again, from other seeds, against itself. What
 is not above the floor is no forgetting.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ..bases import Base
 from ..data.scenes import KIND_OF
 from ..metrics.diversity import diversity
 from ..metrics.drift import drift_features
 from ..metrics.features import Features
 from .figure import figure
-from .held_out_loss import held_out_loss
 from .judge import Judge
 
 
@@ -69,27 +67,3 @@ def about_its_kind(prompts: Sequence[str], noun: str) -> Tensor:
     """(N,) bool: which prompts name a thing of the same kind as a noun of the embedded world; all False for others."""
     kind = KIND_OF.get(noun, noun)
     return torch.tensor([any(KIND_OF.get(word) == kind for word in prompt.split()) for prompt in prompts])
-
-
-@torch.no_grad()
-def losses(base: Base, sets: Mapping[str, tuple[Tensor, Sequence[str]]], *, seed: int) -> dict[str, Tensor]:
-    """Set -> (levels, N) denoising loss of the base as it is adapted now, on (pictures, prompts); paired noise."""
-    return {name: held_out_loss(base, pictures, prompts, seed=seed) for name, (pictures, prompts) in sets.items()}
-
-
-LOSS_SETS = {
-    "concept": "on the subject's own pictures, which it was shown",
-    "class": "on the untouched base's pictures of the plain class",
-    "world": "on the untouched base's pictures of unrelated prompts",
-}
-
-
-def loss_figures(after: Mapping[str, Tensor], before: Mapping[str, Tensor], *, seed: int) -> dict[str, dict[str, Any]]:
-    """By how much the denoising loss of each set rose, over all levels; below 0 it was learned, above forgotten."""
-    return {
-        f"loss_{name}": figure(
-            (after[name] - before[name]).mean(0), None, "lower", f"rise of the denoising loss {pictures}, same noise",
-            seed=seed, kind="other" if name == "concept" else "drift",
-        )
-        for name, pictures in LOSS_SETS.items()
-    }  # fmt: skip

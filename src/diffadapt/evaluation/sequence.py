@@ -8,12 +8,16 @@ import torch
 from torch import Tensor
 
 from ..bases import Base
+from ..data.concept import Concept
 from ..data.picture import open_picture, to_picture, to_tensor, write_png
+from ..data.prompts import drift_prompts
+from ..data.scenes import world_of
 from ..data.sequence_record import SequenceRecord
 from ..files import load_tensors
 from ..metrics import MMD_AS, Features, a_mmd, drift_mmd, f_mmd, kept, kid, mmd_squared, subject_fidelity
 from ..metrics.inception import Inception, inception_features
 from ..sampling.sample import adapted, default_line, generate
+from .held_out_loss import LossSet, losses
 
 
 def sample_all(base: Base, adapter: Path, record: SequenceRecord, count: int, seed: int) -> None:
@@ -38,8 +42,50 @@ def features_after(record: SequenceRecord, encoder: Features, number: int, name:
 
 def pictures_after(record: SequenceRecord, number: int, name: str) -> Tensor:
     """A concept's pictures after a task, (N, 3, H, W) in [0, 1]."""
-    files = sorted(evaluation(record, number, name).glob("*.png"))
-    return torch.stack([to_tensor(open_picture(file)).float() / 255 for file in files])
+    return _read(evaluation(record, number, name))
+
+
+def _read(folder: Path) -> Tensor:
+    return torch.stack([to_tensor(open_picture(file)).float() / 255 for file in sorted(folder.glob("*.png"))])
+
+
+def losses_after(
+    base: Base, adapter: Path, record: SequenceRecord, concept: Concept, count: int, seed: int
+) -> dict[str, Any]:
+    """Denoising losses after the task just learned, mean over five noise levels and pictures, same noise throughout.
+
+    No picture of a past task is kept, so what became of it is asked of the pictures that were drawn of it right after
+    it was learned.
+
+    Args:
+        base: untouched.
+        adapter: after the task.
+        record: with the task as its last one, and its pictures drawn.
+        concept: of the task.
+        count: of the base's own pictures of other things, which are drawn once for all tasks.
+        seed: of pictures and noise.
+
+    Returns:
+        "concept": on its own pictures, and "world": on the base's own of other things, both minus the untouched base's;
+        "drawn": of every concept so far, on the pictures drawn of it right after it was learned
+    """
+    asked, place = drift_prompts(world_of(base), count, seed, without=concept.noun), record.folder / "evaluation/base"
+    for i, prompt in enumerate(asked):
+        if not (place / f"{i:02d}.png").is_file():
+            [pixels] = generate(base, [default_line(base, prompt, seed + i)])
+            write_png(place / f"{i:02d}.png", to_picture(pixels))
+    own = concept.pixels(base.resolution)
+    sets = {"concept": LossSet(own, concept.captions(), ""), "world": LossSet(_read(place), asked, "")}
+    untold = [caption.replace(concept.phrase, concept.noun) for caption in concept.captions()]
+    before = losses(base, sets | {"concept": sets["concept"]._replace(prompts=untold)}, seed=seed)
+    for j, each in enumerate(record.learned):
+        drawn = pictures_after(record, j, each.name)
+        sets[f"drawn {j}"] = LossSet(drawn, [f"a {each.phrase}"] * len(drawn), "")
+    with adapted(base, [(adapter, 1.0)]):
+        after = losses(base, sets, seed=seed)
+    return {name: float((after[name] - before[name]).mean()) for name in before} | {
+        "drawn": [float(after[f"drawn {j}"].mean()) for j in range(len(record.learned))]
+    }
 
 
 def reference(record: SequenceRecord, number: int, which: str = "features") -> Tensor:
@@ -106,7 +152,21 @@ def figures(
             "mmd": MMD_AS,
             "features": encoder.name,
             "pictures": len(at_end[0]),
+            "losses": _losses(record),
         },
         "denoiser_parameters": whole,
         "adapter_bytes": sum(file.stat().st_size for file in (adapter, *record.folder.glob("tasks/*/own.safetensors"))),
+    }
+
+
+def _losses(record: SequenceRecord) -> dict[str, list[float]] | None:
+    """Rise of the loss by task: on its "concept" and on the "world" when it was learned, and of its pictures since."""
+    rows = [each.losses for each in record.learned]
+    if not all(rows):  # begun by an earlier version
+        return None
+    at_end = rows[-1]["drawn"]
+    return {
+        "concept": [row["concept"] for row in rows],
+        "world": [row["world"] for row in rows],
+        "since_learned": [at_end[j] - row["drawn"][j] for j, row in enumerate(rows)],
     }

@@ -11,7 +11,7 @@ after those that are finished: adding a task to a sequence is the same command o
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from ..data.sequence import Task, load_sequence
 from ..data.sequence_record import Learned, SequenceRecord, digest
 from ..errors import Refused
 from ..evaluation.judge import PHOTO_ENCODERS
-from ..evaluation.sequence import figures, sample_all, sample_pairs, score_row
+from ..evaluation.sequence import figures, losses_after, sample_all, sample_pairs, score_row
 from ..files import save_tensors, write_atomic, write_json
 from ..metrics import load_features
 from ..metrics.inception import inception_features, load_inception
@@ -175,6 +175,8 @@ def train_sequence(
             say(warning, quiet=quiet)
         sample_all(base, adapter, record, config.evaluation_pictures, seed)
         record.scores.append(score_row(record, encoder, number))
+        found = losses_after(base, adapter, record, concept, config.evaluation_pictures, seed)
+        record.learned[-1] = replace(record.learned[-1], losses=found)
         record.write()
         shutil.rmtree(place / "checkpoints", ignore_errors=True)
         if number:  # the newest adapter holds all tasks

@@ -132,6 +132,35 @@ def forgetting_plot(run: RunFolder) -> tuple[str, str, Markup] | None:
     return ("What was forgotten and learned, by noise level", caption, plot) if plot else None
 
 
+LOOKS: tuple[Look, ...] = ("first", "second", "third")
+SETS = {  # the sets of `held_out_loss`
+    "concept": "the subject's pictures", "class": "the base's own pictures of the class",
+    "world": "the base's own pictures", "style": "held-out pictures of the style",
+    "pairs": "held-out pairs", "swapped": "with another's signal",
+    "teacher": "the teachers' pictures", "own": "the base's own pictures",
+}  # fmt: skip
+
+
+def held_out_plot(run: RunFolder) -> tuple[str, str, Markup] | None:
+    """(title, caption, plot) of the loss by noise level on pictures not trained on, over that of the untouched base."""
+    found = run.metrics.get("held_out_loss")
+    series = []
+    for (name, losses), look in zip(found.items() if isinstance(found, dict) else (), LOOKS, strict=False):
+        columns = [losses.get(key) for key in ("levels", "base", "adapted")] if isinstance(losses, dict) else [None]
+        points = []
+        for row in zip(*columns, strict=False) if all(isinstance(each, list) for each in columns) else ():
+            level, before, after = map(finite, row)
+            if level is not None and after is not None and before:
+                points.append((level, after / before))
+        series.append(Series(name=SETS.get(name, name), points=points, look=look))
+    plot = line_plot(
+        series, x_label="noise level (share of the steps)", y_label="times the base's loss",
+        description="Held-out denoising loss by noise level, as a multiple of the untouched base's",
+    )  # fmt: skip
+    caption = "Same pictures and noise before and after. Below 1: learned there; above 1: forgotten there."
+    return ("Loss on held-out pictures, by noise level", caption, plot) if plot else None
+
+
 def switch_plot(run: RunFolder) -> tuple[str, str, Markup] | None:
     """(title, caption, plot) of the switch-model curve, where it was measured."""
     found = run.metrics.get("chain_of_forgetting")

@@ -87,6 +87,7 @@ def _figures(record: SequenceRecord, metrics: dict[str, Any]) -> Table:
         ["A_mmd x 1000: from the concepts' own pictures, at the end", _thousand(found["a_mmd"])],
         ["F_mmd x 1000: from the pictures right after learning", _thousand(found["f_mmd"])],
         *_of_inception(found.get("kid_at_end")),
+        *_of_the_loss(record, found.get("losses")),
         ["trained in a task, of the denoiser", f"{100 * share:.3f} %"],
         ["stored, all tasks together", file_size(metrics["adapter_bytes"])],
     ]
@@ -103,6 +104,17 @@ def _of_inception(kids: list[float] | None) -> list[list[Any]]:
     if not kids:
         return []
     return [["KID x 1000 (Inception): from the concepts' own pictures, at the end", 1000 * sum(kids) / len(kids)]]
+
+
+def _of_the_loss(record: SequenceRecord, losses: dict[str, list[float]] | None) -> list[list[Any]]:
+    """A row for each task: what the loss did on its own pictures, on those drawn of it since, and on other things."""
+    if losses is None:
+        return []
+    words = "on its pictures {}, on those drawn of it then {} by the end, on the base's own of other things {}"
+    rises = zip(losses["concept"], losses["since_learned"], losses["world"], strict=True)
+    told = [words.format(*(f"{value:+.4f}" for value in each)) for each in rises]
+    named = [f"rise of the denoising loss, {each.name}" for each in record.learned]
+    return [list(row) for row in zip(named, told, strict=True)]
 
 
 def _thousand(value: float | None) -> float | None:

@@ -157,6 +157,10 @@ def _claim(figure: Figure | None, *, unknown: str, **texts: str) -> Claim | None
 
 
 def _moved_away(distance: Figure | None) -> str:
+    if distance and distance.name.startswith("loss"):
+        low, high = distance.low or 0.0, distance.high or 0.0
+        rose = "rose" if low > 0 else "fell" if high < 0 else "did not change as far as could be measured"
+        return f"its loss on pictures of the base's own {rose}"
     if distance and distance.value == 0 and distance.high == 0:
         return "pictures of unrelated prompts are the base's own"
     if distance and distance.floor is not None and distance.high is not None and distance.high <= distance.floor:
