@@ -1,8 +1,9 @@
 """Are two concepts in a picture? A detector that knows neither the denoiser nor any adapter.
 
-The reader says where the objects are; the probe, which compares subjects, says how much each is like the pictures that
-a concept was shown in. From which likeness on an object counts as the concept is not decided here: perfect renderings
-reach likenesses that no adapter does, so that the claim sets it on what adapters of one concept alone draw.
+The reader says where the objects are; probe and second judge, which compare subjects, each say how much they are like
+the pictures that a concept was shown in. From which likeness on an object counts as the concept is not decided here:
+perfect renderings reach likenesses that no adapter does, so that the claim sets it on what adapters of one concept
+alone draw.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,10 +24,13 @@ from diffadapt.metrics.reader import load_reader
 LEAST = 20  # pixels of an object
 
 
+JUDGES = ("probe", "second")
+
+
 class Found(NamedTuple):
     """What the objects in a picture look like, and where they are."""
 
-    rows: Tensor  # (n, D), unit rows: each object cut out, on grey, as large as it fits
+    rows: dict[str, Tensor]  # judge -> (n, D), unit rows: each object cut out, on grey, as large as it fits
     centres: Tensor  # (n, 2): x, y in pixels
 
 
@@ -42,24 +46,25 @@ class Detector:
 
     def __init__(self, base: Base, emoji: Path, styles: Mapping[str, str], kept: Path) -> None:
         self.base, self.emoji, self.styles, self.kept = base, emoji, styles, kept
-        self.reader, self.encoder = load_reader(), load_features("probe")
+        self.reader, self.encoders = load_reader(), {name: load_features(name) for name in JUDGES}
 
     def find(self, pictures: Tensor) -> list[Found]:
         """The objects in each picture (N, 3, 64, 64)."""
         return [self.objects(picture) for picture in pictures]
 
-    def likeness(self, pictures: Sequence[Found], noun: str) -> list[list[float]]:
-        """How much each object in each picture is like a concept."""
-        mine = self.concept(noun)
-        return [[round(value, 4) for value in (found.rows @ mine).tolist()] for found in pictures]
+    def likeness(self, pictures: Sequence[Found], noun: str, judge: str) -> list[list[float]]:
+        """How much each object in each picture is like a concept, as a judge sees it."""
+        mine = self.concept(noun)[judge]
+        return [[round(value, 4) for value in (found.rows[judge] @ mine).tolist()] for found in pictures]
 
-    def concept(self, noun: str) -> Tensor:
-        """The unit row (D,) of a concept."""
+    def concept(self, noun: str) -> dict[str, Tensor]:
+        """Judge -> the unit row (D,) of a concept."""
         file = self.kept / f"{noun}.safetensors"
         if not file.exists():
-            shown = torch.cat([found.rows for found in self.find(self.scenes([noun], 16, seed=1))])
-            save_tensors(file, {"row": F.normalize(shown.mean(0), dim=0)}, {})
-        return load_tensors(file)[0]["row"]
+            shown = self.find(self.scenes([noun], 16, seed=1))
+            rows = {judge: torch.cat([found.rows[judge] for found in shown]).mean(0) for judge in JUDGES}
+            save_tensors(file, {judge: F.normalize(row, dim=0) for judge, row in rows.items()}, {})
+        return load_tensors(file)[0]
 
     def scenes(self, nouns: Sequence[str], count: int, *, seed: int) -> Tensor:
         """Rendered scenes of one noun or two, as the autoencoder gives them back."""
@@ -76,10 +81,11 @@ class Detector:
         layers = self.reader.read(picture[None]).layers[0]
         masks = [layers == layer for layer in (1, 2) if (layers == layer).sum() >= LEAST]
         if not masks:
-            return Found(torch.empty(0, self.encoder.subjects(picture[None]).shape[1]), torch.empty(0, 2))
+            empty = {name: each.subjects(picture[None])[:0] for name, each in self.encoders.items()}
+            return Found(empty, torch.empty(0, 2))
         cut = torch.stack([cut_out(picture, mask) for mask in masks])
         centres = torch.stack([mask.nonzero().float().mean(0).flip(0) for mask in masks])
-        return Found(self.encoder.subjects(cut), centres)
+        return Found({name: each.subjects(cut) for name, each in self.encoders.items()}, centres)
 
 
 def relation(

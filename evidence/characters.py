@@ -25,7 +25,8 @@ def learn(context: Context, method: Method, *, rate: float, count: int, seed: in
     )  # fmt: skip
     found = run.metrics["sequence"]
     names = ("scores", "average", "forgetting", "forgetting_from_best", "mmd_at_end", "mmd_since_learned")
-    return {name: found[name] for name in names} | {"bytes": run.metrics["adapter_bytes"]}
+    by_probe, by_second = ({name: seen[name] for name in names} for seen in (found, found["second"]))
+    return by_probe | {"second": by_second, "bytes": run.metrics["adapter_bytes"]}
 
 
 def seconds_of(count: int) -> float:
@@ -38,9 +39,9 @@ def column(runs: list[Finished], name: str) -> Tensor:
     return torch.tensor([[float(each.scores[name])] for each in runs])
 
 
-def by_concept(runs: list[Finished], name: str) -> Tensor:
+def by_concept(runs: list[Finished], name: str, *, second: bool = False) -> Tensor:
     """(concepts, seeds) of 1000 times an MMD: "mmd_at_end" (A_mmd is its mean) or "mmd_since_learned" (F_mmd)."""
-    return 1000 * torch.tensor([each.scores[name] for each in runs]).T
+    return 1000 * torch.tensor([(each.scores["second"] if second else each.scores)[name] for each in runs]).T
 
 
 def fabricated(average: float, at_end: float, since: float, generator: torch.Generator | None = None) -> dict[str, Any]:
@@ -50,7 +51,10 @@ def fabricated(average: float, at_end: float, since: float, generator: torch.Gen
         noise = torch.zeros(count) if generator is None else 0.05 * torch.randn(count, generator=generator)
         return (value * (1 + noise)).tolist()
 
-    return {
-        "scores": [], "average": average, "forgetting": since, "forgetting_from_best": since, "bytes": 100_000,
-        "mmd_at_end": scattered(at_end, TASKS), "mmd_since_learned": scattered(since, TASKS - 1),
-    }  # fmt: skip
+    def seen() -> dict[str, Any]:
+        return {
+            "scores": [], "average": average, "forgetting": since, "forgetting_from_best": since,
+            "mmd_at_end": scattered(at_end, TASKS), "mmd_since_learned": scattered(since, TASKS - 1),
+        }  # fmt: skip
+
+    return seen() | {"second": seen(), "bytes": 100_000}

@@ -8,7 +8,7 @@ from characters import KEYS_AND_VALUES, SHORT, TASKS, TUNING_SEED, by_concept, c
 from diffadapt.adapters import CLoRA, LoRA, Method, Selective, Token
 from diffadapt.evidence import Claim, Comparison, Context, Design, Results, Settings, Table, Unit, Verdict, tuned
 from diffadapt.metrics import interval_of_nested_mean, interval_of_nested_ratio
-from diffadapt.report.finding import claimed_better, goal, in_a_sentence, within
+from diffadapt.report.finding import claimed_better, confirmed, goal, in_a_sentence, within
 
 RANK = 8
 # name -> title, what is tuned and its three values (lambda at a fixed rate, or the rate); all have as many trials
@@ -67,33 +67,39 @@ def run(unit: Unit, context: Context) -> dict[str, Any]:
 def judge(results: Results) -> Verdict:
     tested = {name: results.where(stage="test", contender=name) for name in CONTENDERS}
     others = [name for name in CONTENDERS if name != "c_lora"]
-    mine, level = by_concept(tested["c_lora"], "mmd_at_end"), 1 - 0.05 / len(others)
-    nearer = [
-        Comparison(
+    level = 1 - 0.05 / len(others)
+
+    def less(name: str, second: bool) -> Comparison:
+        mine, other = (by_concept(tested[each], "mmd_at_end", second=second) for each in ("c_lora", name))
+        return Comparison(
             name=f"1000 A_mmd of C-LoRA minus that of {CONTENDERS[name][0]},", margin=0.1, more_is_better=False,
-            interval=interval_of_nested_mean(mine - by_concept(tested[name], "mmd_at_end"), level=level),
-        )
-        for name in others
-    ]  # fmt: skip
+            interval=interval_of_nested_mean(mine - other, level=level),
+        )  # fmt: skip
+
+    nearer, by_second = ([less(name, second) for name in others] for second in (False, True))
     ratio = interval_of_nested_ratio(
         by_concept(tested["c_lora"], "mmd_since_learned"), by_concept(tested["lora"], "mmd_since_learned")
     )
     best = [each.not_worse for each in nearer]
     sentence = f"F_mmd over that of LoRA one after another: {ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]; "
     return Verdict(
-        paper=claimed_better(nearer),
+        paper=confirmed(claimed_better(nearer), by_second),
         goal=goal([within(ratio, high=1 / 3), *best], sentence + in_a_sentence(nearer)),
         comparisons=nearer,
         tables=[
             Table(
                 title=f"{TASKS} characters in sequence",
-                columns=["contender", "A_N", "F_N", "from the best", "1000 A_mmd", "1000 F_mmd", "bytes"],
+                columns=["contender", "A_N", "F_N", "from the best", "1000 A_mmd", "second judge", "1000 F_mmd",
+                         "second judge", "bytes"],
                 rows=[
                     [
                         CONTENDERS[name][0],
                         *(interval_of_nested_mean(column(runs, each)) for each in FIGURES),
-                        interval_of_nested_mean(by_concept(runs, "mmd_at_end")),
-                        interval_of_nested_mean(by_concept(runs, "mmd_since_learned")),
+                        *(
+                            interval_of_nested_mean(by_concept(runs, figure, second=second))
+                            for figure in ("mmd_at_end", "mmd_since_learned")
+                            for second in (False, True)
+                        ),
                         f"{runs[0].scores['bytes']:,}",
                     ]
                     for name, runs in tested.items()

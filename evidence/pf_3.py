@@ -6,12 +6,12 @@ adapters of that one concept: a bar that adapters can reach, the same for all of
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pf_2
 import torch
-from both_present import Detector, relation
+from both_present import JUDGES, Detector, relation
 from concepts import SAMPLING_STEPS
 from contact_sheet import write_sheet
 from subjects import SUBJECTS, by_subject, mean
@@ -34,7 +34,7 @@ from diffadapt.evidence import (
     Verdict,
 )
 from diffadapt.metrics import Interval, interval_of_nested_mean, interval_of_nested_ratio
-from diffadapt.report.finding import claimed_better, goal, within
+from diffadapt.report.finding import claimed_better, confirmed, goal, within
 from diffadapt.sampling.sample import adapted, default_line, generate
 
 PAIRS = (
@@ -87,8 +87,8 @@ def run(unit: Unit, context: Context) -> dict[str, Any]:
     detector = Detector(context.base, context.data / "emoji", SUBJECTS, context.shared / "detector")
     if unit["stage"] == "alone":
         found = detector.find(drawn_alone(context, unit["subject"], unit["contender"], unit["rate"], unit["seed"]))
-        likeness = detector.likeness(found, unit["subject"])
-        return {"best": [max(objects, default=-1.0) for objects in likeness]}
+        likeness = {judge: detector.likeness(found, unit["subject"], judge) for judge in JUDGES}
+        return {"best": {judge: [max(objects, default=-1.0) for objects in each] for judge, each in likeness.items()}}
     pair = unit["pair"].split()
     if unit["stage"] == "check":  # what the detector finds in scenes that have both, or one and something else
         others = [noun for noun in SUBJECTS if noun not in pair][:6]
@@ -99,10 +99,10 @@ def run(unit: Unit, context: Context) -> dict[str, Any]:
 
 
 def seen(detector: Detector, pictures: torch.Tensor, pair: Sequence[str]) -> dict[str, Any]:
-    """Raw: the likeness of every object in every picture to both concepts, and where it is."""
+    """Raw: by both judges the likeness of every object in every picture to both concepts, and where it is."""
     found = detector.find(pictures)
     return {
-        "likeness": [detector.likeness(found, noun) for noun in pair],
+        "likeness": {judge: [detector.likeness(found, noun, judge) for noun in pair] for judge in JUDGES},
         "centres": [[[round(x, 1) for x in centre] for centre in each.centres.tolist()] for each in found],
     }
 
@@ -164,42 +164,58 @@ def draw_sheet(unit: Unit, context: Context) -> str:
     return write_sheet(context.pictures / "pairs.png", rows)
 
 
-def bars_of(results: Results) -> dict[str, float]:
-    """Subject -> the likeness from which an object counts as it."""
+def bars_of(results: Results, judge: str) -> dict[str, float]:
+    """Subject -> the likeness from which an object counts as it, as a judge sees it."""
     bars = {}
     for noun in {noun for pair in PAIRS for noun in pair}:
-        reached = [value for each in results.where(stage="alone", subject=noun) for value in each.scores["best"]]
+        reached = [value for each in results.where(stage="alone", subject=noun) for value in each.scores["best"][judge]]
         bars[noun] = float(np.quantile(reached, REACHED))
     return bars
 
 
-def relations(scores: Mapping[str, Any], pair: str, bars: Mapping[str, float]) -> list[str | None]:
+def relations(scores: Mapping[str, Any], pair: str, bars: Mapping[str, float], judge: str) -> list[str | None]:
     """Of every picture how the first concept stands to the second; None where one of them is missing."""
     first, second = pair.split()
-    rows = zip(*scores["likeness"], scores["centres"], strict=True)
+    rows = zip(*scores["likeness"][judge], scores["centres"], strict=True)
     return [relation(one, other, centres, bars[first], bars[second]) for one, other, centres in rows]
 
 
-def judge(results: Results) -> Verdict:
-    bars = bars_of(results)
+class Seen(NamedTuple):
+    """What a judge sees: tests with what was found in each, shares by contender, comparisons, and its own checks."""
+
+    runs: list[Finished]
+    rates: dict[str, torch.Tensor]
+    gains: list[Comparison]
+    right: float
+    wrong: float
+
+
+def seen_by(results: Results, judge: str) -> Seen:
+    bars = bars_of(results, judge)
     runs = []
     for each in results.where(stage="test"):
-        found = relations(each.scores, each.unit["pair"], bars)
+        found = relations(each.scores, each.unit["pair"], bars, judge)
         unit = {**each.unit, "subject": each.unit["pair"]}
         runs.append(Finished(unit, {**each.scores, "found": found}, each.seconds))
     rates = {name: by_subject(runs, name, lambda each: share(each.scores["found"])) for name in TITLES}
-    baselines = [name for name in TITLES if name != "perfusion"]
     gains = [
         Comparison(
             name=f"share of pictures with both concepts, Perfusion minus {TITLES[name]}", margin=0.03,
             interval=interval_of_nested_mean(rates["perfusion"] - rates[name], level=LEVEL),
         )
-        for name in baselines
+        for name in TITLES
+        if name != "perfusion"
     ]  # fmt: skip
-    checked = {
-        key: mean([share(relations(e.scores[key], e.unit["pair"], bars)) for e in results.where(stage="check")])
+    right, wrong = (
+        mean([share(relations(e.scores[key], e.unit["pair"], bars, judge)) for e in results.where(stage="check")])
         for key in ("right", "wrong")
-    }
+    )
+    return Seen(runs, rates, gains, right, wrong)
+
+
+def judge(results: Results) -> Verdict:
+    baselines = [name for name in TITLES if name != "perfusion"]
+    (runs, rates, gains, right, wrong), (_, seconds, by_second, *_) = (seen_by(results, judge) for judge in JUDGES)
     best = max(baselines, key=lambda name: float(rates[name].mean()))
     if rates[best].sum() == 0:  # any share above nothing is more than twice
         twice, told_twice = within(gains[baselines.index(best)].interval, low=1e-9), "No baseline drew both even once."
@@ -208,8 +224,8 @@ def judge(results: Results) -> Verdict:
         top = f"{ratio.high:.2f}" if ratio.high < 1000 else "no bound"
         twice = within(ratio, low=2)
         told_twice = f"Over that of {TITLES[best]}: {ratio.value:.2f} [{ratio.low:.2f}, {top}]."
-    lesser = means(runs, lambda each: mean(nearest(each.scores["likeness"])))
-    apart = means(runs, lambda each: mean(opposed(each.scores["likeness"])))
+    lesser = means(runs, lambda each: mean(nearest(each.scores["likeness"][JUDGES[0]])))
+    apart = means(runs, lambda each: mean(opposed(each.scores["likeness"][JUDGES[0]])))
 
     def asked(name: str, wanted: str) -> Interval:
         """Share of the pictures that were asked for with one relation in which the concepts stand so."""
@@ -220,16 +236,19 @@ def judge(results: Results) -> Verdict:
 
     shares = means(runs, lambda each: share(each.scores["found"]))
     return Verdict(
-        paper=claimed_better(gains),
+        paper=confirmed(claimed_better(gains), by_second),
         goal=goal([twice], told_twice),
         comparisons=gains,
         tables=[
             Table(
                 title="Both concepts in the picture",
-                columns=["contender", "share", "side by side as asked", "above as asked"],
-                rows=[[TITLES[n], shares[n], *(asked(n, each) for each in RELATIONS)] for n in TITLES],
-                note=f"The detector finds both in {checked['right']:.0%} of rendered scenes that have both, and in "
-                f"{checked['wrong']:.0%} of those with one of them and something else.",
+                columns=["contender", "share", "second judge", "side by side as asked", "above as asked"],
+                rows=[
+                    [TITLES[n], shares[n], interval_of_nested_mean(seconds[n]), *(asked(n, each) for each in RELATIONS)]
+                    for n in TITLES
+                ],
+                note=f"The detector finds both in {right:.0%} of rendered scenes that have both, and in {wrong:.0%} of "
+                "those with one of them and something else.",
             ),
             Table(
                 title="How nearly, without a bar",
@@ -264,15 +283,19 @@ def fabricated(unit: Unit, rate: float, generator: torch.Generator | None) -> di
     if unit["stage"] == "pictures":
         return {"picture": ""}
     if unit["stage"] == "alone":
-        return {"best": [0.7] * len(GROUNDS)}
+        return {"best": {judge: [0.7] * len(GROUNDS) for judge in JUDGES}}
 
     def pictures(share_of_both: float) -> dict[str, Any]:
         n = len(PROMPTS)
         even = [(i + 0.5) / n for i in range(n)]
-        draws = torch.rand(n, generator=generator).tolist() if generator else even
-        both = [0.8 if draw < share_of_both else 0.1 for draw in draws]
+
+        def likeness() -> list[list[list[float]]]:
+            draws = torch.rand(n, generator=generator).tolist() if generator else even
+            both = [0.8 if draw < share_of_both else 0.1 for draw in draws]
+            return [[[0.8, 0.1]] * n, [[0.1, each] for each in both]]
+
         centres = [[[10.0, 30.0], [40.0, 30.0]] if r == "next to" else [[30.0, 10.0], [30.0, 40.0]] for r, _ in PROMPTS]
-        return {"likeness": [[[0.8, 0.1]] * n, [[0.1, each] for each in both]], "centres": centres}
+        return {"likeness": {judge: likeness() for judge in JUDGES}, "centres": centres}
 
     if unit["stage"] == "check":
         return {"right": pictures(1.0), "wrong": pictures(0.0)}
@@ -324,5 +347,5 @@ CLAIM = Claim(
     null=null,
     oracle=oracle,
     uses=("PF-2",),
-    measures=2,
+    measures=3,
 )

@@ -2,12 +2,24 @@
 
 from typing import Any
 
-from drawn import CONTENDERS, RATES, STYLES, TUNED_ON, best_rates, both, fabricated, pictures, scores_of, table
+from drawn import (
+    CONTENDERS,
+    RATES,
+    STYLES,
+    TUNED_ON,
+    best_rates,
+    both,
+    fabricated,
+    pictures,
+    scores_of,
+    seen_by_second,
+    table,
+)
 from torch import Generator
 
 from diffadapt.evidence import Claim, Context, Design, Results, Settings, Unit, Verdict
 from diffadapt.recipes.style import train_style
-from diffadapt.report.finding import claimed_better, goal
+from diffadapt.report.finding import claimed_better, confirmed, goal
 
 STEPS = 300
 
@@ -39,7 +51,7 @@ def run(unit: Unit, context: Context) -> dict[str, Any]:
 def judge(results: Results) -> Verdict:
     found = both(results)
     return Verdict(
-        paper=claimed_better(found),
+        paper=confirmed(claimed_better(found), seen_by_second(results)),
         goal=goal([each.not_worse for each in found], "; ".join(map(str, found)) + "."),
         comparisons=found,
         tables=[table(results, "Eight styles, 30 pictures each")],

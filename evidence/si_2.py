@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from drawn import CONTENDERS, STYLES, best_rates, both, fabricated, pictures, scores_of, table
+from drawn import CONTENDERS, STYLES, best_rates, both, fabricated, pictures, scores_of, seen_by_second, table
 from torch import Generator
 
 from diffadapt.adapters import load_adapter
@@ -13,7 +13,7 @@ from diffadapt.evaluation.routing import routing_by_style
 from diffadapt.evidence import Claim, Context, Design, Finished, Results, Settings, Unit, Verdict
 from diffadapt.metrics import interval_of_nested_mean
 from diffadapt.recipes.style import train_style
-from diffadapt.report.finding import claimed_better, goal, within
+from diffadapt.report.finding import claimed_better, confirmed, goal, within
 
 STEPS = 1200
 BITS = 0.5  # of log2(4) = 2 that the first choice may know of the style
@@ -73,7 +73,7 @@ def judge(results: Results) -> Verdict:
     bits = interval_of_nested_mean(torch.tensor(routed)[:, None])
     sentence = "; ".join(map(str, found)) + f"; the first choice knows {bits.value:.2f} bits of the style."
     return Verdict(
-        paper=claimed_better(found),
+        paper=confirmed(claimed_better(found), seen_by_second(tests)),
         goal=goal([*(each.not_worse for each in found), within(bits, low=BITS)], sentence),
         comparisons=found,
         tables=[table(tests, "Eight styles in one adapter")],

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from drawn import CONTENDERS, STYLES, best_rates, both, fabricated, pictures, scores_of, table
+from drawn import CONTENDERS, STYLES, best_rates, both, fabricated, pictures, scores_of, seen_by_second, table
 from second_encoder import translated, with_second_encoder
 from torch import Generator
 
@@ -14,7 +14,7 @@ from diffadapt.evaluation.evaluate_style import evaluate_style
 from diffadapt.evidence import Claim, Context, Design, Results, Settings, Unit, Verdict
 from diffadapt.recipes.distill import train_distill
 from diffadapt.recipes.style import train_style
-from diffadapt.report.finding import claimed_better, goal
+from diffadapt.report.finding import claimed_better, confirmed, goal
 
 TAUGHT = STYLES[:4]
 ENCODERS = ("same", "other")
@@ -72,8 +72,13 @@ def judge(results: Results) -> Verdict:
         for encoder in ENCODERS
         for each in both(results, level=1 - 0.05 / 4, title=f" ({encoder} text encoder)", encoder=encoder)
     ]
+    second = [
+        each
+        for encoder in ENCODERS
+        for each in seen_by_second(results, level=1 - 0.05 / 4, title=f" ({encoder} text encoder)", encoder=encoder)
+    ]
     return Verdict(
-        paper=claimed_better(found),
+        paper=confirmed(claimed_better(found), second),
         goal=goal([each.not_worse for each in found], "; ".join(map(str, found)) + "."),
         comparisons=found,
         tables=[table(results, f"Teacher with {encoder} text encoder", encoder=encoder) for encoder in ENCODERS],

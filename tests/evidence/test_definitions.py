@@ -2,10 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from diffadapt.evidence import Finished, Results, Settings, claim_names, load_claim
+from diffadapt.evidence import Finished, Results, Settings, claim_names, load_claim, simulated
 from diffadapt.evidence.results import identity
 
 FOLDER = Path(__file__).parents[2] / "evidence"
@@ -28,6 +29,33 @@ def test_units_are_flat_distinct_and_the_same_every_time(name: str):
     assert units and len({identity(unit) for unit in units}) == len(units)
     assert all(isinstance(value, str | int | float) for unit in units for value in unit.values())
     assert json.dumps(units) == json.dumps(list(claim.units(Results(), Settings())))
+
+
+def blind(name: str, scores: dict[str, Any]) -> dict[str, Any]:
+    """Scores of which the second judge sees the same, whoever trained."""
+    if name.startswith("SI"):
+        styles = {style: blind("SI-1", each) for style, each in scores.get("styles", {}).items()}
+        return {**scores, "style_second": 0.5, "styles": styles}
+    if name.startswith("CL"):
+        same = {**scores["second"], "mmd_at_end": [1e-3] * 10, "mmd_since_learned": [1e-3] * 9}
+        return {**scores, "second": same}
+    if "likeness" not in scores:
+        return scores
+    return {**scores, "likeness": {**scores["likeness"], "second": [[[0.1, 0.1]] * 12] * 2}}
+
+
+@pytest.mark.parametrize("name", ["SI-1", "SI-2", "SI-3", "SI-4", "CL-1", "CL-2", "PF-3"])
+def test_what_the_probe_alone_sees_is_undecided(name: str):
+    claim, ideal = load_claim(FOLDER, name), simulated(FOLDER, name, Settings())
+    assert claim.judge(ideal).paper.status == "reproduced"
+    used = {
+        each: Results([Finished(one.unit, blind(each, one.scores), 1.0) for one in ideal.of(each)])
+        for each in claim.uses
+        if each[:2] == name[:2] and each[:2] != "PF"
+    }
+    blinded = Results([Finished(each.unit, blind(name, each.scores), 1.0) for each in ideal], {**ideal.used, **used})
+    found = claim.judge(blinded).paper
+    assert found.status == "undecided" and "The second judge does not agree" in found.sentence
 
 
 def oft_1(cosine_change_of_oft: float) -> Results:

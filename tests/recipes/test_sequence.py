@@ -68,7 +68,10 @@ def test_a_sequence_leaves_its_record_pictures_scores_and_report_and_no_training
     assert not list(run.folder.rglob("checkpoints")) and not list(run.folder.rglob("cache"))
     found = run.metrics["sequence"]
     assert {"average", "forgetting", "forgetting_from_best", "a_mmd", "f_mmd", "mmd", "features"} <= found.keys()
+    second = found["second"]  # a judge that shares nothing with the probe, on the same pictures
+    assert len(second["mmd_at_end"]) == 2 and second["average"] != found["average"]
     page = (run.folder / "report.html").read_text(encoding="utf-8")
+    assert "A_mmd x 1000, second judge" in page
     assert page.count("<img") == 4 and "after otto" in page
     method, _, tokens, _, _ = read_adapter(run.adapter)
     assert method == METHOD and list(tokens) == ["<mia>", "<otto>"]

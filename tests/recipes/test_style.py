@@ -125,6 +125,7 @@ def test_a_run_learns_measures_and_resumes_to_the_same_bits(tiny_v_base, folder,
     run = train_style(tiny_v_base, styles, out=tmp_path / "whole", **settings)
     assert set(run.metrics["values"]) == {
         "style_distance",
+        "style_distance (second)",
         "text_alignment",
         "content_kept",
         "style_fid",

@@ -1,7 +1,8 @@
 """Measures what an adapted base learned of styles, and whether it still follows the prompt.
 
 Protocol: pictures from the captions of held-out pictures of each style, same seeds for the base and the adapted base.
-`style_distance` compares their texture statistics with the held-out pictures' own; alignment is that of picture and
+`style_distance` compares their texture statistics with the held-out pictures' own, as two networks see them where the
+base is of the embedded world; alignment is that of picture and
 caption; drift is what changed on prompts that have nothing to do with the style. One style that all prompts should
 take on drifts by design; of many that captions name, what they do not name should stay. The denoising loss is measured
 on held-out pictures of the styles and on the base's own pictures of unrelated prompts, with the same noise.
@@ -30,6 +31,7 @@ from ..metrics.preference import STAND_IN, load_preference
 from ..metrics.style import content_kept, style_distance
 from ..progress import Steps
 from ..sampling.sample import adapted, default_line, generate
+from .agreement import SECOND
 from .held_out_loss import MOST, LossSet, loss_by_level, loss_figures, losses
 
 
@@ -93,7 +95,8 @@ def evaluate_style(
             after = {name: torch.stack(generate(base, each, bar=bar)) for name, each in lines.items()}
             lost = losses(base, sets, seed=seed)
 
-    rows: dict[str, dict[str, tuple[Tensor, Tensor]]] = {"style_distance": {}, "text_alignment": {}}  # (adapted, base)
+    second = load_features(SECOND, device=base.device) if base.world and encoder.name != SECOND else None
+    rows: dict[str, dict[str, tuple[Tensor, Tensor]]] = {name: {} for name in MEANINGS}  # (adapted, base)
     distances: dict[str, tuple[float, float]] = {}
     kept: dict[str, Tensor] = {}
     for style, each in reference.items():
@@ -101,6 +104,9 @@ def evaluate_style(
         pair = (after[style], before[style])
         maps = encoder.maps(own)
         rows["style_distance"][style] = _pair(style_distance(encoder.maps(made), maps) for made in pair)
+        if second:
+            theirs = second.maps(own)
+            rows[BY_SECOND][style] = _pair(style_distance(second.maps(made), theirs) for made in pair)
         seen, target = [encoder.pictures(made) for made in pair], encoder.pictures(own)
         kept[style] = content_kept(*seen).float()
         texts = encoder.texts(prompts[style])
@@ -112,7 +118,9 @@ def evaluate_style(
 
     groups = torch.arange(len(reference)).repeat_interleave(most) if len(reference) > 1 else None
     values = {}
-    for name, about in MEANINGS.items():
+    rows = {name: each for name, each in rows.items() if each}
+    for name in rows:
+        about = MEANINGS[name]
         made, plain = (torch.cat(each) for each in zip(*rows[name].values(), strict=True))
         values[name] = _value(made, plain, *about, groups, seed)
     values["content_kept"] = _value(torch.cat([*kept.values()]), None, *KEPT, groups, seed)
@@ -147,12 +155,11 @@ def evaluate_style(
     }
 
 
+GRAM = "distance of the Gram matrices to the mean of the style's held-out pictures, as a share of that mean"
+BY_SECOND = f"style_distance ({SECOND})"
 MEANINGS: dict[str, tuple[str, str, str]] = {  # name -> better, kind, meaning
-    "style_distance": (
-        "lower",
-        "fidelity",
-        "distance of the Gram matrices to the mean of the style's held-out pictures, as a share of that mean",
-    ),
+    "style_distance": ("lower", "fidelity", GRAM),
+    BY_SECOND: ("lower", "fidelity", f"{GRAM}, as the second judge sees it"),
     "text_alignment": ("near base", "alignment", "does the picture show what its caption says (cosine)"),
 }
 KEPT = (

@@ -17,6 +17,7 @@ from ..files import load_tensors
 from ..metrics import MMD_AS, Features, a_mmd, drift_mmd, f_mmd, kept, kid, mmd_squared, subject_fidelity
 from ..metrics.inception import Inception, inception_features
 from ..sampling.sample import adapted, default_line, generate
+from .agreement import SECOND
 from .held_out_loss import LossSet, losses
 
 
@@ -88,16 +89,16 @@ def losses_after(
     }
 
 
-def reference(record: SequenceRecord, number: int, which: str = "features") -> Tensor:
-    """Features (N, D) of the pictures that a task was learned from: the encoder's, or "inception"."""
-    return load_tensors(record.place(number, record.learned[number].name) / "reference.safetensors")[0][which]
+def reference(record: SequenceRecord, number: int) -> dict[str, Tensor]:
+    """Features (N, D) of a task's own pictures by who saw them: "features" of the encoder, "second", "inception"."""
+    return load_tensors(record.place(number, record.learned[number].name) / "reference.safetensors")[0]
 
 
-def score_row(record: SequenceRecord, encoder: Features, number: int) -> list[float]:
-    """R[number, j] for every task so far: subject fidelity."""
+def score_row(record: SequenceRecord, encoder: Features, number: int, which: str = "features") -> list[float]:
+    """R[number, j] for every task up to that: subject fidelity, as the encoder sees it whose features are `which`."""
     return [
-        subject_fidelity(features_after(record, encoder, number, each.name), reference(record, j)).mean().item()
-        for j, each in enumerate(record.learned)
+        subject_fidelity(features_after(record, encoder, number, each.name), reference(record, j)[which]).mean().item()
+        for j, each in enumerate(record.learned[: number + 1])
     ]
 
 
@@ -117,7 +118,7 @@ def kid_at_end(record: SequenceRecord, inception: Inception) -> list[float]:
     """Of each concept the KID between the pictures that it was learned from and those after the last task."""
     last = len(record.learned) - 1
     return [
-        kid(reference(record, j, "inception"), inception_features(inception, pictures_after(record, last, each.name)))
+        kid(reference(record, j)["inception"], inception_features(inception, pictures_after(record, last, each.name)))
         .mean()
         .item()
         for j, each in enumerate(record.learned)
@@ -125,37 +126,58 @@ def kid_at_end(record: SequenceRecord, inception: Inception) -> list[float]:
 
 
 def figures(
-    base: Base, record: SequenceRecord, encoder: Features, inception: Inception | None = None
+    base: Base,
+    record: SequenceRecord,
+    encoder: Features,
+    inception: Inception | None = None,
+    second: Features | None = None,
 ) -> dict[str, Any]:
-    """The figures of a sequence for `metrics.json`."""
-    count = len(record.learned)  # of tasks
-    scores = torch.zeros(count, count)
-    for i, row in enumerate(record.scores):
-        scores[i, : len(row)] = torch.tensor(row)
+    """The figures of a sequence for `metrics.json`, those of a second judge under "second"."""
     names = [each.name for each in record.learned]
-    at_end = [features_after(record, encoder, count - 1, name) for name in names]
-    when_learned = [features_after(record, encoder, j, name) for j, name in enumerate(names)]
-    references = [reference(record, j) for j in range(count)]
     enough = all(len(each.contents) > 1 for each in record.learned)  # one picture has no unbiased distance
     adapter = record.folder / "adapter.safetensors"
     whole = sum(parameter.numel() for parameter in base.denoiser.parameters())
     return {
         "sequence": {
             "tasks": names,
-            "scores": record.scores,
-            **asdict(kept(scores)),
-            "a_mmd": a_mmd(references, at_end) if enough else None,
-            "f_mmd": f_mmd(when_learned, at_end),
-            "mmd_at_end": [mmd_squared(a, b) for a, b in zip(references, at_end, strict=True)] if enough else None,
-            "mmd_since_learned": [drift_mmd(a, b) for a, b in zip(when_learned, at_end, strict=True)][:-1],
+            **_seen_by(record, encoder, "features", record.scores),
             "kid_at_end": kid_at_end(record, inception) if inception and enough else None,
             "mmd": MMD_AS,
             "features": encoder.name,
-            "pictures": len(at_end[0]),
+            "pictures": len(pictures_after(record, len(names) - 1, names[0])),
             "losses": _losses(record),
+            "second": _seen_by(record, second, SECOND) if second else None,
         },
         "denoiser_parameters": whole,
         "adapter_bytes": sum(file.stat().st_size for file in (adapter, *record.folder.glob("tasks/*/own.safetensors"))),
+    }
+
+
+def _seen_by(
+    record: SequenceRecord, encoder: Features, which: str, rows: list[list[float]] | None = None
+) -> dict[str, Any] | None:
+    """Scores, what was kept, and distances as one encoder sees them; `rows` are the scores where they are known.
+
+    None where a task's own pictures, which are not kept, were not shown to it: the sequence was begun without it.
+    """
+    names, count = [each.name for each in record.learned], len(record.learned)
+    if any(which not in reference(record, j) for j in range(count)):
+        return None
+    rows = rows or [score_row(record, encoder, i, which) for i in range(count)]
+    scores = torch.zeros(count, count)
+    for i, row in enumerate(rows):
+        scores[i, : len(row)] = torch.tensor(row)
+    at_end = [features_after(record, encoder, count - 1, name) for name in names]
+    when_learned = [features_after(record, encoder, j, name) for j, name in enumerate(names)]
+    references = [reference(record, j)[which] for j in range(count)]
+    enough = all(len(each.contents) > 1 for each in record.learned)
+    return {
+        "scores": rows,
+        **asdict(kept(scores)),
+        "a_mmd": a_mmd(references, at_end) if enough else None,
+        "f_mmd": f_mmd(when_learned, at_end),
+        "mmd_at_end": [mmd_squared(a, b) for a, b in zip(references, at_end, strict=True)] if enough else None,
+        "mmd_since_learned": [drift_mmd(a, b) for a, b in zip(when_learned, at_end, strict=True)][:-1],
     }
 
 

@@ -27,6 +27,7 @@ from ..data.concept import Concept
 from ..data.sequence import Task, load_sequence
 from ..data.sequence_record import Learned, SequenceRecord, digest
 from ..errors import Refused
+from ..evaluation.agreement import SECOND
 from ..evaluation.judge import PHOTO_ENCODERS
 from ..evaluation.sequence import figures, losses_after, sample_all, sample_pairs, score_row
 from ..files import save_tensors, write_atomic, write_json
@@ -142,6 +143,7 @@ def train_sequence(
     write_run_file(folder, base, dump_toml(job))
     name = config.evaluation_features or ("probe" if base.world else PHOTO_ENCODERS[1])
     encoder = load_features(name, device=base.device)
+    second = load_features(SECOND, device=base.device) if base.world and name == "probe" else None
     inception = load_inception(config.evaluation_inception) if config.evaluation_inception else None
 
     for task, concept in zip(waiting, concepts, strict=True):
@@ -160,6 +162,8 @@ def train_sequence(
         if config.merge_apart:
             merge(base, record, adapter)
         references = {"features": encoder.subjects(concept.pixels(base.resolution))}
+        if second:
+            references[SECOND] = second.subjects(concept.pixels(base.resolution))
         if inception:
             references["inception"] = inception_features(inception, concept.pixels(base.resolution))
         save_tensors(place / "reference.safetensors", references, {"encoder": encoder.name})
@@ -186,7 +190,7 @@ def train_sequence(
     write_atomic(folder / "adapter.safetensors", last.read_bytes())
     if config.pairs:
         sample_pairs(base, record, config.pairs, seed)
-    metrics = figures(base, record, encoder, inception) | {"seconds_total": round(time.time() - started, 1)}
+    metrics = figures(base, record, encoder, inception, second) | {"seconds_total": round(time.time() - started, 1)}
     write_json(folder / "metrics.json", metrics)
     write_sequence_report(folder)
     say(f"report: {folder / 'report.html'}", quiet=quiet)

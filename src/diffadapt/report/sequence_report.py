@@ -86,6 +86,7 @@ def _figures(record: SequenceRecord, metrics: dict[str, Any]) -> Table:
         ["mean loss from the best to the end", found["forgetting_from_best"]],
         ["A_mmd x 1000: from the concepts' own pictures, at the end", _thousand(found["a_mmd"])],
         ["F_mmd x 1000: from the pictures right after learning", _thousand(found["f_mmd"])],
+        *_of_second(found.get("second")),
         *_of_inception(found.get("kid_at_end")),
         *_of_the_loss(record, found.get("losses")),
         ["trained in a task, of the denoiser", f"{100 * share:.3f} %"],
@@ -98,6 +99,18 @@ def _figures(record: SequenceRecord, metrics: dict[str, Any]) -> Table:
             )
             rows.append([f"task {each.name}", figures])
     return Table(title="Figures", columns=["figure", "value"], rows=rows, note=f"MMD: {found['mmd']}.")
+
+
+def _of_second(seen: dict[str, Any] | None) -> list[list[Any]]:
+    """The same figures as a judge sees them that shares nothing with the first."""
+    if seen is None:
+        return []
+    return [
+        ["A_N, second judge", seen["average"]],
+        ["F_N, second judge", seen["forgetting"]],
+        ["A_mmd x 1000, second judge", _thousand(seen["a_mmd"])],
+        ["F_mmd x 1000, second judge", _thousand(seen["f_mmd"])],
+    ]
 
 
 def _of_inception(kids: list[float] | None) -> list[list[Any]]:
