@@ -80,6 +80,11 @@ class RunLayout:
         return self.samples / "prompts.json"
 
     @property
+    def followed(self) -> Path:
+        """How well the signals were followed, by step, where a run follows any."""
+        return self.samples / "followed.json"
+
+    @property
     def signals(self) -> Path:
         """The control signals of the samples."""
         return self.samples / "signals"

@@ -49,6 +49,7 @@ BASE_DEFAULTS = {
     "format_version": Maybe(int), "default_guidance": Maybe(NUMBER), "default_steps": Maybe(int),
     "world": Maybe((None, {str: [str]})),
 }  # fmt: skip
+FOLLOWED = {str: NUMBER}
 CHECKPOINT = {"step": int, "of": Maybe(int), "sha256": {"state.safetensors": str, str: str}}
 LOG_LINE = {"step": int, "loss": Maybe((int, float, None)), "seconds": Maybe(NUMBER)}
 METRICS = {

@@ -9,13 +9,16 @@ from diffadapt.adapters import OFT, Hint, LoRA, Selective, SideInputs, Token, re
 from diffadapt.adapters.control_net import ControlNet
 from diffadapt.conditioning import Conditioning
 from diffadapt.data.control_pairs import ControlPairs
+from diffadapt.data.picture import open_picture, to_tensor
 from diffadapt.errors import Failed, Refused
 from diffadapt.evaluation.held_out_loss import held_out_loss
 from diffadapt.files import load_tensors
+from diffadapt.metrics.control_consistency import control_consistency
 from diffadapt.objectives import Batch, Denoising
 from diffadapt.recipes.control import ControlConfig, train_control
 from diffadapt.sampling.adapter_files import adapter_files
 from diffadapt.sampling.sample import adapted
+from diffadapt.training.control_samples import ControlSamples
 
 FAST = ControlConfig(
     steps=6, batch_size=2, warmup=2, checkpoint_every=2, sample_every=0, evaluation_pairs=0, learning_rate=1e-3
@@ -59,7 +62,7 @@ def test_a_run_writes_what_it_promises_and_leaves_the_base_alone(base, tmp_path)
     for name in ("run.toml", "log.jsonl", "adapter.safetensors", "hint.safetensors", "metrics.json", "report.html",
                  "concept/00.png", "concept/crops.json", "samples/prompts.json", "samples/base/00.png",
                  "samples/step-000003/01.png", "samples/strength-0.5/00.png", "checkpoints/step-000006/state.json",
-                 "checkpoints/step-000006/hint.safetensors"):  # fmt: skip
+                 "checkpoints/step-000006/hint.safetensors", "samples/followed.json"):  # fmt: skip
         assert (run.folder / name).is_file(), name
     rows = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6] and rows[-1]["images"] == 12
@@ -94,6 +97,37 @@ def test_a_run_stopped_anywhere_resumes_to_the_same_bits(base, tmp_path, method,
         assert not base.attachments
         resumed = train_control(base, make_pairs(), out=tmp_path / f"stopped-{step}", **settings)
         assert equal(bits(whole), bits(resumed)), step
+
+
+def test_the_agreement_of_the_samples_is_that_of_their_pictures_and_survives_an_interruption(base, tmp_path):
+    pytest.importorskip("cv2")
+    settings = {
+        "held_out": make_pairs(4, seed=1), "method": ControlNet(blocks=1), "config": FAST, "quiet": True,
+        "sample_every": 3, "sample_pairs": 2,
+    }  # fmt: skip
+    run = train_control(base, make_pairs(), out=tmp_path / "whole", **settings)
+    found = run.metrics["convergence"]
+    assert [step for step, _ in found["curve"]] == [3, 6] and found["pairs"] == 2 and found["better"] == "higher"
+    assert found["step"] is None and found["threshold"] is None  # two are too few for a leap
+    _, signals = make_pairs(4, seed=1).read(range(2), 32)
+    for step, value in found["curve"]:
+        files = sorted((run.folder / "samples" / f"step-{step:06d}").glob("*.png"))
+        pictures = torch.stack([to_tensor(open_picture(file)) / 255 for file in files])
+        assert value == pytest.approx(float(control_consistency("canny", signals, pictures)["f1"].mean()), abs=1e-5)
+    with pytest.raises(KeyboardInterrupt):
+        train_control(base, make_pairs(), out=tmp_path / "stopped", watch=interrupt_at(5), **settings)
+    resumed = train_control(base, make_pairs(), out=tmp_path / "stopped", **settings)
+    assert resumed.metrics["convergence"] == found
+    assert "Following the signal" in run.report.read_text(encoding="utf-8")
+
+
+def test_the_step_of_convergence_is_that_of_the_samples_curve(base, tmp_path):
+    pytest.importorskip("cv2")
+    samples = ControlSamples(base, make_pairs(2), tmp_path, seed=0)
+    assert samples.convergence() == {}
+    samples.curve = {str(10 * i): 0.1 if i < 7 else 0.9 for i in range(1, 13)}
+    found = samples.convergence()["convergence"]
+    assert (found["step"], found["threshold"]) == (70, pytest.approx(0.5))
 
 
 def test_the_same_seed_gives_the_same_files_and_another_seed_others(base, tmp_path):

@@ -42,6 +42,24 @@ MEANINGS: dict[str, tuple[str, str]] = {  # name -> better, meaning
 }
 
 
+DECIDING = {  # signal -> the figure that a training is watched by
+    "canny": "f1", "line_art": "f1", "depth_order": "aacc", "landmarks": "error", "segmentation": "aacc"
+}  # fmt: skip
+
+
+def readable(base: Base, signal: str | None) -> str | None:
+    """The signal's name, when it can be read again from pictures of the base; else None.
+
+    What does not follow from pixels alone is read by a network that knows the embedded world only.
+    """
+    return signal if signal and (base.world or not needs_reader(signal)) else None
+
+
+def needs_reader(signal: str | None) -> bool:
+    """Whether a signal does not follow from the pixels of a picture alone."""
+    return signal is not None and find_signal(signal).extract is None
+
+
 def evaluate_control(
     base: Base,
     pairs: ControlPairs,
@@ -84,15 +102,14 @@ def evaluate_control(
         Refused: an adapter does not fit, no adapter follows a signal, an encoder that cannot be loaded, nothing to
             measure.
     """
-    name = signal or pairs.signal
-    from_pixels = bool(name) and find_signal(str(name)).extract is not None
-    if name and not from_pixels and not base.world:
-        say(f"{name} cannot be read from pictures of {base.name}; only their features are compared", quiet=quiet)
-        name = None
+    asked = signal or pairs.signal
+    name = readable(base, asked)
+    if asked and not name:
+        say(f"{asked} cannot be read from pictures of {base.name}; only their features are compared", quiet=quiet)
     encoder = _encoder(base, features)
     if not name and not encoder:
         raise Refused("neither a signal that can be read nor features: nothing would be measured")
-    reader = load_reader() if name and not from_pixels else None
+    reader = load_reader() if needs_reader(name) else None
     reals, signals = pairs.read(range(len(pairs)), base.resolution)
     bar = Steps("evaluate", len(pairs) * (2 if compare_base else 1), quiet=quiet)
 

@@ -11,6 +11,7 @@ from statistics import median
 
 from ..errors import Refused
 
+FEWEST = 10  # evaluations in which a leap can be told
 ENDS, STAYS, CLEAR = 0.1, 3, 4.0  # share of either end, evaluations in a row, robust deviations that make a leap
 
 
@@ -37,8 +38,10 @@ def find_leap(steps: Sequence[int], values: Sequence[float]) -> Leap | None:
     Raises:
         Refused: counts that differ, or fewer than 10 evaluations.
     """
-    if len(steps) != len(values) or len(values) < 10:
-        raise Refused(f"a leap is looked for in 10 or more evaluations, got {len(steps)} steps, {len(values)} values")
+    if len(steps) != len(values) or len(values) < FEWEST:
+        raise Refused(
+            f"a leap is looked for in {FEWEST} or more evaluations, got {len(steps)} steps, {len(values)} values"
+        )
     count = max(3, round(ENDS * len(values)))
     before, after = median(values[:count]), median(values[-count:])
     # The spread of neighbours: a slow drift is none, and the leap itself is one difference among many.

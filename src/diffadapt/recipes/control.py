@@ -30,10 +30,11 @@ from ..objectives import Denoising
 from ..progress import say
 from ..sampling.adapter_files import start_from
 from ..training.batches import Batches, Texts
+from ..training.control_samples import ControlSamples
 from ..training.finish import finish
 from ..training.fit import fit
 from ..training.learner import make_accelerator, refuse_the_impossible, release
-from ..training.progress_samples import COUNT, control_samples
+from ..training.progress_samples import COUNT
 from ..training.retention_config import RetentionConfig
 from ..training.run import Run, claim_folder, write_pictures, write_run_file
 from ..training.sources import PairPictures, Source
@@ -49,6 +50,7 @@ class ControlConfig(RetentionConfig):
     caption_dropout: float = option(
         0.1, "share of captions replaced by the empty prompt; the signal stays", low=0, high=1
     )
+    sample_pairs: int = option(COUNT, "held-out signals that samples on the way follow, and are read again from", low=1)
     evaluation_pairs: int = option(32, "held-out pairs that are sampled and scored at the end; 0 measures none", low=0)
 
 
@@ -135,13 +137,14 @@ def train_control(
         )  # fmt: skip
 
         # --- the loop -------------------------------------------------------------------------------------------------
-        samples = control_samples(base, shown, folder, seed) if is_main and config.sample_every else None
+        followed = shown.first(config.sample_pairs)
+        samples = ControlSamples(base, followed, folder, seed) if is_main and config.sample_every else None
         facts = fit(
             base, attachments, batches, objective,
             config=config, groups=_groups(attachments, config), folder=folder, accelerator=accelerator,
             settings=dump_toml(settings), seed=seed, samples=samples, log_as=KEPT, watch=watch, quiet=quiet,
         )  # fmt: skip
-        facts |= premise
+        facts |= premise | (samples.convergence() if samples else {})
     finally:
         release(base, attachments.values())
     accelerator.wait_for_everyone()

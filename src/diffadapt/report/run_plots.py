@@ -174,3 +174,22 @@ def switch_plot(run: RunFolder) -> tuple[str, str, Markup] | None:
     )  # fmt: skip
     caption = "0 is the adapter alone. Lower is better; few pictures, so compare runs of equal counts only."
     return ("Handing the last steps back", caption, plot) if plot else None
+
+
+def following_plot(run: RunFolder) -> tuple[str, str, Markup] | None:
+    """(title, caption, plot) of how well the signals were followed over the steps, where they could be read again."""
+    found = run.metrics.get("convergence")
+    curve = found.get("curve") if isinstance(found, dict) else None
+    pairs = [pair for pair in curve if isinstance(pair, list) and len(pair) == 2] if isinstance(curve, list) else []
+    points = [(step, value) for step, value in (map(finite, pair) for pair in pairs) if None not in (step, value)]
+    if not isinstance(found, dict) or len(points) < 2:
+        return None
+    figure, better, step = found.get("figure"), found.get("better"), finite(found.get("step"))
+    plot = line_plot(
+        [Series(name=str(figure), points=points, look="first")],  # pyright: ignore[reportArgumentType]
+        x_label="step", y_label=str(figure),
+        description=f"Agreement with the signals asked for ({figure}) over the steps",
+    )  # fmt: skip
+    leap = f"It converges suddenly at step {step:.0f}" if step is not None else "No step stands out as the one"
+    caption = f"Of the {found.get('pairs')} signals of the samples; {better} is better. {leap}, as far as these tell."
+    return "Following the signal", caption, plot

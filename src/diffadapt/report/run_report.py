@@ -28,7 +28,15 @@ from .run_pictures import (
     step_columns,
     strength_columns,
 )
-from .run_plots import forgetting_plot, geometry_plot, held_out_plot, loss_plot, noise_plot, switch_plot
+from .run_plots import (
+    following_plot,
+    forgetting_plot,
+    geometry_plot,
+    held_out_plot,
+    loss_plot,
+    noise_plot,
+    switch_plot,
+)
 from .usage import usage
 from .verdict import KINDS, read_figures, read_verdict
 
@@ -53,7 +61,7 @@ class Subject:
         return self.said or " ".join(part for part in (self.token, self.noun) if part) or self.name
 
 
-PLOTS = (loss_plot, geometry_plot, noise_plot, held_out_plot, forgetting_plot, switch_plot)
+PLOTS = (loss_plot, following_plot, geometry_plot, noise_plot, held_out_plot, forgetting_plot, switch_plot)
 
 
 def write_report(run_folder: str | Path, *, running: bool = False) -> Path:

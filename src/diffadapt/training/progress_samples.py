@@ -10,7 +10,6 @@ from torch import Tensor
 from ..adapters import Attachment
 from ..bases import Base
 from ..data.concept import Concept
-from ..data.control_pairs import ControlPairs
 from ..data.picture import to_picture, write_png
 from ..data.prompts import benchmark_prompts, spread
 from ..data.scenes import world_of
@@ -91,13 +90,16 @@ class ProgressSamples:
 
     def _write(
         self, place: Path, prompts: Sequence[str], controls: Sequence[Tensor] | None, bar: Steps | None = None
-    ) -> None:
+    ) -> list[Tensor]:
+        """Makes the pictures of a set, and returns them, (3, H, W) in [0, 1] each."""
         lines = [
             default_line(self.base, prompt, self.seed + i, control=controls[i] if controls else None)
             for i, prompt in enumerate(prompts)
         ]
-        for i, pixels in enumerate(generate(self.base, lines, bar=bar)):
+        made = generate(self.base, lines, bar=bar)
+        for i, pixels in enumerate(made):
             write_png(picture(place, i), to_picture(pixels))
+        return made
 
 
 def subject_samples(base: Base, concept: Concept, folder: Path, seed: int) -> ProgressSamples:
@@ -122,13 +124,6 @@ def subject_samples(base: Base, concept: Concept, folder: Path, seed: int) -> Pr
         seed,
         about={"noun": concept.noun, "token": concept.token, "phrase": concept.phrase},
     )
-
-
-def control_samples(base: Base, pairs: ControlPairs, folder: Path, seed: int) -> ProgressSamples:
-    """Of a control signal: the captions and signals of the first pairs; the base is asked for the same captions."""
-    first = pairs.first(COUNT)
-    _, signals = first.read(range(len(first)), base.resolution)
-    return ProgressSamples(base, folder, first.captions(), first.captions(), seed, controls=list(signals))
 
 
 def progress_prompts(base: Base, plain: str, noun: str, token: str) -> list[str]:
