@@ -107,7 +107,7 @@ def teach(unit: Unit, context: Context) -> dict[str, Any]:
         base, classes, method=CONTENDERS[unit["method"]].method, out=context.folder, seed=unit["seed"], config=config,
         quiet=True,
     )  # fmt: skip
-    features = load_features("probe" if base.resolution == 64 else "dino:facebook/dinov2-small", device=base.device)
+    features = load_features(base.encoder or "dino:facebook/dinov2-small", device=base.device)
     tested = test_pictures(classes, base.resolution)
     reference = features.pictures(tested)
     captions = [name for _, name in zip(range(MADE), cycle(list(classes.pictures)), strict=False)]

@@ -46,7 +46,7 @@ BANK = {
     "pictures": [{"file": str, "prompt": str, "seed": int, "sha256": str}],
 }  # fmt: skip
 BASE_DEFAULTS = {
-    "format_version": Maybe(int), "default_guidance": Maybe(NUMBER), "default_steps": Maybe(int),
+    "format_version": Maybe(int), "default_guidance": Maybe(NUMBER), "default_steps": Maybe(int), "encoder": Maybe(str),
     "world": Maybe((None, {str: [str]})),
 }  # fmt: skip
 FOLLOWED = {str: NUMBER}

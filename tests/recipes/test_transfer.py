@@ -10,12 +10,14 @@ from diffadapt.adapters import LoRA, Selective, load_adapter
 from diffadapt.bases import load_base
 from diffadapt.cli.main import main
 from diffadapt.data.class_folders import load_classes
+from diffadapt.data.picture import open_picture, to_picture
 from diffadapt.evaluation.chain_of_forgetting import losses_at
 from diffadapt.files import load_tensors
 from diffadapt.objectives import Batch, Denoising
 from diffadapt.objectives.variational_bound import variational_bound
 from diffadapt.recipes.job import read_job
 from diffadapt.recipes.style import train_style
+from diffadapt.sampling.sample import default_line, generate
 from diffadapt.training.fit import AttachedBase
 from diffadapt.training.retention_config import MemoryConfig
 
@@ -130,6 +132,18 @@ def test_the_command_line_trains_samples_and_merges_new_classes(
     assert "brings the classes rose, tulip" in capsys.readouterr().err
     assert main(["merge", *common, "--adapter", "run", "--out", "merged"]) == 0
     assert load_base(tmp_path / "merged", device="cpu").classes[-2:] == ("rose", "tulip")
+
+
+def test_new_classes_are_scored_beside_what_they_started_from(tiny_dit, classes, tmp_path):
+    tiny_dit.encoder = "probe"
+    run = train(tiny_dit, classes, tmp_path / "run", evaluation_pictures=3, learning_rate=0.05)
+    values = run.metrics["values"]
+    assert {"style_distance", "style_fid", "drift_features", "loss_world"} <= values.keys()
+    assert "text_alignment" not in values and "content_kept" not in values  # the names of classes describe nothing
+    lines = [default_line(tiny_dit, "", 1 + i) for i in range(3)]  # where a new class starts is the null class
+    null = torch.stack(generate(tiny_dit, lines))
+    before = [open_picture(file) for file in sorted((run.folder / "styles" / "rose").glob("*-base.png"))]
+    assert [picture.tobytes() for picture in before] == [to_picture(pixels).tobytes() for pixels in null]
 
 
 def test_off_the_base_is_the_source_again_to_the_last_bit(tiny_dit, classes, tmp_path):

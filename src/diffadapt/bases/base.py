@@ -47,6 +47,8 @@ class Base(Network):
         roles, fingerprint, attachments: see `Network`; the fingerprint is that of `parts`.
         world: the word lists of a base with a small vocabulary, or None.
         default_guidance, default_steps: sampling defaults.
+        encoder: the one that its pictures are measured with unless another is named: the probe where it has a word
+            list; "" for none in particular.
         text_fingerprint: the fingerprint of the text encoder alone.
         folder: the one it was loaded from, if it was.
     """
@@ -67,6 +69,7 @@ class Base(Network):
         self.folder: Path | None = None
         self.world = defaults.world
         self.default_guidance, self.default_steps = defaults.guidance, defaults.steps
+        self.encoder = defaults.encoder or ("probe" if defaults.world else "")
         expected = " or ".join(self.prediction_types)
         if prediction_type and prediction_type not in self.prediction_types:
             raise Refused(f"prediction_type {prediction_type!r}; expected {expected}")
@@ -307,7 +310,9 @@ class Base(Network):
             raise Refused("something is attached and not merged; merge_() or detach() it before saving the base")
         if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
             raise Refused(f"{folder} exists and is not empty; choose a new folder to save the base in")
-        defaults = Defaults(guidance=self.default_guidance, steps=self.default_steps, world=self.world)
+        defaults = Defaults(
+            guidance=self.default_guidance, steps=self.default_steps, encoder=self.encoder, world=self.world
+        )
         temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
         try:
             temporary.mkdir(parents=True, exist_ok=True)

@@ -19,11 +19,13 @@ class Defaults:
     Args:
         guidance: classifier-free guidance scale, 0 or more; 1 is none.
         steps: denoising steps, 1 or more.
+        encoder: the encoder that knows its pictures, as `load_features` takes it; "" leaves it to what measures.
         world: for a base that knows a small vocabulary only: {"nouns": (...), "styles": (...), ...}; None for others.
     """
 
     guidance: float = 7.5
     steps: int = 30
+    encoder: str = ""
     world: Mapping[str, tuple[str, ...]] | None = None
 
 
@@ -45,13 +47,18 @@ def read_defaults(folder: Path) -> Defaults:
         raise Refused(f"{path}: expected default_guidance to be a number from 0 up, got {guidance!r}")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise Refused(f"{path}: expected default_steps to be a whole number from 1 up, got {steps!r}")
-    return Defaults(guidance=float(guidance), steps=steps, world=_world(path, found.get("world")))
+    encoder = found.get("encoder", "")
+    if not isinstance(encoder, str):
+        raise Refused(f"{path}: expected encoder to be a name, such as probe, got {encoder!r}")
+    return Defaults(guidance=float(guidance), steps=steps, encoder=encoder, world=_world(path, found.get("world")))
 
 
 def write_defaults(folder: Path, name: str, defaults: Defaults) -> None:
     """Writes `base.json`, so that a saved base keeps its recommendations."""
     found: dict[str, Any] = {"format_version": FORMAT_VERSION, "name": name}
     found |= {"default_guidance": defaults.guidance, "default_steps": defaults.steps}
+    if defaults.encoder:
+        found["encoder"] = defaults.encoder
     if defaults.world is not None:
         found["world"] = {key: list(words) for key, words in defaults.world.items()}
     write_json(folder / FILE, found)

@@ -172,7 +172,7 @@ def _loss_sets(
 
 
 def _encoder(base: Base, features: str | None) -> Features | None:
-    name = ("probe" if base.world else "dino:facebook/dino-vits16") if features is None else features
+    name = (base.encoder or "dino:facebook/dino-vits16") if features is None else features
     return load_features(name, device=base.device) if name else None
 
 

@@ -60,9 +60,7 @@ def evaluate_distillation(
     captions = spread(list(as_taught), most)
     if len(captions) < 2:
         raise Refused(f"student and teacher are compared on 2 captions or more; got {len(captions)}")
-    encoder = load_features(
-        features or ("probe" if base.world else "clip:openai/clip-vit-base-patch32"), device=base.device
-    )
+    encoder = load_features(features or base.encoder or "clip:openai/clip-vit-base-patch32", device=base.device)
     say(f"comparing on {len(captions) * (2 + len(teachers))} pictures", quiet=quiet)
 
     def made(by: Base, prompts: Sequence[str]) -> Tensor:

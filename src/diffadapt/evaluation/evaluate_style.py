@@ -51,6 +51,9 @@ def evaluate_style(
 ) -> dict[str, Any]:
     """Distance to each style, text alignment and drift, with the untouched base's figures beside them.
 
+    A class-conditional base has no text to be true to; its figures before the training are those of its null class,
+    which new classes start from.
+
     Args:
         base: a loaded base.
         reference: style -> held-out pictures of it.
@@ -74,9 +77,7 @@ def evaluate_style(
     """
     if not reference or most < 3:
         raise Refused(f"a style is measured by held-out pictures, 3 or more; got {len(reference)} styles, most={most}")
-    encoder = load_features(
-        features or ("probe" if base.world else "clip:openai/clip-vit-base-patch32"), device=base.device
-    )
+    encoder = load_features(features or base.encoder or "clip:openai/clip-vit-base-patch32", device=base.device)
     model = preference or (STAND_IN if base.world else "")
     preferring = load_preference(model, device=base.device) if model else None
     prompts = {style: [each.caption(i % len(each)) for i in range(most)] for style, each in reference.items()}
@@ -87,7 +88,7 @@ def evaluate_style(
         for name, each in asked.items()
     }
     with Steps("evaluate", 2 * sum(map(len, lines.values())), quiet=quiet) as bar:
-        with adapted(base, [(a, 0.0) for a, _ in adapters if isinstance(a, Attachment)]):
+        with adapted(base, [(a, 0.0) for a, _ in adapters]):  # the base, which knows the classes that they bring
             before = {name: torch.stack(generate(base, each, bar=bar)) for name, each in lines.items()}
             sets = _loss_sets(base, reference, unrelated, before[""])
             lost_before = losses(base, sets, seed=seed)
@@ -95,7 +96,7 @@ def evaluate_style(
             after = {name: torch.stack(generate(base, each, bar=bar)) for name, each in lines.items()}
             lost = losses(base, sets, seed=seed)
 
-    second = load_features(SECOND, device=base.device) if base.world and encoder.name != SECOND else None
+    second = load_features(SECOND, device=base.device) if base.encoder == "probe" and encoder.name != SECOND else None
     rows: dict[str, dict[str, tuple[Tensor, Tensor]]] = {name: {} for name in MEANINGS}  # (adapted, base)
     distances: dict[str, tuple[float, float]] = {}
     kept: dict[str, Tensor] = {}
@@ -108,9 +109,10 @@ def evaluate_style(
             theirs = second.maps(own)
             rows[BY_SECOND][style] = _pair(style_distance(second.maps(made), theirs) for made in pair)
         seen, target = [encoder.pictures(made) for made in pair], encoder.pictures(own)
-        kept[style] = content_kept(*seen).float()
-        texts = encoder.texts(prompts[style])
-        rows["text_alignment"][style] = _pair(text_alignment(made, texts) for made in seen)
+        if not base.own_classes:  # the names of classes describe nothing
+            kept[style] = content_kept(*seen).float()
+            texts = encoder.texts(prompts[style])
+            rows["text_alignment"][style] = _pair(text_alignment(made, texts) for made in seen)
         count = min(len(own), most)
         distances[style] = (fid(seen[0][:count], target[:count]), fid(seen[1][:count], target[:count]))
         if out:
@@ -123,7 +125,8 @@ def evaluate_style(
         about = MEANINGS[name]
         made, plain = (torch.cat(each) for each in zip(*rows[name].values(), strict=True))
         values[name] = _value(made, plain, *about, groups, seed)
-    values["content_kept"] = _value(torch.cat([*kept.values()]), None, *KEPT, groups, seed)
+    if kept:
+        values["content_kept"] = _value(torch.cat([*kept.values()]), None, *KEPT, groups, seed)
     mean_fid = [sum(each[i] for each in distances.values()) / len(distances) for i in (0, 1)]
     values["style_fid"] = {
         "value": mean_fid[0], "low": None, "high": None, "n": most, "base": mean_fid[1], "better": "lower", "unit": "",
@@ -142,7 +145,8 @@ def evaluate_style(
     values |= loss_figures(sets, lost, lost_before, seed=seed)
     by_style = {
         style: {name: _two(*(float(one.mean()) for one in each[style])) for name, each in rows.items()}
-        | {"style_fid": _two(*distances[style]), "content_kept": _two(float(kept[style].mean()), 1.0)}
+        | {"style_fid": _two(*distances[style])}
+        | ({"content_kept": _two(float(kept[style].mean()), 1.0)} if kept else {})
         for style in reference
     }
     protocol = {"styles": len(reference), "pictures": most, "drift_prompts": drift_count, "seed": seed}

@@ -66,7 +66,7 @@ def load_encoders(base: Base, names: Sequence[str] = ()) -> list[Features]:
     Raises:
         Refused: one cannot be loaded.
     """
-    names = names or (("probe", "second") if base.world else PHOTO_ENCODERS)
+    names = names or (("probe", "second") if base.encoder == "probe" else PHOTO_ENCODERS)
     return [load_features(name, device=base.device) for name in names]
 
 

@@ -141,9 +141,9 @@ def train_sequence(
     table = {"folder": str(tasks[0].folder.parent), "noun": tasks[0].noun, "order": chosen_order(tasks)}
     job = {"recipe": "sequence", "base": base.name, "out": str(folder), **settings, "sequence": table}
     write_run_file(folder, base, dump_toml(job))
-    name = config.evaluation_features or ("probe" if base.world else PHOTO_ENCODERS[1])
+    name = config.evaluation_features or base.encoder or PHOTO_ENCODERS[1]
     encoder = load_features(name, device=base.device)
-    second = load_features(SECOND, device=base.device) if base.world and name == "probe" else None
+    second = load_features(SECOND, device=base.device) if base.encoder == name == "probe" else None
     inception = load_inception(config.evaluation_inception) if config.evaluation_inception else None
 
     for task, concept in zip(waiting, concepts, strict=True):
