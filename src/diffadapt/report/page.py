@@ -1,6 +1,7 @@
 """Building blocks of every report page: the template engine, embedded pictures, and formatted numbers."""
 
 import base64
+import functools
 import io
 import math
 from collections.abc import Sequence
@@ -138,6 +139,12 @@ def file_size(size: float | None) -> str:
 
 def render(template: str, **content: object) -> str:
     """Fills a template from the folder beside this file. All text is escaped; a missing name is an error."""
+    return _engine().get_template(template).render(**content)
+
+
+@functools.cache
+def _engine() -> Environment:
+    """One for all pages: a template is compiled once in a process, which a run's page needs again and again."""
     engine = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,
@@ -146,4 +153,4 @@ def render(template: str, **content: object) -> str:
         lstrip_blocks=True,
     )
     engine.filters.update(number=number, signed=signed, duration=duration, file_size=file_size)
-    return engine.get_template(template).render(**content)
+    return engine
