@@ -1,4 +1,4 @@
-"""What was asked is read off prompts, and seen in renderings of it."""
+"""A prompt's requests are read off it, and seen in renderings of it."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What the probe is taught: a picture has one set of labels, whichever of its captions was drawn."""
+"""The labels that the probe is taught: a picture has one set of labels, whichever of its captions was drawn."""
 
 import dataclasses
 import sys

@@ -58,7 +58,7 @@ def interval_of_mean(
     sums, counts = _by_group(values, groups)
     draws = _draws(len(sums), resamples, seed)
     drawn = counts[draws].sum(1) if groups is not None else len(sums)
-    means = sums[draws].sum(1) / drawn
+    means = sums.index_select(0, draws.flatten()).view(draws.shape).sum(1) / drawn
     return _interval(float(sums.sum() / counts.sum()), means, len(sums), level)
 
 
@@ -101,7 +101,7 @@ def interval_of_difference(
     """
     if paired:
         if a.shape != b.shape:
-            raise Refused(f"paired values expected, but there are {len(a)} and {len(b)}; pass paired=False")
+            raise Refused(f"expected paired values, got {len(a)} and {len(b)}; pass paired=False")
         return interval_of_mean(a.double() - b.double(), groups=groups, seed=seed, resamples=resamples, level=level)
     if groups is not None:
         raise Refused("groups go with paired values only; average each group first, or pass paired=True")
@@ -126,7 +126,7 @@ def interval_of_ratio(a: Tensor, b: Tensor, *, seed: int = 0, resamples: int = 2
     top, _ = _by_group(a, None)
     bottom, _ = _by_group(b, None)
     if len(top) != len(bottom):
-        raise Refused(f"paired values expected, but there are {len(top)} and {len(bottom)}")
+        raise Refused(f"expected paired values, got {len(top)} and {len(bottom)}")
     if bottom.mean() <= 0:
         raise Refused(f"the denominator's mean must be > 0, got {float(bottom.mean()):.4g}")
     draws = _draws(len(top), resamples, seed)
@@ -169,7 +169,7 @@ def interval_of_nested_ratio(
     """
     top, bottom = _nested(a), _nested(b)
     if top.shape != bottom.shape:
-        raise Refused(f"paired values expected, but their shapes are {tuple(top.shape)} and {tuple(bottom.shape)}")
+        raise Refused(f"expected paired values, got shapes {tuple(top.shape)} and {tuple(bottom.shape)}")
     if bottom.mean() <= 0:
         raise Refused(f"the denominator's mean must be > 0, got {float(bottom.mean()):.4g}")
     draws = _nested_draws(top, resamples, seed)
@@ -197,7 +197,7 @@ def _places(groups: int, members: int, resamples: int, seed: int) -> Tensor:
 
 
 def _redrawn(values: Tensor, draws: Tensor) -> Tensor:
-    return values.flatten()[draws].mean((1, 2))
+    return values.flatten().index_select(0, draws.flatten()).view(draws.shape).mean((1, 2))
 
 
 def _widened(level: float, n: int) -> float:
@@ -239,5 +239,12 @@ def _interval(value: float, resampled: Tensor, n: int, level: float) -> Interval
     if not 0 < level < 1:
         raise Refused(f"bootstrap: expected level in (0, 1), for example 0.95, got {level}")
     tail = (1 - level) / 2
-    low, high = torch.quantile(resampled, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    ordered = resampled.sort().values  # the bits of torch.quantile in a third of its time: a verdict has hundreds
+    low, high = (_between(ordered, share * (len(ordered) - 1)) for share in (tail, 1 - tail))
     return Interval(value=value, low=low, high=high, n=n)
+
+
+def _between(ordered: Tensor, rank: float) -> float:
+    """The value at a 0-based rank, on a straight line between its neighbours."""
+    below = math.floor(rank)
+    return float(torch.lerp(ordered[below], ordered[math.ceil(rank)], rank - below))
