@@ -1,10 +1,11 @@
-"""Runs of a toy claim with real workers: stages, failures, interruption. Each worker loads torch and a tiny base."""
+"""Runs of a toy claim with real workers: stages, failures, interruption. Their fork server imports torch once."""
 
 import json
 import os
 import signal
 import sys
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -83,9 +84,12 @@ def test_fewer_than_one_worker_is_refused(folder: Path):
 
 def started(command: list[str], errors: Path) -> int:
     """A forked process that runs a command, with what it says on stderr in a file; nothing is imported again."""
+    forkserver.set_forkserver_preload([Job.__module__])
+    forkserver.ensure_running()
     process = os.fork()
     if process:
         return process
+    forkserver._forkserver.ensure_running = lambda: None  # it asks after a child, and the server is its parent's
     with errors.open("w") as file:
         os.dup2(file.fileno(), 2)
         sys.stderr = file

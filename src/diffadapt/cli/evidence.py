@@ -142,14 +142,14 @@ def run_claims(evidence: "Evidence", claims: Sequence[str], arguments: argparse.
     from ..evidence.calibration import refuse_uncalibrated
     from ..evidence.plan import seconds_left
     from ..evidence.report import state
-    from ..evidence.runner import about, in_words, run_claim
+    from ..evidence.runner import estimate, in_words, run_claim
     from ..evidence.worker import Job
 
     failed = 0
     for name in claims:
         if arguments.dry_run:
             plan = evidence.plan(name)
-            rest = f": {about(seconds_left(plan.pending, plan.results, arguments.workers))}" if plan.pending else ""
+            rest = f": {estimate(seconds_left(plan.pending, plan.results, arguments.workers))}" if plan.pending else ""
             print(f"{name}: {state(plan)}{rest}")
             for unit in plan.pending:
                 print(f"  {in_words(unit)}")

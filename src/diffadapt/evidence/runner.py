@@ -1,6 +1,7 @@
 """Runs what a claim still needs, with several workers; stopped at any time, the same command goes on."""
 
 import multiprocessing
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -70,11 +71,12 @@ def run_claim(
                     timed.append(Finished(unit, outcome.scores, outcome.seconds))
                     file.add(timed[-1])
                     end = duration(outcome.seconds)
-                more = f"; {len(left)} left in this stage, {about(seconds_left(left, timed, workers))}" if left else ""
+                time_left = estimate(seconds_left(left, timed, workers))
+                more = f"; {len(left)} left in this stage, {time_left}" if left else ""
                 say(f"  {in_words(unit)}: {end} ({duration(time.monotonic() - started)} so far{more})")
 
 
-def about(seconds: float | None) -> str:
+def estimate(seconds: float | None) -> str:
     """An estimate in words."""
     return "time not known yet" if seconds is None else f"about {duration(seconds)}"
 
@@ -126,14 +128,17 @@ class Pool:
 
 
 class _Worker:
-    """One process; spawned and not forked, since torch's threads do not survive a fork."""
+    """One process, forked from one that has imported everything and computed nothing: torch's threads, which no fork
+    survives, have not begun there.
+    """
 
     def __init__(self, job: Job) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(job, theirs), daemon=True)
+        context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+        context.set_forkserver_preload([work.__module__])  # seconds of imports, once for all workers
+        self.connection, workers_end = context.Pipe()
+        self.process = context.Process(target=work, args=(job, workers_end), daemon=True)
         self.process.start()
-        theirs.close()
+        workers_end.close()
 
     def end(self) -> None:
         self.connection.close()  # which an idle worker takes as its leave
