@@ -45,7 +45,7 @@ def make_tokenizer(folder: Path, length: int = 16):
 
 
 def make_pipeline(folder: Path, *, prediction_type: str, tiny_autoencoder: bool):
-    """A StableDiffusionPipeline for 32x32 pictures: two cross-attention levels, two text layers, seeded weights."""
+    """A StableDiffusionPipeline for 32x32 pictures: 8x8 latents, two levels of cross-attention, two text layers."""
     from diffusers import (
         AutoencoderKL,
         AutoencoderTiny,
@@ -66,23 +66,23 @@ def make_pipeline(folder: Path, *, prediction_type: str, tiny_autoencoder: bool)
         )
     )  # fmt: skip
     unet = UNet2DConditionModel(
-        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         cross_attention_dim=32, attention_head_dim=4, norm_num_groups=8,
     )  # fmt: skip
     if tiny_autoencoder:
         vae = AutoencoderTiny(
-            encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), latent_channels=4,
-            num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1),
+            encoder_block_out_channels=(8, 8, 8), decoder_block_out_channels=(8, 8, 8), latent_channels=4,
+            num_encoder_blocks=(1, 1, 1), num_decoder_blocks=(1, 1, 1),
         )  # fmt: skip
         scheduler = DPMSolverMultistepScheduler(
             beta_schedule="squaredcos_cap_v2", prediction_type=prediction_type, timestep_spacing="trailing"
         )
     else:
         vae = AutoencoderKL(
-            block_out_channels=(8, 16), latent_channels=4, layers_per_block=1, norm_num_groups=4, sample_size=32,
-            down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(8, 8, 16), latent_channels=4, layers_per_block=1, norm_num_groups=4, sample_size=32,
+            down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
         )  # fmt: skip
         scheduler = DDIMScheduler(
             beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type=prediction_type,

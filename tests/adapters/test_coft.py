@@ -186,7 +186,7 @@ def test_a_saved_file_is_inside_and_says_its_convention(base, tmp_path, constrai
     attachment = attach(base, method, ["cross_attention.*"])
     optimizer = torch.optim.SGD(attachment.parameters(), lr=1e6)
     text = base.condition(["a cat"]).text
-    base.denoise(torch.randn(1, 4, 16, 16), torch.tensor([9]), Conditioning(text=text)).square().mean().backward()
+    base.denoise(torch.randn(1, 4, 8, 8), torch.tensor([9]), Conditioning(text=text)).square().mean().backward()
     optimizer.step()
     blocks = {f"{path}.q": (a.block_size, a.blocks) for path, a in attachment.adapters.items()}
     assert all(share_of_radius(q, method, *blocks[n]).max() > 1 for n, q in attachment.named_parameters())

@@ -1,4 +1,4 @@
-"""What holds for every method on every layer: one file of generic tests over METHODS and toy methods."""
+"""The contract of every method on every layer: one file of generic tests over METHODS and toy methods."""
 
 from dataclasses import dataclass
 from typing import ClassVar

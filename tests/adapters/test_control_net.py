@@ -12,7 +12,7 @@ from diffadapt.sampling.adapter_files import load_file
 
 
 def output(base, flipped: bool = False):
-    noisy = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    noisy = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     signal = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     for attachment in base.attachments:
         attachment.begin(SideInputs(control={"hint": signal.flip(3) if flipped else signal}))
@@ -47,7 +47,7 @@ def test_nothing_but_the_copy_trains(base):
     base.pipeline.unet.zero_grad()
     attachment.begin(SideInputs(control={"hint": torch.rand(1, 3, 32, 32)}))
     text = base.condition(["a cat"]).text
-    base.denoise(torch.randn(1, 4, 16, 16), torch.tensor([5]), Conditioning(text=text)).square().mean().backward()
+    base.denoise(torch.randn(1, 4, 8, 8), torch.tensor([5]), Conditioning(text=text)).square().mean().backward()
     assert all(parameter.grad is None for parameter in base.denoiser.parameters())
     assert all(parameter.grad is not None for parameter in attachment.parameters())
 
@@ -58,7 +58,7 @@ def reached(base, attachment) -> set[str]:
         parameter.grad = None
     generator = torch.Generator().manual_seed(4)
     attachment.begin(SideInputs(control={"hint": torch.rand(2, 3, 32, 32, generator=generator)}))
-    noisy = torch.randn(2, 4, 16, 16, generator=generator)
+    noisy = torch.randn(2, 4, 8, 8, generator=generator)
     base.denoise(noisy, torch.tensor([5, 700]), base.condition(["a cat", "a dog"])).square().mean().backward()
     found = {name for name, p in attachment.named_parameters() if p.grad is not None and p.grad.any()}
     with torch.no_grad():
@@ -85,7 +85,7 @@ def test_strength_scales_what_is_added_to_the_skips(base):
     attachment = moved(attach_control_net(base, ControlNet()))
     attachment.begin(SideInputs(control={"hint": torch.rand(1, 3, 32, 32)}))
     adapter = attachment.adapters["unet"]
-    given, named = (torch.randn(1, 4, 16, 16), torch.tensor([5])), {"encoder_hidden_states": torch.randn(1, 16, 32)}
+    given, named = (torch.randn(1, 4, 8, 8), torch.tensor([5])), {"encoder_hidden_states": torch.randn(1, 16, 32)}
     _, whole = adapter.add_residuals(base.denoiser, given, named)
     attachment.strength = 0.5
     _, half = adapter.add_residuals(base.denoiser, given, named)
@@ -140,4 +140,4 @@ def test_a_signal_for_each_row_is_asked_for(base):
     attachment = attach_control_net(base, ControlNet())
     attachment.begin(SideInputs(control={"hint": torch.rand(1, 3, 32, 32)}))
     with pytest.raises(Refused, match="got 1 control signals for a batch of 2 rows"):
-        base.denoise(torch.randn(2, 4, 16, 16), torch.tensor([5, 5]), base.condition(["a", "b"]))
+        base.denoise(torch.randn(2, 4, 8, 8), torch.tensor([5, 5]), base.condition(["a", "b"]))

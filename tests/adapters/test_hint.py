@@ -8,7 +8,7 @@ from diffadapt.adapters import Hint, LoRA, SideInputs, attach, load_adapter
 from diffadapt.adapters.hint import CHANNELS, HintAdapter
 from diffadapt.errors import Refused
 
-TINY = Hint(channels=(4, 8))  # the tiny base's latents are half as large as its pictures
+TINY = Hint(channels=(4, 8, 8))  # the tiny base's latents are a quarter as large as its pictures
 
 
 def adapter_on(channels: int, method: Hint) -> HintAdapter:
@@ -77,7 +77,7 @@ def test_strength_scales_what_is_added():
         for parameter in adapter.encoder[-1].parameters():
             parameter.normal_(generator=torch.Generator().manual_seed(1))
     adapter.receive(SideInputs(control=signal(1)))
-    x = torch.randn(1, 4, 16, 16)
+    x = torch.randn(1, 4, 8, 8)
     plain, whole = adapter.layer(x), adapter(x)
     for strength in (0.5, 2.0, -1.0):
         adapter.strength = strength
@@ -103,7 +103,7 @@ def test_what_follows_depends_on_the_signal_and_each_parameter_gets_a_gradient(b
     attachment = moved(attach(base, TINY))
     assert not torch.equal(output(base, signal()), output(base, {"hint": signal()["hint"].flip(3)}))
     attachment.begin(SideInputs(control=signal()))
-    base.denoise(torch.randn(2, 4, 16, 16), torch.tensor([5, 9]), base.condition(["a", "b"])).sum().backward()
+    base.denoise(torch.randn(2, 4, 8, 8), torch.tensor([5, 9]), base.condition(["a", "b"])).sum().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in attachment.parameters())
 
 
@@ -111,7 +111,7 @@ def test_it_opens_in_two_stages_the_zero_convolution_then_the_encoder(base):
     attachment, stages = attach(base, TINY), []
     for _ in range(2):
         attachment.begin(SideInputs(control=signal()))
-        noisy = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+        noisy = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
         base.denoise(noisy, torch.tensor([5, 9]), base.condition(["a", "b"])).square().mean().backward()
         stages.append(
             {name.split(".")[-2] for name, p in attachment.named_parameters() if p.grad is not None and p.grad.any()}
@@ -130,7 +130,7 @@ def test_the_signal_is_encoded_once_for_all_denoising_steps(base, monkeypatch):
     adapter.encoder[0].register_forward_hook(lambda *_: calls.append(1))
     adapter.receive(SideInputs(control=signal(1)))
     for _ in range(3):
-        base.denoise(torch.randn(1, 4, 16, 16), torch.tensor([5]), base.condition(["a"]))
+        base.denoise(torch.randn(1, 4, 8, 8), torch.tensor([5]), base.condition(["a"]))
     assert len(calls) == 1
 
 
@@ -175,7 +175,7 @@ def test_a_signal_that_does_not_fit_is_refused(base, control, says):
 def test_without_a_begin_there_is_no_signal_to_follow(base):
     attach(base, TINY)
     with pytest.raises(Refused, match="no control signal yet"):
-        base.denoise(torch.randn(1, 4, 16, 16), torch.tensor([5]), base.condition(["a"]))
+        base.denoise(torch.randn(1, 4, 8, 8), torch.tensor([5]), base.condition(["a"]))
 
 
 def test_it_depends_on_its_input_and_cannot_be_merged(base):

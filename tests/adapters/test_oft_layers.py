@@ -108,7 +108,7 @@ def test_the_listed_layers_train_and_nothing_else(base):
     attachment = attach(base, OFT(block_size=4), ["cross_attention.*", "feed_forward.in"])
     listed = base.select(["cross_attention.*", "feed_forward.in"])
     assert [name for name, _ in attachment.named_parameters()] == [f"{path}.q" for path in listed]
-    base.denoise(torch.randn(1, 4, 16, 16), torch.tensor([9]), base.condition(["a cat"])).square().mean().backward()
+    base.denoise(torch.randn(1, 4, 8, 8), torch.tensor([9]), base.condition(["a cat"])).square().mean().backward()
     networks = (base.denoiser, base.pipeline.text_encoder, base.pipeline.vae)
     trained = {id(p) for network in networks for p in network.parameters() if p.requires_grad or p.grad is not None}
     assert trained == {id(parameter) for parameter in attachment.parameters()}

@@ -108,7 +108,7 @@ def loss(attachment) -> Tensor:
     base = attachment.base
     with torch.no_grad():
         text = base.condition(["a cat", "a dog on a red background"]).text
-    latents = torch.randn(2, 4, 16, 16, generator=generator)
+    latents = torch.randn(2, 4, 8, 8, generator=generator)
     return base.denoise(latents, torch.tensor([10, 700]), Conditioning(text=text)).square().mean()
 
 

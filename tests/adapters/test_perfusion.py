@@ -105,7 +105,7 @@ def test_5_in_float32_and_below(tiny_base):
 def test_6_a_prompt_without_the_concept_is_the_bases_bit_for_bit(tiny_base, method):
     base = prepared(tiny_base)
     prompts = ["a photo of a cat", "", "a dog on the red background", "the <x>"]
-    noisy = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    noisy = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     times = torch.tensor([10, 500, 700, 900])
 
     def answer(text):
@@ -192,7 +192,7 @@ def test_13_only_the_word_and_the_values_train(tiny_base):
     optimizer = torch.optim.AdamW(attachment.parameters(), lr=1e-2, weight_decay=0.1)
     attachment.train()
     for step in range(5):
-        noisy = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(step))
+        noisy = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(step))
         text = given(base, PROMPTS)
         optimizer.zero_grad()
         base.denoise(noisy, torch.tensor([10, 500]), Conditioning(text=text)).square().mean().backward()

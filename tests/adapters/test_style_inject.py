@@ -369,7 +369,7 @@ def test_training_leaves_the_base_bit_for_bit(tiny_v_base):
     text = base.condition(["a cat", "a dog"]).text
     for _ in range(2):
         optimizer.zero_grad()
-        base.denoise(normal(2, 4, 16, 16), torch.tensor([5, 700]), Conditioning(text=text)).square().mean().backward()
+        base.denoise(normal(2, 4, 8, 8), torch.tensor([5, 700]), Conditioning(text=text)).square().mean().backward()
         optimizer.step()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in attachment.parameters())
     attachment.detach()
@@ -411,8 +411,8 @@ def test_observed_routes_are_those_of_each_layer_and_leave_nothing_behind(tiny_v
             adapter.router.weight.normal_(generator=seeded())
     text = base.condition(["a cat", "a dog"]).text
     with observed_routes(attachment) as seen:
-        base.denoise(normal(2, 4, 16, 16), torch.tensor([5, 700]), Conditioning(text=text))
-        base.denoise(normal(2, 4, 16, 16), torch.tensor([5, 700]), Conditioning(text=text))
+        base.denoise(normal(2, 4, 8, 8), torch.tensor([5, 700]), Conditioning(text=text))
+        base.denoise(normal(2, 4, 8, 8), torch.tensor([5, 700]), Conditioning(text=text))
     assert seen.keys() == attachment.adapters.keys()
     assert all(len(each) == 2 and each[0].shape == (2, 4) for each in seen.values())
     assert all(torch.equal(*each) for each in seen.values())

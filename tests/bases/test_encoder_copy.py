@@ -13,7 +13,7 @@ def copy_of(base, blocks: int = 0, *, copy_weights: bool = True, seed: int = 0) 
 
 def outputs(copy: EncoderCopy):
     with torch.no_grad():
-        return copy(torch.randn(2, 4, 16, 16), torch.tensor([5, 9]), torch.randn(2, 16, 32), torch.rand(2, 3, 32, 32))
+        return copy(torch.randn(2, 4, 8, 8), torch.tensor([5, 9]), torch.randn(2, 16, 32), torch.rand(2, 3, 16, 16))
 
 
 def moved(copy: EncoderCopy) -> EncoderCopy:

@@ -118,7 +118,7 @@ def test_paths_stay_valid_under_wrappers_on_leaves_and_on_blocks(tiny_base):
     "pattern", ["cross_attention.out", "feed_forward.out", "text.self_attention.query", "resample.conv"]
 )
 def test_what_is_replaced_is_what_runs(tiny_base, pattern):
-    latents, text = torch.randn(1, 4, 16, 16), ["a cat"]
+    latents, text = torch.randn(1, 4, 8, 8), ["a cat"]
     with torch.no_grad():
         before = tiny_base.denoise(latents, torch.tensor([500]), tiny_base.condition(text))
         for path in tiny_base.select([pattern]):

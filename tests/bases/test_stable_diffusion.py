@@ -27,7 +27,7 @@ def test_prompts_are_encoded_as_the_pipeline_does(fixture, request):
 def test_pictures_are_decoded_as_the_pipeline_does(fixture, request):
     base = request.getfixturevalue(fixture)
     generator = torch.Generator().manual_seed(3)
-    latents = torch.randn(2, 4, 16, 16, generator=generator)
+    latents = torch.randn(2, 4, 8, 8, generator=generator)
     theirs = base.pipeline.vae.decode(latents / base.vae.config.scaling_factor, return_dict=False)[0]
     pixels = base.decode_latents(latents)
     assert pixels.shape == (2, 3, 32, 32) and pixels.dtype == torch.float32
@@ -40,7 +40,7 @@ def test_encoded_pictures_are_the_same_each_time_and_of_the_latents_shape(fixtur
     base = request.getfixturevalue(fixture)
     pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     latents = base.encode_pictures(pixels)
-    assert latents.shape == (2, 4, 16, 16) and not latents.requires_grad
+    assert latents.shape == (2, 4, 8, 8) and not latents.requires_grad
     assert torch.equal(latents, base.encode_pictures(pixels))
     assert torch.equal(latents[1:], base.encode_pictures(pixels[1:])) or torch.allclose(
         latents[1:], base.encode_pictures(pixels[1:]), atol=1e-5
@@ -73,7 +73,7 @@ def test_pictures_in_another_range_are_refused(tiny_base):
 @BOTH
 def test_denoise_is_the_unet_and_carries_gradient_to_the_text_only_when_asked(fixture, request):
     base = request.getfixturevalue(fixture)
-    noisy, timesteps = torch.randn(2, 4, 16, 16), torch.tensor([3, 900])
+    noisy, timesteps = torch.randn(2, 4, 8, 8), torch.tensor([3, 900])
     text = base.condition(["a cat", "a dog"]).text
     assert not text.requires_grad
     predicted = base.denoise(noisy, timesteps, Conditioning(text=text))
@@ -138,4 +138,4 @@ def test_large_pictures_go_through_the_autoencoder_one_at_a_time_with_the_same_r
 
 
 def test_sides_are_multiples_of_what_the_pipeline_takes_and_the_autoencoder_divides_by(tiny_base):
-    assert tiny_base.downsampling == 2 and tiny_base.side_step == 8
+    assert tiny_base.downsampling == 4 and tiny_base.side_step == 8

@@ -36,7 +36,7 @@ def test_each_bin_asks_for_its_own_share_of_the_noise_levels_from_the_data_on(ti
     tiny_base.denoiser.register_forward_pre_hook(
         lambda _, args, kwargs: asked.append(kwargs["timestep"]), with_kwargs=True
     )
-    latents = torch.randn(3, 4, 16, 16)
+    latents = torch.randn(3, 4, 8, 8)
     found = loss_by_noise(tiny_base, latents, bins=5)
     quantile = tiny_base.noise_schedule.noise_ratio().argsort().argsort() / 1000
     bins = (quantile[torch.stack(asked)] * 5).long()
@@ -45,7 +45,7 @@ def test_each_bin_asks_for_its_own_share_of_the_noise_levels_from_the_data_on(ti
 
 
 def test_the_loss_of_an_adapter_that_changes_nothing_is_the_bases(tiny_base):
-    latents = torch.randn(2, 4, 16, 16)
+    latents = torch.randn(2, 4, 8, 8)
     before = loss_by_noise(tiny_base, latents)
     attachment = attach(tiny_base, LoRA(rank=2))
     assert torch.equal(loss_by_noise(tiny_base, latents), before)

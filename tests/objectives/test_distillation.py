@@ -147,9 +147,9 @@ def of_base(base) -> Teacher:
 
 def rows_of(base, captions) -> Batch:
     count = len(captions)
-    latents = normal(count, 4, 16, 16, seed=1)
+    latents = normal(count, 4, 8, 8, seed=1)
     return Batch(
-        latents, normal(count, 4, 16, 16, seed=2), torch.tensor([5, 300, 900])[:count], base.condition(captions),
+        latents, normal(count, 4, 8, 8, seed=2), torch.tensor([5, 300, 900])[:count], base.condition(captions),
         ("teacher",) * count, captions=tuple(captions),
     )  # fmt: skip
 

@@ -149,7 +149,7 @@ def test_what_is_learned_depends_on_the_signal(base, tmp_path, monkeypatch, meth
         learning_rate=5e-3, checkpoint_every=0, sample_every=0,
     )  # fmt: skip
     pixels, signals = make_pairs(8).read(range(8), 32)
-    latents, noise = base.encode_pictures(pixels), torch.randn(8, 4, 16, 16, generator=torch.Generator().manual_seed(5))
+    latents, noise = base.encode_pictures(pixels), torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(5))
     timesteps = torch.full((8,), 800)
 
     def loss(given: torch.Tensor) -> float:

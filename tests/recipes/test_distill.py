@@ -65,7 +65,7 @@ def test_training_brings_the_students_predictions_to_the_teachers(student, teach
         learning_rate=1e-3, warmup=0, caption_dropout=0.0,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(0)
-    noisy = torch.randn(8, 4, 16, 16, generator=generator)
+    noisy = torch.randn(8, 4, 8, 8, generator=generator)
     timesteps, prompts = torch.randint(0, 1000, (8,), generator=generator), (CAPTIONS * 3)[:8]
 
     def distance() -> float:

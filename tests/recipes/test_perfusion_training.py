@@ -25,6 +25,7 @@ SETTINGS = {
 
 @pytest.fixture
 def base(tiny_v_base):
+    tiny_v_base.default_steps = 1
     return prepared(tiny_v_base)
 
 
@@ -142,22 +143,22 @@ def test_what_chooses_the_step_is_looked_for_before_the_training(tiny_base, conc
 
 
 def test_22_the_mask_weighs_by_its_shape_alone(base):
-    latents, noise = (torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    latents, noise = (torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
     times, text = torch.tensor([100, 600]), base.condition(["a cat", "a dog"]).text.detach()
 
     def loss(mask=None):
         batch = Batch(latents, noise, times, Conditioning(text=text), ("target",) * 2, mask=mask)
         return Masked(base.noise_schedule).losses(base.denoise, batch)
 
-    torch.testing.assert_close(loss(torch.ones(2, 1, 16, 16)), loss(), rtol=1e-5, atol=0)
-    mask = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(loss(torch.ones(2, 1, 8, 8)), loss(), rtol=1e-5, atol=0)
+    mask = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(2))
     torch.testing.assert_close(loss(0.3 * mask), loss(mask), rtol=1e-5, atol=0)
     assert not torch.allclose(loss(mask), loss())
 
 
 def test_23_with_locked_keys_a_target_is_learned_and_other_prompts_stay(base):
     attachment = attach(base, Perfusion(), tokens={"<x>": "cat"})
-    noisy, wanted = (torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    noisy, wanted = (torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
     times, rows = torch.tensor([500]), ["a <x>"]
     other = base.condition(["a dog"]).text.detach()
     attachment.enabled = False

@@ -1,4 +1,4 @@
-"""What a recipe hands to the loop: every setting arrives where it works, read off the batches, losses and groups."""
+"""A recipe's hand-over to the loop: every setting arrives where it works, read off the batches, losses and groups."""
 
 import itertools
 
@@ -74,7 +74,7 @@ def test_min_snr_and_masks(handed):
     assert torch.equal(weighed["objective"].losses(zero, weighed["batch"]), expected)
     assert not torch.equal(expected, plain["objective"].losses(zero, plain["batch"]))
     masked = handed(prior_weight=0.0, snr_gamma=0.0, masked=True)
-    assert plain["batch"].mask is None and masked["batch"].mask.shape == (2, 1, 16, 16)
+    assert plain["batch"].mask is None and masked["batch"].mask.shape == (2, 1, 8, 8)
     batch = plain["batch"]
     error = schedule.target(batch.latents, batch.noise, batch.timesteps).square()
     mask = masked["batch"].mask

@@ -91,7 +91,7 @@ train(load_base(sys.argv[1]), *map(Path, sys.argv[2:4]))
 
 def train(base, photos, out):
     config = SubjectConfig(
-        steps=24, batch_size=1, prior_weight=0, checkpoint_every=2, sample_every=0, evaluation_prompts=0
+        steps=12, batch_size=1, prior_weight=0, checkpoint_every=1, sample_every=0, evaluation_prompts=0
     )
     train_subject(base, load_concept(photos, "cat"), method=LoRA(rank=1), out=out, config=config, quiet=True)
 
@@ -101,7 +101,7 @@ def test_kill_9_in_the_middle_of_a_process_and_again(tiny_v_folder, photos, tmp_
     """Two that are killed, forked with the base loaded, and one that starts from nothing and ends what they began."""
     base = load_base(tiny_v_folder)  # and no copy of a loaded one: its tensors lie elsewhere, which moves last bits
     train(base, photos, tmp_path / "whole")
-    for checkpoint in (4, 10):
+    for checkpoint in (2, 5):
         child = os.fork()
         if child == 0:
             train(base, photos, tmp_path / "killed")

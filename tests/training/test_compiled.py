@@ -28,7 +28,7 @@ def traced(monkeypatch):
 
 def one_step(base, attachment, *, compiled: bool):
     generator = torch.Generator().manual_seed(0)
-    noisy = torch.randn(2, 4, 16, 16, generator=generator)
+    noisy = torch.randn(2, 4, 8, 8, generator=generator)
     timesteps, condition = torch.tensor([10, 700]), base.condition(["a cat", "a dog on a red background"])
     attachment.train()
     attachment.begin(SideInputs.of(condition, timesteps=timesteps))
