@@ -1,4 +1,4 @@
-"""What C-LoRA's penalty costs at the shapes of Stable Diffusion 1.5: 32 matrices, rank 16, at task 2 and at task 50.
+"""The cost of C-LoRA's penalty at the shapes of Stable Diffusion 1.5: 32 matrices, rank 16, at task 2 and at task 50.
 
     python benchmarks/c_lora_penalty.py [--importance abs_of_sum]
 

@@ -1,4 +1,4 @@
-"""What Diff-Tuning costs: time of a training step beside plain training at equal batch, and memory beside the bank.
+"""The cost of Diff-Tuning: time of a training step beside plain training at equal batch, and memory beside the bank.
 
     python benchmarks/diff_tuning_time.py --out benchmarks/results/diff_tuning_time-<where>.json
 

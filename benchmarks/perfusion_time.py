@@ -1,4 +1,4 @@
-"""What perfusion costs: sampling with live concepts against the base, a training step against the frozen floor.
+"""The cost of perfusion: sampling with live concepts against the base, a training step against the frozen floor.
 
     python benchmarks/perfusion_time.py --out benchmarks/results/perfusion_time-<where>.json
 

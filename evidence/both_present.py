@@ -28,7 +28,7 @@ JUDGES = ("probe", "second")
 
 
 class Found(NamedTuple):
-    """What the objects in a picture look like, and where they are."""
+    """The looks of the objects in a picture, and their places."""
 
     rows: dict[str, Tensor]  # judge -> (n, D), unit rows: each object cut out, on grey, as large as it fits
     centres: Tensor  # (n, 2): x, y in pixels

@@ -1,4 +1,4 @@
-"""What CL-1 and CL-2 share: ten similar characters learned one after another, and how a sequence is scored."""
+"""Shared by CL-1 and CL-2: ten similar characters learned one after another, and how a sequence is scored."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What the claims about perfusion share: contenders, one training, scores of a file at several biases or steps.
+"""Shared by the claims about perfusion: contenders, one training, scores of a file at several biases or steps.
 
 Subjects are those of `subjects.py`, shown with masks. Perfusion and textual inversion see four pictures a step, methods
 that change weights two and two of the class. Learning rates of DreamBooth and textual inversion are those that OFT-2's
@@ -115,7 +115,7 @@ def score(
 
 
 def forgotten(judge: SubjectJudge, adapter: Path) -> dict[str, list[float]]:
-    """What leaked into the class and how other pictures changed, as the claims about subjects measure it."""
+    """Leakage into the class and drift of other pictures, as the claims about subjects measure it."""
     with adapted(judge.base, [(adapter, 1.0)]):
         return {
             "leaked": judge.leaked(judge.draw(judge.plain, 1)),
@@ -149,7 +149,7 @@ def quality_at_end(each: Finished) -> float:
 
 
 def fabricated(unit: Unit, generator: Generator | None, **means: float) -> dict[str, Any]:
-    """What a unit of PF-2 scores in a null or an oracle: the same at every step and bias."""
+    """The scores of a unit of PF-2 in a null or an oracle: the same at every step and bias."""
     off = 0.1 if unit["stage"] == "tune" and unit["rate"] != TUNED[unit["contender"]].rates[1] else 0.0
     means = {"fidelity": 0.5, "followed": 0.8} | means
     scores = subject_scores(unit["subject"], generator, **{**means, "fidelity": means["fidelity"] - off})

@@ -1,4 +1,4 @@
-"""What SI-1 to SI-3 share: pictures in drawn styles that the base never saw, contenders of equal size, and scores.
+"""Shared by SI-1 to SI-3: pictures in drawn styles that the base never saw, contenders of equal size, and scores.
 
 A style's pictures are the base's own pictures of captions of its world, drawn by a function (`data/drawn_styles.py`):
 so they exist on every base, show the same contents in every style, and the style of a picture has an exact target.

@@ -25,7 +25,7 @@ def subject_scores(
     steps: tuple[int, ...] = (30, 60, 90, 120, 150),
     speed: float = 1.0,
 ) -> dict[str, Any]:
-    """What `subjects.teach` returns, around given means.
+    """Scores as `subjects.teach` returns them, around given means.
 
     Args:
         subject: moves all of its runs alike.

@@ -1,4 +1,4 @@
-"""What the claims about subjects measure of an adapter: learned, followed, leaked, drifted, and the held-out loss.
+"""Measures of an adapter for the claims about subjects: learned, followed, leaked, drifted, and the held-out loss.
 
 Everything that the untouched base draws is drawn once for each subject and kept, and drawn once more from other seeds:
 what a figure of the base against itself comes to is the floor under the same figure of an adapter.
@@ -128,7 +128,7 @@ class SubjectJudge(Judge):
     # --- pictures ---------------------------------------------------------------------------------------------------
 
     def _kept(self, file: Path) -> dict[str, Tensor]:
-        """What the untouched base draws and what it loses, from a file, or drawn now."""
+        """The untouched base's pictures and losses, from a file, or drawn now."""
         if not file.exists():
             prompts = {"class": self.plain, **self.others}
             drawn = {name: self.draw(each, 1) for name, each in prompts.items()}
@@ -157,7 +157,7 @@ class SubjectJudge(Judge):
         return held_out_loss(self.base, render(scenes, load_sprites(self.emoji, of))[0], captions)
 
     def _perfect(self) -> Tensor:
-        """What a perfect adapter would draw: the sprite itself, as each prompt asks."""
+        """A perfect adapter's pictures: the sprite itself, as each prompt asks."""
         rng, drawn = np.random.default_rng(3), []
         for wanted in self.wanted:
             style, other = wanted.get("style", self.style), wanted.get("second")

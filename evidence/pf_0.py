@@ -91,7 +91,7 @@ def shaped_base() -> Base:
 
 
 def moved(base: Base, method: Method) -> Attachment:
-    """What a training would leave: every parameter, and the anchor, moved by a tenth of its scale."""
+    """A concept as a training would leave it: every parameter, and the anchor, moved by a tenth of its scale."""
     tokens = {WORD: NOUN} if isinstance(method, Perfusion) else {}
     attachment = attach(base, method, ROLES, tokens=tokens)
     edit = edit_of(attachment)
@@ -130,22 +130,22 @@ def maps(base: Base, attachment: Attachment) -> dict[str, list[float]]:
     """
     edit = edit_of(attachment)
     ids = base.tokenize([PROMPT if edit else PROMPT.replace(WORD, NOUN)])
-    told = base.encode_ids(ids)
+    encoded = base.encode_ids(ids)
     if edit:
         direction = edit.direction()
-        told = told - (told @ direction / (edit.anchor @ direction))[..., None] * edit.anchor
-    plain = told.clone()
+        encoded = encoded - (encoded @ direction / (edit.anchor @ direction))[..., None] * edit.anchor
+    plain = encoded.clone()
     if edit:
         (place,) = edit.places(ids)[0].nonzero()[:, 0].tolist()
-        told[0, place], plain[0, place] = edit.anchor, edit.category
-    attachment.begin(SideInputs(token_ids=ids, text=told))
+        encoded[0, place], plain[0, place] = edit.anchor, edit.category
+    attachment.begin(SideInputs(token_ids=ids, text=encoded))
     moved, largest = [], []
     for path in base.roles["cross_attention.key"]:
         adapter, to_q = attachment.adapters[path], base.module(path.replace("to_k", "to_q"))
         asking = torch.randn(QUERIES, to_q.in_features, generator=torch.Generator().manual_seed(4))
-        mine, theirs = (attention(to_q(asking), keys[0]) for keys in (adapter(told), adapter.layer(plain)))
-        moved.append(float((mine - theirs).abs().max()))
-        largest.append(float(theirs.max()))
+        edited, frozen = (attention(to_q(asking), keys[0]) for keys in (adapter(encoded), adapter.layer(plain)))
+        moved.append(float((edited - frozen).abs().max()))
+        largest.append(float(frozen.max()))
     return {"map_moved": moved, "map_largest": largest}
 
 

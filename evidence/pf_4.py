@@ -43,7 +43,7 @@ TEMPERATURES = (0.1, 0.15, 0.25)
 
 
 class Variant(NamedTuple):
-    """What differs from the paper's setting, and how tables call it."""
+    """One change to the paper's setting, and its name in tables."""
 
     title: str
     method: Perfusion = Perfusion()

@@ -1,4 +1,4 @@
-"""What the claims about subjects share: subjects, contenders, one training with its scores, the choice of rates.
+"""Shared by the claims about subjects: subjects, contenders, one training with its scores, the choice of rates.
 
 The subjects are emoji that neither the embedded base nor the probe has seen, each in five captioned scenes: many
 subjects and one seed of each, since subjects differ more than seeds. Every method stands twice, with prior preservation
@@ -178,7 +178,7 @@ def quality(scores: Mapping[str, Any]) -> float:
 
 
 def share(scores: Mapping[str, Any]) -> float:
-    """What was followed, as a share of what perfect renderings reach."""
+    """The share of a perfect rendering's score that was reached."""
     return share_of_perfect(scores["followed"], scores["perfect"])["all"]
 
 

@@ -1,4 +1,4 @@
-"""What the transfer claims share: one training on a target set, with and without Diff-Tuning, and how it is scored.
+"""Shared by the transfer claims: one training on a target set, with and without Diff-Tuning, and how it is scored.
 
 Cut to fit the budget: 240 steps of 16 rows (1,500 were planned), 128 pictures, one set for the tuning. What is decided
 here is decided for short trainings.

@@ -1,4 +1,4 @@
-"""What the documentation says exists: code compiles, commands parse, links resolve, tables agree with the code."""
+"""The documentation names what exists: code compiles, commands parse, links resolve, tables agree with the code."""
 
 import ast
 import importlib.util
@@ -81,7 +81,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 
 def diffadapt_arguments(words: list[str]) -> list[str] | None:
-    """What follows `diffadapt` in a command line, or None when it is another program's."""
+    """The words after `diffadapt` in a command line, or None when it is another program's."""
     if Path(words[0]).name == "diffadapt":
         return words[1:]
     for i, (flag, module) in enumerate(zip(words, words[1:], strict=False)):

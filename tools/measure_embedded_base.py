@@ -46,7 +46,7 @@ UNSAID = {"position": "center", "size": "medium", "colour": "own", "count": "1",
 
 
 def expected(scenes: list[WideScene]) -> dict[str, list[str | None]]:
-    """What each caption says, in the words of the probe's heads; None where it does not say."""
+    """Each caption's labels, in the words of the probe's heads; None where it gives none."""
     wanted: dict[str, list[str | None]] = defaultdict(list)
     for scene in scenes:
         words = {
@@ -150,7 +150,7 @@ def sheet(pixels: Tensor, captions: list[str], columns: int, scale: int = 2) -> 
 
 
 def processor() -> str:
-    """What the pictures were made on."""
+    """The processor that made the pictures."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     facts = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""

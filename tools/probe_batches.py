@@ -1,4 +1,4 @@
-"""What the probe is trained on: scenes of the wide world, views of thousands of sprites, captions true and false."""
+"""Training batches of the probe: scenes of the wide world, views of thousands of sprites, captions true and false."""
 
 import dataclasses
 import json

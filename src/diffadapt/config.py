@@ -153,19 +153,19 @@ def build(config_class: type[T], table: Mapping[str, Any], *, name: str = "", kn
     """
     by_name = {field.name: field for field in fields(config_class) if field.init}  # pyright: ignore[reportArgumentType]
     hints = typing.get_type_hints(config_class)
-    here = [each.name for each in options(config_class, name)]
+    names = [each.name for each in options(config_class, name)]
     values = {}
     for key, value in table.items():
         dotted = _dotted(name, key)
         if key not in by_name:
-            raise Refused(unknown(dotted, [*here, *known]))
+            raise Refused(unknown(dotted, [*names, *known]))
         inner = _table_class(hints[key])
         if inner is None:
             values[key] = convert(value, hints[key], dotted, by_name[key].metadata)
             if by_name[key].metadata.get("path"):
                 values[key] = at_home(values[key])
         elif isinstance(value, Mapping):
-            values[key] = build(inner, value, name=dotted, known=[*here, *known])
+            values[key] = build(inner, value, name=dotted, known=[*names, *known])
         else:
             example = options(inner, dotted)[0].name
             raise Refused(f"{dotted} is a table: expected options such as {example}, got {shown(value)}")
@@ -228,12 +228,12 @@ def _described(config_class: type, declared: Mapping[str, "dataclasses.Field[Any
     hints, lines = typing.get_type_hints(config_class), []
     for name, field in declared.items():
         if (inner := _table_class(hints[name])) is not None:
-            about = f"{name} ({inner.__name__}): {field.metadata.get('doc') or 'a table of its own'}"
+            entry = f"{name} ({inner.__name__}): {field.metadata.get('doc') or 'a table of its own'}"
         else:
-            its = _option_of(field, hints[name], name)
-            given = its.default_text.strip("()") if its.default is REQUIRED else f"default {its.default_text}"
-            about = f"{name} ({given}): {its.doc} [{its.limits}]"
-        lines.append(textwrap.fill(about, 116, initial_indent="    ", subsequent_indent="        "))
+            each = _option_of(field, hints[name], name)
+            given = each.default_text.strip("()") if each.default is REQUIRED else f"default {each.default_text}"
+            entry = f"{name} ({given}): {each.doc} [{each.limits}]"
+        lines.append(textwrap.fill(entry, 116, initial_indent="    ", subsequent_indent="        "))
     return "\n".join(lines)
 
 

@@ -179,8 +179,8 @@ def read_json(path: str | Path, shape: Any = None) -> Any:
     return parse_json(read_text(path), shape, str(path))
 
 
-def parse_json(text: str, shape: Any, where: str) -> Any:
-    """The value that a JSON text says, held against a shape (None takes anything); `where` is its place, for messages.
+def parse_json(text: str, shape: Any, place: str) -> Any:
+    """The value that a JSON text says, held against a shape (None takes anything); `place` is its place, for messages.
 
     Raises:
         Refused: it is not JSON, or of another shape.
@@ -188,7 +188,7 @@ def parse_json(text: str, shape: Any, where: str) -> Any:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise Refused(f"{where} is not JSON: {error}") from error
+        raise Refused(f"{place} is not JSON: {error}") from error
     except RecursionError as error:
-        raise Refused(f"{where} is not JSON that can be read: its tables lie too deep in each other") from error
-    return value if shape is None else hold(value, shape, where)
+        raise Refused(f"{place} is not JSON that can be read: its tables lie too deep in each other") from error
+    return value if shape is None else hold(value, shape, place)

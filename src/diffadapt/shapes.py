@@ -70,53 +70,53 @@ PEFT_CONFIG = {
 METADATA_ROW = {"file_name": str}
 
 
-def hold(value: Any, shape: Any, where: str) -> Any:
+def hold(value: Any, shape: Any, place: str) -> Any:
     """The value, when it has the shape.
 
     Args:
         value: what a JSON or TOML file held, or a part of it.
         shape: see the top of this file.
-        where: the file, and the entry in it, for the message.
+        place: the file, and the entry in it, for the message.
 
     Raises:
         Refused: it has another shape; says which entry, what was expected and what is there.
     """
-    _hold(value, shape, where, 0)
+    _hold(value, shape, place, 0)
     return value
 
 
-def _hold(value: Any, shape: Any, where: str, depth: int) -> None:
+def _hold(value: Any, shape: Any, place: str, depth: int) -> None:
     if depth > DEEPEST:
-        raise Refused(f"{where}: tables lie more than {DEEPEST} deep in each other")
+        raise Refused(f"{place}: tables lie more than {DEEPEST} deep in each other")
     if isinstance(shape, tuple):
-        if not any(_fits(value, each, where, depth) for each in shape):
-            raise Refused(f"{where}: expected {words(shape)}, got {shown(value)}")
+        if not any(_fits(value, each, place, depth) for each in shape):
+            raise Refused(f"{place}: expected {words(shape)}, got {shown(value)}")
     elif isinstance(shape, list):
         if not isinstance(value, list):
-            raise Refused(f"{where}: expected {words(shape)}, got {shown(value)}")
+            raise Refused(f"{place}: expected {words(shape)}, got {shown(value)}")
         for i, each in enumerate(value):
-            _hold(each, shape[0], f"{where}[{i}]", depth + 1)
+            _hold(each, shape[0], f"{place}[{i}]", depth + 1)
     elif isinstance(shape, dict):
         if not isinstance(value, dict):
-            raise Refused(f"{where}: expected {words(shape)}, got {shown(value)}")
+            raise Refused(f"{place}: expected {words(shape)}, got {shown(value)}")
         any_key = shape.get(str)
         for key in value if any_key is not None else ():
-            _hold(value[key], any_key, f"{where}: {key}", depth + 1)
+            _hold(value[key], any_key, f"{place}: {key}", depth + 1)
         for key, inner in shape.items():
             if key is str:
                 continue
             if key not in value:
                 if not isinstance(inner, Maybe):
-                    raise Refused(f"{where}: {key} is missing, expected {words(inner)}")
+                    raise Refused(f"{place}: {key} is missing, expected {words(inner)}")
                 continue
-            _hold(value[key], inner.shape if isinstance(inner, Maybe) else inner, f"{where}: {key}", depth + 1)
+            _hold(value[key], inner.shape if isinstance(inner, Maybe) else inner, f"{place}: {key}", depth + 1)
     elif not _is(value, shape):
-        raise Refused(f"{where}: expected {words(shape)}, got {shown(value)}")
+        raise Refused(f"{place}: expected {words(shape)}, got {shown(value)}")
 
 
-def _fits(value: Any, shape: Any, where: str, depth: int) -> bool:
+def _fits(value: Any, shape: Any, place: str, depth: int) -> bool:
     try:
-        _hold(value, shape, where, depth)
+        _hold(value, shape, place, depth)
     except Refused:
         return False
     return True

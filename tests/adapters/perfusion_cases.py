@@ -1,4 +1,4 @@
-"""What the tests of perfusion share: a tiny base with a covariance, concepts on it, and equation 3 written out."""
+"""Shared by the tests of perfusion: a tiny base with a covariance, concepts on it, and equation 3 written out."""
 
 import torch
 from torch import Tensor

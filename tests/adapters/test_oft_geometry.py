@@ -1,4 +1,4 @@
-"""What OFT claims of its rotations and of the neurons they turn; what only looks like it must fail the same tests."""
+"""OFT's claims about its rotations and the neurons they turn; look-alikes must fail the same tests."""
 
 import math
 import re

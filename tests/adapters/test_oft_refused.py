@@ -1,4 +1,4 @@
-"""What OFT refuses, each in one sentence: layers and settings that do not fit, and weights that cannot be turned."""
+"""OFT's refusals, each in one sentence: layers and settings that do not fit, and weights that cannot be turned."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What a concept weighs at the shapes of real bases. The denoisers are built on the meta device, weightless."""
+"""The size of a concept's file at the shapes of real bases. The denoisers are built on the meta device, weightless."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""What StyleInject can learn that LoRA of the same size cannot: two toy tasks with four styles, and one as control.
+"""Tasks that StyleInject can learn and LoRA of equal size cannot: two toy tasks with four styles, and one as control.
 
 Each sample is a set of tokens of one style, which their mean gives away. The thresholds stand in each test's name.
 Measured with 500 steps and seeds 0 to 2, as a share of the untouched layer's error: branches .0002 against .66 to .70

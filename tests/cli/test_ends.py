@@ -1,4 +1,4 @@
-"""What the command line is given and how it is stopped: flags anywhere, texts that are no paths, signals, memory."""
+"""The command line's input and how it is stopped: flags anywhere, texts that are no paths, signals, memory."""
 
 import os
 import signal

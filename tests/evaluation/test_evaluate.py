@@ -1,4 +1,4 @@
-"""What an evaluation says: learned, followed, leaked, drifted and the loss, each beside what it is compared with."""
+"""An evaluation: learned, followed, leaked, drifted and the loss, each beside what it is compared with."""
 
 import pytest
 import torch

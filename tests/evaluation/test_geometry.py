@@ -1,4 +1,4 @@
-"""What a method did to the neurons of a base: measured on every layer, at the present strength, for every method."""
+"""A method's change to the neurons of a base: measured on every layer, at the present strength, for every method."""
 
 import pytest
 import torch

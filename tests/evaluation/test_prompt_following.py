@@ -1,4 +1,4 @@
-"""What perfect renderings reach: the subject cut out of its own pictures, drawn as each prompt asks, and read."""
+"""The scores of perfect renderings: the subject cut out of its own pictures, drawn as each prompt asks, and read."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What a unit of work is given."""
+"""The context that a unit of work gets."""
 
 from pathlib import Path
 from types import SimpleNamespace

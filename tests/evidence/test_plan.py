@@ -1,4 +1,4 @@
-"""What a claim still needs, asked of its definition with the results so far."""
+"""The units a claim still needs, by its definition and the results so far."""
 
 from pathlib import Path
 

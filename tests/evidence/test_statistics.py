@@ -1,4 +1,4 @@
-"""What the definitions share: grids that hold their optimum, curves that are compared at one level, exact floors."""
+"""Shared by the definitions: grids that hold their optimum, curves that are compared at one level, exact floors."""
 
 import sys
 from pathlib import Path

@@ -122,7 +122,7 @@ def energy_distance(a: Tensor, b: Tensor) -> Tensor:
 
 @dataclass
 class Outcome:
-    """What came of each of the K fine-tuned networks of one variant, (K,)."""
+    """Figures of each of the K fine-tuned networks of one variant, (K,)."""
 
     forgotten: Tensor  # source loss near the data under the null label, over the base's
     moved: Tensor  # ||theta - theta_0||^2

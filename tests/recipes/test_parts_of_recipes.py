@@ -1,4 +1,4 @@
-"""What recipes settle before and after the loop: refusals, sources, groups, names of losses, and what follows."""
+"""The parts of recipes before and after the loop: refusals, sources, groups, names of losses, and what follows."""
 
 import json
 import math

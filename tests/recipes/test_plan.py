@@ -1,4 +1,4 @@
-"""What is said before a training is what the training then does."""
+"""A plan printed before a training is what the training then does."""
 
 import pytest
 import torch

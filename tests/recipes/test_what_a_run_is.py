@@ -1,4 +1,4 @@
-"""What makes a run the same run: pictures, captions, how the base was loaded; and what is refused before it begins."""
+"""The identity of a run: pictures, captions, how the base was loaded; and what is refused before it begins."""
 
 import pytest
 from PIL import Image

@@ -120,5 +120,5 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def asked(run: Path) -> list[str]:
-    """What the run's samples were asked for."""
+    """The prompts of the run's samples."""
     return json.loads((run / "samples" / "prompts.json").read_text())["prompts"]

@@ -1,4 +1,4 @@
-"""What a run's end writes about its time."""
+"""The time that a run's end writes."""
 
 import json
 import time

@@ -340,10 +340,10 @@ def _shares(text: Tensor, company: Sequence[ConceptEdit], edited: Sequence[Tenso
     if len(company) == 1:
         return r * edited[0], r
     _refuse_twins(company, gram)
-    here = torch.stack(list(edited), -1)  # (N, L, J)
-    pairs = here[..., :, None] & here[..., None, :]
+    positions = torch.stack(list(edited), -1)  # (N, L, J)
+    pairs = positions[..., :, None] & positions[..., None, :]
     eye = torch.eye(len(company), device=gram.device, dtype=gram.dtype)
-    solved = torch.linalg.solve(torch.where(pairs, (gram + gram.T) / 2, eye), similar * here)
+    solved = torch.linalg.solve(torch.where(pairs, (gram + gram.T) / 2, eye), similar * positions)
     return solved[..., 0], r
 
 

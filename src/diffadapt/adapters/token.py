@@ -66,12 +66,12 @@ class TokenAdapter(Adapter):
 
     def adapted(self, x: Tensor) -> Tensor:
         index = x - self.first
-        mine = (index >= 0) & (index < len(self.initial))
-        if not mine.any():  # one of many words that are not in the prompts
+        is_new = (index >= 0) & (index < len(self.initial))
+        if not is_new.any():  # one of many words that are not in the prompts
             return self.layer(x)
-        rows = self.layer(x.masked_fill(mine, 0))
-        new = self.rows()[index.masked_fill(~mine, 0)]
-        return torch.where(mine[..., None], new.to(rows.dtype), rows)
+        rows = self.layer(x.masked_fill(is_new, 0))
+        new = self.rows()[index.masked_fill(~is_new, 0)]
+        return torch.where(is_new[..., None], new.to(rows.dtype), rows)
 
     def rows(self) -> Tensor:
         """The vectors (k + n, D) at the current strength, those of past tasks first."""

@@ -41,7 +41,7 @@ def read_defaults(folder: Path) -> Defaults:
     found = read_json(path, dict)
     version = found.get("format_version", FORMAT_VERSION)
     if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise Refused(f"{path} is of format {version!r}, here up to {FORMAT_VERSION} is read; upgrade diffadapt")
+        raise Refused(f"{path} has format {version!r}; this version reads up to {FORMAT_VERSION}; upgrade diffadapt")
     guidance, steps = found.get("default_guidance", 7.5), found.get("default_steps", 30)
     if isinstance(guidance, bool) or not isinstance(guidance, int | float) or not 0 <= guidance < float("inf"):
         raise Refused(f"{path}: expected default_guidance to be a number from 0 up, got {guidance!r}")

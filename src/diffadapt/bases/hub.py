@@ -57,6 +57,6 @@ def _reach(name: str, action: Callable[[], Result]) -> Result:
                 "downloading; unset it, or give a local folder"
             ) from error
         raise Refused(
-            f"base {name!r} is no folder or file here and cannot be had from the hub ({first_line(error)}); check the "
-            "name and the network, or give a local folder"
+            f"base {name!r} is not a folder or file here and cannot be loaded from the hub ({first_line(error)}); "
+            "check the name and the network, or give a local folder"
         ) from error

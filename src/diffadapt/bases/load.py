@@ -121,11 +121,11 @@ def _place(device: str | torch.device | None, dtype: str | torch.dtype | None) -
     except RuntimeError as error:
         raise Refused(f"unknown device {device!r}; expected cpu, cuda or cuda:N") from error
     if place.type == "cuda" and not (cuda and (place.index or 0) < torch.cuda.device_count()):
-        raise Refused(f"device {str(place)!r} asked for, but torch sees {torch.cuda.device_count()} GPUs; use cpu")
+        raise Refused(f"got device {str(place)!r}, but torch sees {torch.cuda.device_count()} GPUs; use cpu")
     precision = DTYPES.get(dtype) if isinstance(dtype, str) else dtype or torch.float32
     if precision not in DTYPES.values():
         raise Refused(f"unknown dtype {dtype!r}; expected float32, float16 or bfloat16")
     if place.type == "cpu" and precision != torch.float32:
-        raise Refused(f"dtype {dtype} asked for on the CPU, which computes in float32 only; leave it out or use a GPU")
+        raise Refused(f"got dtype {dtype} for the CPU, which computes in float32 only; leave it out or use a GPU")
     assert precision is not None
     return place, precision

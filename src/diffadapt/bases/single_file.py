@@ -57,7 +57,7 @@ def configuration_of(path: Path) -> Path:
         return fetch_configuration(repository)
     except Refused as error:
         raise Refused(
-            f"{path} holds weights only, and the configuration of its kind cannot be had ({error}); "
+            f"{path} holds weights only, and the configuration of its kind cannot be loaded ({error}); "
             "pass config=FOLDER, any Stable Diffusion folder of the same version in diffusers format"
         ) from error
 

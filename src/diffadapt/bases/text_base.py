@@ -65,9 +65,9 @@ class TextBase(Base):
             kinds, nouns = self.world.get("kinds", ()), self.world.get("nouns", ())
             if noun not in (*kinds, *nouns):
                 near = difflib.get_close_matches(noun, [*kinds, *nouns], n=1, cutoff=0.8)  # a slip of the keys
-                meant = f"did you mean {near[0]!r}? " if near else "take the kind that it is one of. "
+                advice = f"did you mean {near[0]!r}? " if near else "take the kind that it is one of. "
                 raise Refused(
-                    f"class noun {noun!r} is no word that base {self.name!r} was trained on; {meant}"
+                    f"class noun {noun!r} is no word that base {self.name!r} was trained on; {advice}"
                     f"It knows the kinds {', '.join(kinds)} and the nouns {', '.join(nouns)}"
                 )
             return

@@ -73,7 +73,7 @@ class Classifier(Network):
 
     @torch.no_grad()
     def teacher(self, pictures: Tensor, timesteps: Tensor | None = None, condition: Any = None) -> Tensor:
-        """The same of the network as it came, without its attachments."""
+        """The same of the network itself, without its attachments."""
         before = [(attachment, attachment.enabled) for attachment in self.attachments]
         try:
             for attachment, _ in before:

@@ -102,13 +102,13 @@ def split_adapter(text: str, strength: float = 1.0, *, folders: bool = False) ->
             strength = float(tail)
         except ValueError:
             path = text
-    there = is_there(path)
-    found = Path(path).expanduser() if there else Path(path)
-    file = found / "adapter.safetensors" if there and found.is_dir() else found
-    if not there or not file.is_file():
+    exists = is_there(path)
+    found = Path(path).expanduser() if exists else Path(path)
+    file = found / "adapter.safetensors" if exists and found.is_dir() else found
+    if not exists or not file.is_file():
         from ..sampling.adapter_files import usable_checkpoints
 
-        more = usable_checkpoints(found) if there and found.is_dir() else ""
+        more = usable_checkpoints(found) if exists and found.is_dir() else ""
         raise Refused(f"no adapter at {file}; expected a .safetensors file or the folder of a finished run{more}")
     if not folders and found.is_dir() and (found / "hint.safetensors").is_file():
         raise Refused(

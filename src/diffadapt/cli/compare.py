@@ -1,4 +1,4 @@
-"""Sets finished runs of one subject side by side on one page: pictures, figures, costs, and what became of the neurons.
+"""Sets finished runs of one subject side by side on one page: pictures, figures, costs, and how the neurons changed.
 
 They must have been shown the same pictures on the same base, and sampled with the same prompts and seeds.
 """

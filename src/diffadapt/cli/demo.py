@@ -72,8 +72,8 @@ def tables(folder: Path, photos: Path, settings: Sequence[str]) -> list[dict[str
             "method": method,
             "train": {**SETTINGS, "learning_rate": rate},
         }
-        mine = [each for each in settings if name == "run" or not each.startswith(FIRST_ALONE)]
-        found.append(override(table, mine))
+        overrides = [each for each in settings if name == "run" or not each.startswith(FIRST_ALONE)]
+        found.append(override(table, overrides))
     return found
 
 

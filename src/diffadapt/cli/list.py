@@ -65,10 +65,10 @@ def training_options(method: str, recipe: str = "subject") -> list[Option]:
     return job_options(_find(method, methods, "method"), RECIPES[recipe])
 
 
-def _find(name: str, known: Mapping[str, Any], what: str) -> Any:
+def _find(name: str, known: Mapping[str, Any], kind: str) -> Any:
     if name not in known:
         nearest = unknown(name, known).rpartition("did you mean ")[2]
-        raise Refused(f"no {what} {name!r}; did you mean {nearest} there are {', '.join(known)}")
+        raise Refused(f"no {kind} {name!r}; did you mean {nearest} there are {', '.join(known)}")
     return known[name]
 
 
@@ -105,4 +105,4 @@ def _entries(topic: str, arguments: argparse.Namespace) -> dict[str, str]:
 
 def _text(topic: str, entries: dict[str, str]) -> str:
     width = max(map(len, entries))
-    return "\n".join([f"{topic}:", *(f"  {name.ljust(width)}  {what}" for name, what in entries.items())])
+    return "\n".join([f"{topic}:", *(f"  {name.ljust(width)}  {text}" for name, text in entries.items())])

@@ -142,8 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         advice = f"; resume with: diffadapt {shlex.join(given)}" if arguments.command in RESUMED else ""
         number = error.number if isinstance(error, Stopped) else signal.SIGINT
-        what = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
-        return _end(f"{what}{advice}", 128 + number, debug=arguments.debug)
+        ending = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+        return _end(f"{ending}{advice}", 128 + number, debug=arguments.debug)
     except Refused as error:
         return _end(f"diffadapt {arguments.command}: {error}", 2, debug=arguments.debug)
     except Failed as error:

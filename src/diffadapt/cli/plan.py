@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     table = read_settings(arguments.settings)
     from ..recipes.job import read_job
-    from ..recipes.picture_count import told
+    from ..recipes.picture_count import in_words
     from ..recipes.plan import plan_subject
     from ..report.page import duration, file_size
 
@@ -40,11 +40,11 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"trains      {job.method.name} on {base.name}: {roles}")
     print(f"parameters  {plan.parameters:,}")
     print(f"file        {file_size(plan.adapter_bytes)}")
-    print(f"pictures    {told(plan.pictures)}")
+    print(f"pictures    {in_words(plan.pictures)}")
     if plan.memory_bytes:
         print(f"memory      {file_size(plan.memory_bytes)} at a step's peak, counted; a GPU's context comes on top")
     print(f"disk        about {file_size(plan.disk_bytes)}")
     if plan.seconds:
-        parts = ", ".join(f"{duration(seconds)} of {what}" for what, seconds in plan.seconds.items())
+        parts = ", ".join(f"{duration(seconds)} of {phase}" for phase, seconds in plan.seconds.items())
         print(f"time        about {duration(sum(plan.seconds.values()))} on this machine: {parts}")
     return 0

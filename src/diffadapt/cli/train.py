@@ -29,9 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a config file or the folder of a run, then options such as train.steps=200",
     )  # fmt: skip
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--resume", action="store_true", help="go on with a run; refuse to start one")
-    how.add_argument("--fresh", action="store_true", help="start a run in a new folder; refuse to go on with one")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--resume", action="store_true", help="go on with a run; refuse to start one")
+    start.add_argument("--fresh", action="store_true", help="start a run in a new folder; refuse to go on with one")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
 
 

@@ -69,8 +69,8 @@ def draw_landmarks(points: Tensor, height: int, width: int) -> Tensor:
     flat = points.reshape(n, -1, 2, 1)  # (N, 10, 2, 1)
     far = (flat[:, :, 0] - x)[:, :, None, :].square() + (flat[:, :, 1] - y)[:, :, :, None].square()
     cover = (RADIUS * min(height, width) + 0.5 - far.sqrt()).clamp(0, 1).nan_to_num(0)  # (N, 10, H, W)
-    most, which = cover.max(1)
-    return (_colours(points.device)[which] * most[..., None]).permute(0, 3, 1, 2).contiguous()
+    most, nearest = cover.max(1)
+    return (_colours(points.device)[nearest] * most[..., None]).permute(0, 3, 1, 2).contiguous()
 
 
 def landmarks_in(signal: Tensor) -> Tensor:
@@ -85,8 +85,8 @@ def landmarks_in(signal: Tensor) -> Tensor:
     check_pictures("landmarks signal", signal)
     pixels = signal.permute(0, 2, 3, 1).float()
     colours = torch.nn.functional.normalize(_colours(signal.device), dim=1)
-    which = (pixels @ colours.T).argmax(3)  # (N, H, W), index of the dot
-    cover = pixels.amax(3) * torch.nn.functional.one_hot(which, len(colours)).permute(3, 0, 1, 2)  # (10, N, H, W)
+    nearest = (pixels @ colours.T).argmax(3)  # (N, H, W), index of the dot
+    cover = pixels.amax(3) * torch.nn.functional.one_hot(nearest, len(colours)).permute(3, 0, 1, 2)  # (10, N, H, W)
     weight = cover.sum((2, 3))  # (10, N)
     x = torch.arange(signal.shape[3], device=signal.device) + 0.5
     y = torch.arange(signal.shape[2], device=signal.device) + 0.5

@@ -94,7 +94,7 @@ class ControlPairs:
         if len(captions) != len(pictures):
             raise Refused(f"got {len(captions)} captions for {len(pictures)} pictures; pass one per picture")
         rows = zip(pictures, signals, captions, strict=True)
-        pairs = [_in_memory(picture, its, caption) for picture, its, caption in rows]
+        pairs = [_in_memory(picture, own_signal, caption) for picture, own_signal, caption in rows]
         return cls(pairs, source={"folder": MEMORY}, signal=signal)
 
     def __len__(self) -> int:
@@ -124,8 +124,10 @@ class ControlPairs:
 
     def identity(self) -> str:
         """A key of names, captions, bytes and kind of signal, so that a run knows its own pairs; reads every file."""
-        signals = (file_digest(pair.signal) if pair.signal else "" for pair in self.pairs)
-        rows = ((pair.name, pair.caption, pair.content(), its) for pair, its in zip(self.pairs, signals, strict=True))
+        digests = (file_digest(pair.signal) if pair.signal else "" for pair in self.pairs)
+        rows = (
+            (pair.name, pair.caption, pair.content(), digest) for pair, digest in zip(self.pairs, digests, strict=True)
+        )
         return content_key(str(self.signal), *(part for row in rows for part in row))
 
     def split(self, held_out: int) -> tuple["ControlPairs", "ControlPairs | None"]:
@@ -222,11 +224,11 @@ def _computed(examples: Sequence[Example], name: str) -> dict[Path, Read]:
     return {example.path: _with_computed(example, signal.extract) for example in examples}
 
 
-def _read_from(files: Mapping[Path, Path], examples: Sequence[Example], where: str) -> dict[Path, Read]:
+def _read_from(files: Mapping[Path, Path], examples: Sequence[Example], source: str) -> dict[Path, Read]:
     missing = [example.path.name for example in examples if example.path not in files]
     if missing:
         more = f", nor have {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise Refused(f"{missing[0]} has no signal in {where}{more}; add the signal, or remove the picture")
+        raise Refused(f"{missing[0]} has no signal in {source}{more}; add the signal, or remove the picture")
     for example in examples:
         _check_sizes(example.path, files[example.path])
     return {example.path: _with_file(example, files[example.path]) for example in examples}
@@ -267,7 +269,7 @@ def _named_in_metadata(folder: Path) -> dict[Path, Path]:
 def _in_memory(picture: Tensor, signal: Tensor, caption: str) -> Pair:
     def read(resolution: int) -> tuple[Tensor, Tensor]:
         if picture.shape[-1] != resolution:
-            raise Refused(f"pictures in memory are {picture.shape[-1]} pixels wide; {resolution} were asked for")
+            raise Refused(f"expected pictures of {resolution} pixels, got {picture.shape[-1]} in memory; resize them")
         return picture, signal
 
     key = content_key(picture)
@@ -298,11 +300,11 @@ def _check_sizes(picture: Path, signal: Path) -> None:
     _refuse_other_size(signal, sizes[1], picture, sizes[0])
 
 
-def _refuse_other_size(signal: Path, its: tuple[int, int], picture: Path, size: tuple[int, int]) -> None:
-    if its != size:
+def _refuse_other_size(signal: Path, found: tuple[int, int], picture: Path, size: tuple[int, int]) -> None:
+    if found != size:
         raise Refused(
-            f"signal {signal} is {its[0]}x{its[1]}, its picture {picture.name} {size[0]}x{size[1]}; make the signal at "
-            "the picture's own size"
+            f"signal {signal} is {found[0]}x{found[1]}, its picture {picture.name} {size[0]}x{size[1]}; "
+            "make the signal at the picture's own size"
         )
 
 

@@ -107,12 +107,12 @@ def list_folder(folder: str | Path) -> tuple[list[Example], list[str]]:
     notes: list[str] = []
     examples = []
     used = {folder / _METADATA}
-    there: dict[Path, dict[str, Path]] = {folder: {plain_name(path.name): path for path in files}}
+    files_of: dict[Path, dict[str, Path]] = {folder: {plain_name(path.name): path for path in files}}
     for path in pictures + nested:
         caption = captions.get(path.relative_to(folder).as_posix())
-        if path.parent not in there:
-            there[path.parent] = {plain_name(each.name): each for each in sorted(path.parent.iterdir())}
-        beside = there[path.parent]
+        if path.parent not in files_of:
+            files_of[path.parent] = {plain_name(each.name): each for each in sorted(path.parent.iterdir())}
+        beside = files_of[path.parent]
         names = [plain_name(path.with_suffix(ending).name) for ending in CAPTION_SUFFIXES]
         sidecars = [beside[name] for name in names if name in beside and beside[name].is_file()]
         if sidecars:

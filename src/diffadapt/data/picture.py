@@ -81,8 +81,8 @@ def open_picture(path: str | Path, notes: list[str] | None = None, *, data: byte
         except (PermissionError, IsADirectoryError) as error:
             raise Refused(f"{path} cannot be read ({error.strerror}); expected a readable picture file") from error
         except UnidentifiedImageError as error:
-            what = ", ".join(suffix[1:] for suffix in SUFFIXES)
-            raise Refused(f"{path} is not a picture, whatever its name says; expected {what}: remove it") from error
+            suffixes = ", ".join(suffix[1:] for suffix in SUFFIXES)
+            raise Refused(f"{path} is not a picture, whatever its name says; expected {suffixes}: remove it") from error
         except Image.DecompressionBombError as error:
             raise Refused(f"{path} has more than {MAX_PIXELS // 10**6} million pixels; make it smaller") from error
         except Exception as error:  # damaged data surfaces as nearly any exception of the decoders

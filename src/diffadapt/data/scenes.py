@@ -49,14 +49,14 @@ class World:
     backgrounds: tuple[str, ...] = tuple(BACKGROUNDS)
 
     def __post_init__(self) -> None:
-        for what, given, known in (
+        for kind, given, known in (
             ("noun", self.nouns, KIND_OF),
             ("style", self.styles, FOLDER_OF),
             ("background", self.backgrounds, BACKGROUNDS),
         ):
             unknown = [word for word in given if word not in known]
             if unknown or not given:
-                raise Refused(f"World: unknown {what} {unknown or given!r}; known: {', '.join(known)}")
+                raise Refused(f"World: unknown {kind} {unknown or given!r}; known: {', '.join(known)}")
 
 
 def world_of(base: Any) -> World | None:

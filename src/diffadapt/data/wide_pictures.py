@@ -133,9 +133,9 @@ def _resize(rgba: Tensor, box: Box) -> Tensor:
     left, top, right, bottom = box
     grid = torch.arange(SPRITE, dtype=torch.float32) + 0.5
     x, y = (grid - left) / (right - left) * 2 - 1, (grid - top) / (bottom - top) * 2 - 1
-    where = torch.stack([x[None, :].expand(SPRITE, -1), y[:, None].expand(-1, SPRITE)], dim=-1)
+    places = torch.stack([x[None, :].expand(SPRITE, -1), y[:, None].expand(-1, SPRITE)], dim=-1)
     source = rgba[None] if right - left > SPRITE / 2 else F.avg_pool2d(rgba[None], 2)
-    return F.grid_sample(source, where[None], mode="bilinear", padding_mode="zeros", align_corners=False)[0]
+    return F.grid_sample(source, places[None], mode="bilinear", padding_mode="zeros", align_corners=False)[0]
 
 
 # --- grounds ----------------------------------------------------------------------------------------------------------

@@ -90,12 +90,12 @@ def evaluate(
             before = _Drawn(judge.of_prompts_alone(), judge.of_class(), judge.of_unrelated())
             redrawn = _Drawn(before.benchmark, judge.of_class(redrawn=True), judge.of_unrelated(redrawn=True))
             sets = _loss_sets(base, concept, judge, before)
-            untold = [caption.replace(f"{concept.token} ", "") for caption in concept.captions()]
-            told_nothing = sets | {"concept": sets["concept"]._replace(prompts=untold)}
-            lost_before = losses(base, told_nothing, seed=seed)
+            class_captions = [caption.replace(f"{concept.token} ", "") for caption in concept.captions()]
+            without_token = sets | {"concept": sets["concept"]._replace(prompts=class_captions)}
+            losses_before = losses(base, without_token, seed=seed)
         with adapted(base, adapters) as attachments, biased(attachments, bias or {}):
             after = _Drawn(judge.of_concept(), judge.of_class(), judge.of_unrelated())
-            lost = losses(base, sets, seed=seed)
+            losses_after = losses(base, sets, seed=seed)
             moved = movement(attachments)
 
     values: dict[str, dict[str, Any]] = {}
@@ -123,7 +123,7 @@ def evaluate(
             yes, before_yes, "higher", f"how sure {asked.source} is that the picture shows its prompt (probability of "
             "yes)", groups=judge.groups, seed=seed, kind="alignment",
         )  # fmt: skip
-    values |= loss_figures(sets, lost, lost_before, seed=seed)
+    values |= loss_figures(sets, losses_after, losses_before, seed=seed)
     values["drift_pixels"] = figure(
         drift_pixels(after.unrelated, before.unrelated), None, "lower", "root mean square change of unrelated "
         "pictures, same prompt and seed; one grey level of 255 is 0.0039", seed=seed,
@@ -134,7 +134,7 @@ def evaluate(
         "per_picture": rows,
         "features": ", ".join(encoder.name for encoder in encoders),
         "protocol": {"prompts": len(judge.plain), "per_prompt": per_prompt, "drift_prompts": drift_count, "seed": seed},
-        "held_out_loss": loss_by_level(lost, lost_before),
+        "held_out_loss": loss_by_level(losses_after, losses_before),
         "drift_pictures": pictures,
         **moved,
     }

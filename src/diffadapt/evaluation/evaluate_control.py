@@ -34,8 +34,8 @@ MEANINGS: dict[str, tuple[str, str]] = {  # name -> better, meaning
     "iou": ("higher", "edges of the picture that lie where they were asked for (intersection over union)"),
     "f1": ("higher", "edges of the picture that lie where they were asked for (F1)"),
     "miou": ("higher", "pixels of the asked-for class (intersection over union, mean of the classes)"),
-    "macc": ("higher", "share of each class's pixels that came out as asked for, mean of the classes"),
-    "aacc": ("higher", "share of all pixels that came out as asked for"),
+    "macc": ("higher", "share of each class's pixels that match the signal, mean of the classes"),
+    "aacc": ("higher", "share of all pixels that match the signal"),
     "error": ("lower", "distance of the landmarks from where they were asked for, in pixels"),
     "detected": ("higher", "share of the landmarks asked for that were found"),
     "fid": ("lower", "Frechet distance between the features of these pictures and the pairs' own"),
@@ -128,10 +128,10 @@ def evaluate_control(
             before = make(None)
             read = read_signal(name, before[:MOST], reader) if name else None
             sets = _loss_sets(pairs.captions(), reals, signals, before, read)
-        lost_before = losses(base, sets, seed=seed)
+        losses_before = losses(base, sets, seed=seed)
         with adapted(base, adapters):
             pictures = make(signals)
-            lost = losses(base, sets, seed=seed)
+            losses_after = losses(base, sets, seed=seed)
     if out:
         for i, picture in enumerate(pictures):
             write_png(Path(out) / f"{i:04d}.png", to_picture(picture))
@@ -145,12 +145,12 @@ def evaluate_control(
             "fid", {"value": fid(encoder.pictures(pictures), own), "low": None, "high": None, "n": len(pairs)},
             None if before is None else fid(encoder.pictures(before), own),
         )  # fmt: skip
-    values |= loss_figures(sets, lost, lost_before, seed=seed)
+    values |= loss_figures(sets, losses_after, losses_before, seed=seed)
     return {
         "values": values,
         "items": _items(scores),
         "base_items": _items(of_base),
-        "held_out_loss": loss_by_level(lost, lost_before),
+        "held_out_loss": loss_by_level(losses_after, losses_before),
         "features": encoder.name if encoder else "",
         "protocol": {"signal": name, "pairs": len(pairs), "seed": seed, "steps": steps, "guidance": guidance},
     }
@@ -160,14 +160,14 @@ def _loss_sets(
     captions: Sequence[str], reals: Tensor, signals: Tensor, drawn: Tensor, read: Tensor | None
 ) -> dict[str, LossSet]:
     """The pictures that the loss is measured on; the base's own only where their signals can be read."""
-    few, told = slice(MOST), captions[:MOST]
-    sets = {"pairs": LossSet(reals[few], told, "on held-out pairs with their signals", "other", signals[few])}
+    few, first_captions = slice(MOST), captions[:MOST]
+    sets = {"pairs": LossSet(reals[few], first_captions, "on held-out pairs with their signals", "other", signals[few])}
     if len(reals) > 1:
         meaning, another = "on the same pictures, each with another's signal", signals[few].roll(1, dims=0)
-        sets["swapped"] = LossSet(reals[few], told, meaning, "other", another)
+        sets["swapped"] = LossSet(reals[few], first_captions, meaning, "other", another)
     if read is not None:
         meaning = "on the untouched base's own pictures with the signals read from them"
-        sets["world"] = LossSet(drawn[few], told, meaning, signals=read)
+        sets["world"] = LossSet(drawn[few], first_captions, meaning, signals=read)
     return sets
 
 
@@ -190,11 +190,11 @@ def _values(scores: dict[str, Tensor], of_base: dict[str, Tensor], seed: int) ->
                 interval = interval_of_figure(rows, lambda each, key=figure: segmentation_scores(each)[key], seed=seed)
                 values[figure] = _row(figure, dict(interval.as_row()), base_whole.get(figure))
         elif "confusion" not in scores:  # else it is one picture's share of a figure above
-            there = rows[~rows.isnan()]
-            if not len(there):
+            measured = rows[~rows.isnan()]
+            if not len(measured):
                 continue
             base_there = of_base[name][~of_base[name].isnan()] if of_base else rows[:0]
-            row = dict(interval_of_mean(there, seed=seed).as_row())
+            row = dict(interval_of_mean(measured, seed=seed).as_row())
             values[name] = _row(name, row, float(base_there.mean()) if len(base_there) else None)
     return values
 

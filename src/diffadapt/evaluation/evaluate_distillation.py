@@ -67,25 +67,25 @@ def evaluate_distillation(
         return torch.stack(generate(by, [default_line(by, prompt, seed + i) for i, prompt in enumerate(prompts)]))
 
     pictures = {"base": made(base, captions)}
-    theirs = {name: made(each, [as_taught[caption] for caption in captions]) for name, each in teachers.items()}
-    sets = _loss_sets(captions, pictures["base"], [*theirs.values()])
-    lost_before = losses(base, sets, seed=seed)
+    of_teachers = {name: made(each, [as_taught[caption] for caption in captions]) for name, each in teachers.items()}
+    sets = _loss_sets(captions, pictures["base"], [*of_teachers.values()])
+    losses_before = losses(base, sets, seed=seed)
     with adapted(base, adapters):
         pictures["student"] = made(base, captions)
-        lost = losses(base, sets, seed=seed)
+        losses_after = losses(base, sets, seed=seed)
     if out:
-        for name, pixels in {**pictures, **theirs}.items():
+        for name, pixels in {**pictures, **of_teachers}.items():
             for i, each in enumerate(pixels):
                 write_png(Path(out) / f"{i:02d}-{name}.png", to_picture(each))
 
     maps = {name: encoder.maps(pixels) for name, pixels in pictures.items()}
     texts = encoder.texts(captions)
-    aligned = {name: text_alignment(encoder.pictures(p), texts) for name, p in {**pictures, **theirs}.items()}
+    aligned = {name: text_alignment(encoder.pictures(p), texts) for name, p in {**pictures, **of_teachers}.items()}
     values = {}
-    for name, pixels in theirs.items():
+    for name, pixels in of_teachers.items():
         reference = encoder.maps(pixels)
-        distance = {who: style_distance(each, reference).float() for who, each in maps.items()}
-        values["style_distance" + (f" ({name})" if len(theirs) > 1 else "")] = {
+        distance = {model: style_distance(each, reference).float() for model, each in maps.items()}
+        values["style_distance" + (f" ({name})" if len(of_teachers) > 1 else "")] = {
             **interval_of_mean(distance["student"], seed=seed).as_row(), "base": float(distance["base"].mean()),
             "better": "lower", "kind": "fidelity", "unit": "",
             "meaning": f"distance of the Gram matrices to the mean of those of {name}'s pictures, as a share of it",
@@ -95,24 +95,24 @@ def evaluate_distillation(
         "better": "near base", "kind": "alignment", "unit": "",
         "meaning": "does the picture show what its caption says (cosine)",
     }  # fmt: skip
-    values |= loss_figures(sets, lost, lost_before, seed=seed)
+    values |= loss_figures(sets, losses_after, losses_before, seed=seed)
     return {
         "values": values,
-        "held_out_loss": loss_by_level(lost, lost_before),
-        "teachers": {name: {"text_alignment": float(aligned[name].mean())} for name in theirs},
+        "held_out_loss": loss_by_level(losses_after, losses_before),
+        "teachers": {name: {"text_alignment": float(aligned[name].mean())} for name in of_teachers},
         "features": encoder.name,
-        "protocol": {"captions": len(captions), "teachers": len(theirs), "seed": seed},
+        "protocol": {"captions": len(captions), "teachers": len(of_teachers), "seed": seed},
     }
 
 
-def _loss_sets(captions: Sequence[str], own: Tensor, theirs: Sequence[Tensor]) -> dict[str, LossSet]:
+def _loss_sets(captions: Sequence[str], own: Tensor, of_teachers: Sequence[Tensor]) -> dict[str, LossSet]:
     """The pictures that the loss is measured on; of each teacher as many as there is room for.
 
     A student of a style changes what the base drew of the same captions by design, so neither is about forgetting.
     """
-    share = max(1, MOST // len(theirs))
-    made, told = torch.cat([each[:share] for each in theirs]), [*captions[:share]] * len(theirs)
+    share = max(1, MOST // len(of_teachers))
+    made, own_captions = torch.cat([each[:share] for each in of_teachers]), [*captions[:share]] * len(of_teachers)
     return {
-        "teacher": LossSet(made, told, "on the teachers' pictures with the student's captions", "other"),
+        "teacher": LossSet(made, own_captions, "on the teachers' pictures with the student's captions", "other"),
         "own": LossSet(own[:MOST], captions[:MOST], "on the untouched base's pictures of the same captions", "other"),
     }

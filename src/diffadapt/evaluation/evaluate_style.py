@@ -91,10 +91,10 @@ def evaluate_style(
         with adapted(base, [(a, 0.0) for a, _ in adapters]):  # the base, which knows the classes that they bring
             before = {name: torch.stack(generate(base, each, bar=bar)) for name, each in lines.items()}
             sets = _loss_sets(base, reference, unrelated, before[""])
-            lost_before = losses(base, sets, seed=seed)
+            losses_before = losses(base, sets, seed=seed)
         with adapted(base, adapters):
             after = {name: torch.stack(generate(base, each, bar=bar)) for name, each in lines.items()}
-            lost = losses(base, sets, seed=seed)
+            losses_after = losses(base, sets, seed=seed)
 
     second = load_features(SECOND, device=base.device) if base.encoder == "probe" and encoder.name != SECOND else None
     rows: dict[str, dict[str, tuple[Tensor, Tensor]]] = {name: {} for name in MEANINGS}  # (adapted, base)
@@ -106,8 +106,8 @@ def evaluate_style(
         maps = encoder.maps(own)
         rows["style_distance"][style] = _pair(style_distance(encoder.maps(made), maps) for made in pair)
         if second:
-            theirs = second.maps(own)
-            rows[BY_SECOND][style] = _pair(style_distance(second.maps(made), theirs) for made in pair)
+            style_maps = second.maps(own)
+            rows[BY_SECOND][style] = _pair(style_distance(second.maps(made), style_maps) for made in pair)
         seen, target = [encoder.pictures(made) for made in pair], encoder.pictures(own)
         if not base.own_classes:  # the names of classes describe nothing
             kept[style] = content_kept(*seen).float()
@@ -122,9 +122,9 @@ def evaluate_style(
     values = {}
     rows = {name: each for name, each in rows.items() if each}
     for name in rows:
-        about = MEANINGS[name]
+        meaning = MEANINGS[name]
         made, plain = (torch.cat(each) for each in zip(*rows[name].values(), strict=True))
-        values[name] = _value(made, plain, *about, groups, seed)
+        values[name] = _value(made, plain, *meaning, groups, seed)
     if kept:
         values["content_kept"] = _value(torch.cat([*kept.values()]), None, *KEPT, groups, seed)
     mean_fid = [sum(each[i] for each in distances.values()) / len(distances) for i in (0, 1)]
@@ -142,7 +142,7 @@ def evaluate_style(
         values[preferring.title] = _value(made, plain, "higher", "other", preferring.meaning, groups, seed)
     moved = drift_features(encoder.pictures(after[""]), encoder.pictures(before[""]))
     values["drift_features"] = _value(moved, None, *DRIFT, None, seed)
-    values |= loss_figures(sets, lost, lost_before, seed=seed)
+    values |= loss_figures(sets, losses_after, losses_before, seed=seed)
     by_style = {
         style: {name: _two(*(float(one.mean()) for one in each[style])) for name, each in rows.items()}
         | {"style_fid": _two(*distances[style])}
@@ -153,7 +153,7 @@ def evaluate_style(
     return {
         "values": values,
         "by_style": by_style,
-        "held_out_loss": loss_by_level(lost, lost_before),
+        "held_out_loss": loss_by_level(losses_after, losses_before),
         "features": encoder.name,
         "protocol": protocol,
     }

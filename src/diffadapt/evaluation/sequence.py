@@ -77,8 +77,8 @@ def losses_after(
             write_png(place / f"{i:02d}.png", to_picture(pixels))
     own = concept.pixels(base.resolution)
     sets = {"concept": LossSet(own, concept.captions(), ""), "world": LossSet(_read(place), asked, "")}
-    untold = [caption.replace(concept.phrase, concept.noun) for caption in concept.captions()]
-    before = losses(base, sets | {"concept": sets["concept"]._replace(prompts=untold)}, seed=seed)
+    class_captions = [caption.replace(concept.phrase, concept.noun) for caption in concept.captions()]
+    before = losses(base, sets | {"concept": sets["concept"]._replace(prompts=class_captions)}, seed=seed)
     for j, each in enumerate(record.learned):
         drawn = pictures_after(record, j, each.name)
         sets[f"drawn {j}"] = LossSet(drawn, [f"a {each.phrase}"] * len(drawn), "")
@@ -94,10 +94,10 @@ def reference(record: SequenceRecord, number: int) -> dict[str, Tensor]:
     return load_tensors(record.place(number, record.learned[number].name) / "reference.safetensors")[0]
 
 
-def score_row(record: SequenceRecord, encoder: Features, number: int, which: str = "features") -> list[float]:
-    """R[number, j] for every task up to that: subject fidelity, as the encoder sees it whose features are `which`."""
+def score_row(record: SequenceRecord, encoder: Features, number: int, key: str = "features") -> list[float]:
+    """R[number, j] for every task up to that: subject fidelity, as the encoder sees it whose features are `key`."""
     return [
-        subject_fidelity(features_after(record, encoder, number, each.name), reference(record, j)[which]).mean().item()
+        subject_fidelity(features_after(record, encoder, number, each.name), reference(record, j)[key]).mean().item()
         for j, each in enumerate(record.learned[: number + 1])
     ]
 
@@ -154,22 +154,22 @@ def figures(
 
 
 def _seen_by(
-    record: SequenceRecord, encoder: Features, which: str, rows: list[list[float]] | None = None
+    record: SequenceRecord, encoder: Features, key: str, rows: list[list[float]] | None = None
 ) -> dict[str, Any] | None:
     """Scores, what was kept, and distances as one encoder sees them; `rows` are the scores where they are known.
 
     None where a task's own pictures, which are not kept, were not shown to it: the sequence was begun without it.
     """
     names, count = [each.name for each in record.learned], len(record.learned)
-    if any(which not in reference(record, j) for j in range(count)):
+    if any(key not in reference(record, j) for j in range(count)):
         return None
-    rows = rows or [score_row(record, encoder, i, which) for i in range(count)]
+    rows = rows or [score_row(record, encoder, i, key) for i in range(count)]
     scores = torch.zeros(count, count)
     for i, row in enumerate(rows):
         scores[i, : len(row)] = torch.tensor(row)
     at_end = [features_after(record, encoder, count - 1, name) for name in names]
     when_learned = [features_after(record, encoder, j, name) for j, name in enumerate(names)]
-    references = [reference(record, j)[which] for j in range(count)]
+    references = [reference(record, j)[key] for j in range(count)]
     enough = all(len(each.contents) > 1 for each in record.learned)
     return {
         "scores": rows,

@@ -130,7 +130,7 @@ def load_claim(folder: Path, name: str) -> Claim:
     if claim.null is None or claim.oracle is None:
         missing = " and no ".join(kind for kind in ("null", "oracle") if getattr(claim, kind) is None)
         raise Refused(
-            f"{name} has no {missing}, so nobody knows whether it can decide; {file.name} must say what its units "
+            f"{name} has no {missing}, so it is unknown whether it can decide; {file.name} must say what its units "
             "score when all contenders are one (null) and when the claim holds (oracle)"
         )
     return claim

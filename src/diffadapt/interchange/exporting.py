@@ -55,7 +55,7 @@ def export_adapter(
     if to == "oft_blocks":
         raise Refused(f"oft_blocks cannot be written: {OUTPUT_SIDE}; --to diff reaches the same tools")
     if to not in FORMATS:
-        raise Refused(f"no format {to!r}; known: " + ", ".join(f"{name} ({what})" for name, what in FORMATS.items()))
+        raise Refused(f"no format {to!r}; known: " + ", ".join(f"{name} ({text})" for name, text in FORMATS.items()))
     if dtype not in (torch.float16, torch.float32):
         raise Refused(f"values are written as float16 or float32, which keep small turns; got {dtype}")
     if rank is not None and to != "lora":

@@ -46,8 +46,8 @@ class Found:
         """How far what the file was trained with is from the exact transform."""
         if self.terms is None:
             return []
-        mine = [attachment.adapters[path] for path in self.q]
-        return [describe((each for each in mine if isinstance(each, OFTAdapter)), self.terms)]
+        ours = [attachment.adapters[path] for path in self.q]
+        return [describe((each for each in ours if isinstance(each, OFTAdapter)), self.terms)]
 
     def attach(self, base: AdaptableBase) -> Attachment:
         """The adapter on its base. Layers of its roles that the file leaves out keep Q = 0, the identity.

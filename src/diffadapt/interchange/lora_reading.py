@@ -107,18 +107,18 @@ def add_pairs(
         found.alpha[layer] = float(own["alpha"]) if "alpha" in own else alpha(layer, len(down))
 
 
-def _of_neurons(magnitude: Tensor, weight: Tensor, name: str, where: str) -> Tensor:
+def _of_neurons(magnitude: Tensor, weight: Tensor, name: str, source: str) -> Tensor:
     """DoRA's magnitudes, (out,), of a tensor called `dora_scale` or `lora_magnitude_vector`."""
     shape, kernel, neurons = tuple(magnitude.shape), (1,) * (weight.ndim - 2), len(weight)
-    theirs = {"dora_scale": [(neurons, 1, *kernel)], "lora_magnitude_vector": [(neurons,), (1, neurons, *kernel)]}
-    if shape in theirs[name]:
+    shapes = {"dora_scale": [(neurons, 1, *kernel)], "lora_magnitude_vector": [(neurons,), (1, neurons, *kernel)]}
+    if shape in shapes[name]:
         return magnitude.float().flatten()
     if name == "dora_scale" and shape == (1, weight.shape[1], *kernel):
         raise Refused(
-            f"{where} has a norm for each of its inputs (LyCORIS with wd_on_output = false); DoRA is read with a norm "
+            f"{source} has a norm for each of its inputs (LyCORIS with wd_on_output = false); DoRA is read with a norm "
             "for each output, as in PEFT; merge it into the base in the tool that made it"
         )
-    raise Refused(f"{where} has magnitudes of shape {shape}, and its weight is {tuple(weight.shape)}")
+    raise Refused(f"{source} has magnitudes of shape {shape}, and its weight is {tuple(weight.shape)}")
 
 
 def peft_alpha(config: Mapping[str, Any], layer: str, rank: int) -> float:

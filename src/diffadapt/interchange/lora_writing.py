@@ -124,7 +124,7 @@ def pairs_of(attachment: Attachment, rank: int | None) -> tuple[list[Pair], list
         return pairs, []
     if rank is None:
         raise Refused(
-            f"this adapter is {attachment.method.name} and no LoRA; give the rank that it is brought to with --rank "
+            f"this adapter is {attachment.method.name}, not a LoRA; give the rank to reduce it to with --rank "
             "(what is lost is said), or use --to diff, which is exact"
         )
     return _nearest(attachment, rank)
@@ -145,7 +145,7 @@ def _nearest(attachment: Attachment, rank: int) -> tuple[list[Pair], list[str]]:
     """The nearest pairs of a rank, and how near they are."""
     if rank < 1:
         raise Refused(f"rank: expected a whole number from 1 up, got {rank}")
-    pairs, worst, lost, whole = [], (0.0, ""), 0.0, 0.0
+    pairs, worst, left_out, whole = [], (0.0, ""), 0.0, 0.0
     for path, change in _changes(attachment):
         size = float(change.square().sum())
         if size == 0:
@@ -156,13 +156,13 @@ def _nearest(attachment: Attachment, rank: int) -> tuple[list[Pair], list[str]]:
         down = (root[:, None] * v[:r]).reshape(r, *change.shape[1:])
         pairs.append(Pair(path, down, u[:, :r] * root, float(r)))
         missing = float(s[r:].square().sum())
-        lost, whole = lost + missing, whole + size
+        left_out, whole = left_out + missing, whole + size
         worst = max(worst, ((missing / size) ** 0.5, path))
     if not pairs:
         raise Refused(_NOTHING.format(attachment.strength))
     note = (
         f"{attachment.method.name} brought to rank {rank}: what is written differs from the change of the weights by "
-        f"{(lost / whole) ** 0.5:.2g} of its size (Frobenius norm over all layers), at most by {worst[0]:.2g} "
+        f"{(left_out / whole) ** 0.5:.2g} of its size (Frobenius norm over all layers), at most by {worst[0]:.2g} "
         f"({worst[1]}); --to diff is exact"
     )
     return pairs, [note]

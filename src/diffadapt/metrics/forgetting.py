@@ -96,5 +96,5 @@ def drift_mmd(before: Tensor, after: Tensor) -> float:
 def _check_sequences(**sets: Sequence[Tensor]) -> None:
     counts = {name: len(each) for name, each in sets.items()}
     if len(set(counts.values())) > 1 or 0 in counts.values():
-        told = " and ".join(f"{name} has {count}" for name, count in counts.items())
-        raise Refused(f"one set of features for every task expected in each, but {told}")
+        lengths = " and ".join(f"{name} has {count}" for name, count in counts.items())
+        raise Refused(f"expected one set of features for every task, but {lengths}")

@@ -65,8 +65,8 @@ class Reader(nn.Module):
         self.whole = nn.Linear(widths[-1], widths[-1])
         self.across = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in steps)
         self.up = nn.ModuleList(_convolutions(a, a) for a, _ in steps)
-        self.what = nn.Conv2d(widths[1], len(CLASSES), 1)  # front or not, and the kinds
-        self.where = nn.Conv2d(widths[0], 1, 1)
+        self.kind_head = nn.Conv2d(widths[1], len(CLASSES), 1)  # front or not, and the kinds
+        self.object_head = nn.Conv2d(widths[0], 1, 1)
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of every pixel.
@@ -86,11 +86,11 @@ class Reader(nn.Module):
             levels.append(down(levels[-1]))
         x = levels.pop()  # (N, 80, 4, 4)
         x = x + self.whole(x.mean((2, 3)))[:, :, None, None]  # global: whether there is a second object
-        what = x
+        kinds = x
         for across, up in zip(reversed(self.across), reversed(self.up), strict=True):
-            what, x = x, up(levels.pop() + F.interpolate(across(x), scale_factor=2))
-        what = F.interpolate(self.what(what), scale_factor=2)  # (N, 12, 32, 32) -> (N, 12, 64, 64)
-        return self.where(x)[:, 0], what[:, 0], what[:, 1:]
+            kinds, x = x, up(levels.pop() + F.interpolate(across(x), scale_factor=2))
+        kinds = F.interpolate(self.kind_head(kinds), scale_factor=2)  # (N, 12, 32, 32) -> (N, 12, 64, 64)
+        return self.object_head(x)[:, 0], kinds[:, 0], kinds[:, 1:]
 
     @torch.no_grad()
     def read(self, pictures: Tensor) -> Reading:
@@ -113,7 +113,7 @@ class Reader(nn.Module):
                 "sample at that size"
             )
         parts = []
-        for part in pictures.to(self.where.weight.device, torch.float32).split(128):
+        for part in pictures.to(self.object_head.weight.device, torch.float32).split(128):
             objects, front, kinds = self(part)
             layers = torch.where(objects > 0, 1 + (front > 0).long(), 0)
             parts.append(torch.stack([layers, torch.where(objects > 0, 1 + kinds.argmax(1), 0)]))

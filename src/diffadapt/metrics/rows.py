@@ -33,7 +33,7 @@ def check_paired(**features: Tensor) -> None:
     check_rows(1, **features)
     if len({len(rows) for rows in features.values()}) > 1:
         counts = ", ".join(f"{name} has {len(rows)}" for name, rows in features.items())
-        raise Refused(f"paired rows expected (same prompt, same seed), but {counts} rows")
+        raise Refused(f"expected paired rows (same prompt, same seed), but {counts} rows")
 
 
 def unit(features: Tensor) -> Tensor:

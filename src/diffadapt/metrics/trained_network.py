@@ -12,13 +12,13 @@ from ..files import load_tensors, read_json
 T = TypeVar("T", bound=nn.Module)
 
 
-def load_trained(folder: Path, name: str, what: str, *, version: int, build: Callable[[Mapping[str, Any]], T]) -> T:
+def load_trained(folder: Path, name: str, kind: str, *, version: int, build: Callable[[Mapping[str, Any]], T]) -> T:
     """A network with its weights, float32 on the CPU, in evaluation mode, its parameters frozen.
 
     Args:
         folder: holds NAME.safetensors and NAME.json.
         name: of the files.
-        what: the network in words, for messages.
+        kind: the network in words, for messages.
         version: the newest `format_version` that is read.
         build: makes the network of what NAME.json says.
 
@@ -41,7 +41,7 @@ def load_trained(folder: Path, name: str, what: str, *, version: int, build: Cal
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, Refused):
             raise
-        raise Refused(f"{both} do not make a {what} ({error})") from error
+        raise Refused(f"{both} do not make a {kind} ({error})") from error
     if wrong:
         raise Refused(f"{both} do not fit each other: {', '.join(wrong[:3])}")
     return network.eval().requires_grad_(False)

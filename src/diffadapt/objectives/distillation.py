@@ -46,12 +46,12 @@ class Teacher:
         its_alpha, its_sigma = self.schedule.levels(own, noisy)
         its_noisy = noisy * (torch.hypot(its_alpha, its_sigma) / torch.hypot(alpha, sigma))
         prediction = self.denoise(its_noisy, own, self.condition(captions)).float()
-        theirs, ours = self.schedule.parametrisation, asking.parametrisation
-        if theirs.name == ours.name:  # the same thing at the same ratio, whatever the scale of x_t
+        own_form, asked_form = self.schedule.parametrisation, asking.parametrisation
+        if own_form.name == asked_form.name:  # the same thing at the same ratio, whatever the scale of x_t
             return prediction
-        sample = theirs.sample(prediction, its_noisy, its_alpha, its_sigma)
-        noise = theirs.noise(prediction, its_noisy, its_alpha, its_sigma)
-        return ours.target(sample, noise, alpha, sigma)
+        sample = own_form.sample(prediction, its_noisy, its_alpha, its_sigma)
+        noise = own_form.noise(prediction, its_noisy, its_alpha, its_sigma)
+        return asked_form.target(sample, noise, alpha, sigma)
 
     def steps_of(self, asking: NoiseSchedule) -> Tensor:
         """(T,) for each step of a student's schedule, the teacher's step of the nearest ratio sigma / alpha."""

@@ -115,7 +115,7 @@ def train_distill(
         start_from({"adapter": attachment}, config.start_from)
         if is_main:
             taught = {name: teacher.fingerprint for name, teacher in teachers.items()}
-            pairs = content_key(*[f"{own}\n{theirs}" for own, theirs in as_taught.items()])
+            pairs = content_key(*[f"{own}\n{for_teacher}" for own, for_teacher in as_taught.items()])
             identity = {"teachers": taught, "captions": pairs, "pictures": pictures.identity() if pictures else ""}
             claim_folder(folder, dump_toml({"base": base.fingerprint, **settings, "distill": identity}))
             job = {"recipe": "distill", "base": base.name, "out": str(folder), **settings}
@@ -179,13 +179,13 @@ def pair_up(captions: Sequence[str], teacher_captions: Sequence[str] | None) -> 
     Raises:
         Refused: none, not as many of the one as of the other, or one caption with two counterparts.
     """
-    theirs = list(captions if teacher_captions is None else teacher_captions)
-    if not captions or len(captions) != len(theirs):
+    for_teachers = list(captions if teacher_captions is None else teacher_captions)
+    if not captions or len(captions) != len(for_teachers):
         raise Refused(
-            f"got {len(captions)} captions for the student and {len(theirs)} for the teacher; pass one for each"
+            f"got {len(captions)} captions for the student and {len(for_teachers)} for the teacher; pass one for each"
         )
     pairs: dict[str, str] = {}
-    for own, other in zip(captions, theirs, strict=True):
+    for own, other in zip(captions, for_teachers, strict=True):
         if pairs.setdefault(own, other) != other:
             raise Refused(f"caption {own!r} has two counterparts, {pairs[own]!r} and {other!r}; keep one")
     return pairs

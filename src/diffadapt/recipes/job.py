@@ -187,7 +187,7 @@ def _start_transfer(job: "Job", device: str | None) -> Run:
 def _start_distill(job: "Job", device: str | None) -> Run:
     table: DistillTable = job.data
     captions = _lines(table.captions)
-    theirs = _lines(table.teacher_captions) if table.teacher_captions else None
+    taught = _lines(table.teacher_captions) if table.teacher_captions else None
     pictures = load_captioned(table.pictures) if table.pictures else None
     base = job.load_base(device)
     named = [(Path(teacher).name, teacher) for teacher in (table.folder, *table.also)]
@@ -195,7 +195,7 @@ def _start_distill(job: "Job", device: str | None) -> Run:
         raise Refused(f"two teachers are called {', '.join(name for name, _ in named)}; rename a folder")
     teachers = {name: load_base(teacher, device=device) for name, teacher in named}
     return train_distill(
-        base, teachers, captions, teacher_captions=theirs, pictures=pictures, source=asdict(table), method=job.method,
+        base, teachers, captions, teacher_captions=taught, pictures=pictures, source=asdict(table), method=job.method,
         out=job.out, seed=job.top.seed, config=job.train,
     )  # fmt: skip
 

@@ -265,9 +265,9 @@ def _table(styles: Styles | Shards) -> Mapping[str, Any]:
 
 def _write_pictures(folder: Path, styles: Styles, resolution: int) -> None:
     """Writes the first pictures of each style as a report shows them."""
-    few, rows = max(1, COUNT // len(styles.pictures)), []
+    of_each, rows = max(1, COUNT // len(styles.pictures)), []
     for name, each in styles.pictures.items():
-        for i in range(min(few, len(each))):
+        for i in range(min(of_each, len(each))):
             pixels = each.pixels([i], resolution)[0]
             write_png(picture(RunLayout(folder).concept, len(rows)), to_picture(pixels))
             rows.append({"file": f"{name}/{each.examples[i].path.name}", "caption": each.caption(i)})

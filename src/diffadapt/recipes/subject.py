@@ -35,7 +35,7 @@ from ..training.retention_config import RetentionConfig
 from ..training.run import Run, claim_folder, write_pictures, write_run_file
 from ..training.select_step import select_step
 from ..training.sources import BankPictures, ConceptPictures, Source
-from .picture_count import count_pictures, told
+from .picture_count import count_pictures, in_words
 from .retention import KEPT, premise_of, retained
 
 
@@ -123,7 +123,7 @@ def train_subject(
         for note in [*concept.notes, *cut_captions]:
             say(f"note: {note}", quiet=quiet)
         if counts := count_pictures(concept, config):
-            say(f"pictures to be made: {told(counts)}", quiet=quiet)
+            say(f"pictures to be made: {in_words(counts)}", quiet=quiet)
 
         # --- batches: latents of the concept and of its class, each encoded once --------------------------------------
         cache = TensorCache(folder / "cache" if is_main else None)

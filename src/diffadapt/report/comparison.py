@@ -190,7 +190,7 @@ def _by_run(sets: Columns, prompts: Sequence[str], seeds: Sequence[int], longest
 
 
 def _figure_table(figures: Measured) -> Table:
-    """What figures stand beside is the same for all runs: the base, its floor, what perfect renderings reach."""
+    """All runs side by side; the base, its floor and perfect renderings have the same figures for each."""
     names = dict.fromkeys(name for each in figures.values() for name in each)
     every = [figure for each in figures.values() for figure in each.values()]
     beside = [name for name in ("floor", "perfect") if any(getattr(each, name) is not None for each in every)]
@@ -242,4 +242,4 @@ def _geometry_table(runs: Runs) -> Table:
         ["largest change of a layer's energy, as a share", *(each and each.energy for each in moved)],
     ]
     note = "A rotation of all neurons of a layer leaves the last three at rounding, some 1e-7."
-    return Table(title="What became of the neurons", columns=["", *runs], rows=rows, note=note)
+    return Table(title="Changes to the neurons", columns=["", *runs], rows=rows, note=note)

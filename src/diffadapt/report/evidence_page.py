@@ -111,7 +111,7 @@ class Chapter:
     def findings(self) -> list[tuple[str, str, Finding, str]]:
         """("Paper", its claim, what was found, colour), and the same of our goal."""
         both = (("Paper", self.paper, self.verdict.paper), ("Our goal", self.goal, self.verdict.goal))
-        return [(who, text, finding, COLOURS.get(finding.status, "undecided")) for who, text, finding in both]
+        return [(claimant, text, finding, COLOURS.get(finding.status, "undecided")) for claimant, text, finding in both]
 
     def embedded(self) -> list[tuple[Picture, str]]:
         """The pictures that are there, with their captions."""
@@ -184,8 +184,8 @@ def markdown(chapters: Sequence[Chapter], *, base: str, folder: Path) -> str:
     lines += _rows(("claim", "the paper's claim", "our goal", "figures"), verdicts)
     for each in chapters:
         lines += ["", f"## {each.id}: {each.title}", ""]
-        for who, text, finding, _ in each.findings:
-            lines += [f"- {who}: {text}.", f"  **{finding.status.capitalize()}.** {finding.sentence}"]
+        for claimant, text, finding, _ in each.findings:
+            lines += [f"- {claimant}: {text}.", f"  **{finding.status.capitalize()}.** {finding.sentence}"]
         lines += [f"- {name.capitalize()}: {value}" for name, value in each.design]
         lines += [""]
         for table in each.verdict.tables:

@@ -110,9 +110,9 @@ def noise_plot(run: RunFolder) -> tuple[str, str, Markup] | None:
 def forgetting_plot(run: RunFolder) -> tuple[str, str, Markup] | None:
     """(title, caption, plot) of the loss by noise level after a transfer over that of the untouched base."""
     found = run.metrics.get("chain_of_forgetting")
-    told = {"source": "the base's own pictures", "target": "held-out pictures of the target"}
+    titles = {"source": "the base's own pictures", "target": "held-out pictures of the target"}
     series = []
-    for (name, title), look in zip(told.items(), ("second", "first"), strict=True):
+    for (name, title), look in zip(titles.items(), ("second", "first"), strict=True):
         losses = found.get(name) if isinstance(found, dict) else None
         rows = [losses.get(key) for key in ("base", "adapted")] if isinstance(losses, dict) else []
         levels = found.get("levels") if isinstance(found, dict) else None

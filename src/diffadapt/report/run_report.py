@@ -53,12 +53,12 @@ class Subject:
     short: str  # the method's name alone
     method: str
     name: str
-    said: str = ""  # how prompts call it, where the run says
+    prompt_phrase: str = ""  # how prompts call it, where the run says
 
     @property
     def phrase(self) -> str:
         """ "<biscuit> cat", or what there is of it; the folder's name when there is nothing."""
-        return self.said or " ".join(part for part in (self.token, self.noun) if part) or self.name
+        return self.prompt_phrase or " ".join(part for part in (self.token, self.noun) if part) or self.name
 
 
 PLOTS = (loss_plot, following_plot, geometry_plot, noise_plot, held_out_plot, forgetting_plot, switch_plot)
@@ -133,7 +133,7 @@ def read_subject(run: RunFolder) -> Subject:
         short=short,
         method=method,
         name=run.folder.resolve().name,
-        said=str(run.prompts.get("phrase") or ""),
+        prompt_phrase=str(run.prompts.get("phrase") or ""),
     )
 
 

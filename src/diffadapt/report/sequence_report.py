@@ -125,9 +125,9 @@ def _of_the_loss(record: SequenceRecord, losses: dict[str, list[float]] | None) 
         return []
     words = "on its pictures {}, on those drawn of it then {} by the end, on the base's own of other things {}"
     rises = zip(losses["concept"], losses["since_learned"], losses["world"], strict=True)
-    told = [words.format(*(f"{value:+.4f}" for value in each)) for each in rises]
+    sentences = [words.format(*(f"{value:+.4f}" for value in each)) for each in rises]
     named = [f"rise of the denoising loss, {each.name}" for each in record.learned]
-    return [list(row) for row in zip(named, told, strict=True)]
+    return [list(row) for row in zip(named, sentences, strict=True)]
 
 
 def _thousand(value: float | None) -> float | None:

@@ -76,24 +76,24 @@ class Journal:
         Args:
             row: "step", 1-based, "loss", and all other entries of the line.
         """
-        now, config = row["step"], self.learner.config
-        row = {**row, "seconds": time.perf_counter() - self._clock, "images": now * self.images}
-        last = now == config.steps
-        due = bool(config.sample_every) and (now % config.sample_every == 0 or last)
+        step, config = row["step"], self.learner.config
+        row = {**row, "seconds": time.perf_counter() - self._clock, "images": step * self.images}
+        last = step == config.steps
+        due = bool(config.sample_every) and (step % config.sample_every == 0 or last)
         if self.log:
             if due:
                 with self.learner.averaged():
                     row |= geometry(list(self.learner.attachments.values()))
             self.log.write(row)
         if self.watch:
-            self.watch(now, row["loss"])
+            self.watch(step, row["loss"])
         self.bar.advance(f"loss {row['loss']:.4f}")
         if self.samples and due:
             with self.learner.averaged():
-                self.samples.save_step(now)
-        kept = bool(config.checkpoint_every) and (now % config.checkpoint_every == 0 or last)
+                self.samples.save_step(step)
+        kept = bool(config.checkpoint_every) and (step % config.checkpoint_every == 0 or last)
         if self.is_main and kept:
-            self.learner.checkpoint(now)
+            self.learner.checkpoint(step)
         if self.is_main and (due or kept and time.monotonic() - self._page > PAGE_EVERY):
             self._write_page()
 

@@ -31,7 +31,7 @@ class ProgressSamples:
         base_prompts: what the untouched base is asked for in their place.
         seed: picture i of every set starts from seed + i.
         controls: the signal (3, H, W) of each picture, for a run that follows one.
-        about: more entries for `prompts.json`.
+        facts: more entries for `prompts.json`.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class ProgressSamples:
         seed: int,
         *,
         controls: Sequence[Tensor] | None = None,
-        about: Mapping[str, Any] | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         self.base, self.run, self.seed = base, RunLayout(folder), seed
         self.prompts, self.base_prompts, self.controls = list(prompts), list(base_prompts), controls
@@ -54,7 +54,7 @@ class ProgressSamples:
                 "seeds": [seed + i for i in range(len(self.prompts))],
                 "steps": base.default_steps,
                 "guidance": base.default_guidance,
-                **(about or {}),
+                **(facts or {}),
             },
         )
         for i, control in enumerate(controls or ()):
@@ -111,8 +111,8 @@ def subject_samples(base: Base, concept: Concept, folder: Path, seed: int) -> Pr
     for part in concept.parts:
         asked = part.in_prompts(progress_prompts(base, part.prompt, part.noun, part.token))
         plain = progress_prompts(base, part.class_prompt, part.noun, "")
-        few = -(-COUNT // len(concept.parts))
-        prompts, base_prompts = [*prompts, *asked[:few]], [*base_prompts, *plain[:few]]
+        of_each = -(-COUNT // len(concept.parts))
+        prompts, base_prompts = [*prompts, *asked[:of_each]], [*base_prompts, *plain[:of_each]]
     for one, other in itertools.pairwise(concept.parts):
         prompts.append(f"a {one.phrase} next to a {other.phrase}")
         base_prompts.append(f"{one.class_prompt} next to {other.class_prompt}")
@@ -122,7 +122,7 @@ def subject_samples(base: Base, concept: Concept, folder: Path, seed: int) -> Pr
         prompts,
         base_prompts,
         seed,
-        about={"noun": concept.noun, "token": concept.token, "phrase": concept.phrase},
+        facts={"noun": concept.noun, "token": concept.token, "phrase": concept.phrase},
     )
 
 
