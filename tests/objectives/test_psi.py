@@ -53,7 +53,7 @@ def test_a_step_is_one_above_its_quantile_and_nought_at_it():
 
 def test_a_table_is_read_on_straight_lines_between_equally_spaced_quantiles():
     close(psi("table", RATIO, QUANTILES, table=(0.0, 0.4, 1.0)), 0.16, 0.24, 0.52, 1)
-    close(psi("table", RATIO, QUANTILES.float().double(), table=(0.5, 1.0)), *(0.5 + QUANTILES.float() / 2).tolist())
+    close(psi("table", RATIO, QUANTILES.float(), table=(0.5, 1.0)), *(0.5 + QUANTILES.float().double() / 2).tolist())
     close(psi("table", RATIO, QUANTILES, table=(0.0, 0.0)), 0, 0, 0, 0)  # the ends and equal neighbours are allowed
     close(psi("table", RATIO, QUANTILES, table=(1.0, 1.0)), 1, 1, 1, 1)
 
