@@ -141,7 +141,7 @@ def test_the_first_pictures_say_their_prompt_seed_and_strength_beside_the_base_s
 def test_plots_describe_themselves_and_tables_have_headers(run: Path) -> None:
     page = read(run)
     plots = [plot for plot in page.of("svg") if plot.get("role") == "img"]
-    assert len(plots) == 3 and all(plot["aria-label"] for plot in plots)
+    assert len(plots) == 4 and all(plot["aria-label"] for plot in plots)
     assert all(header.get("scope") for header in page.of("th"))
     assert len(page.of("caption")) == len(page.of("table"))
 
