@@ -59,7 +59,7 @@ CASES = {
     "style_inject": (StyleInject(rank=2), None),
     "style_inject, map, all layers": (StyleInject(branches=2, rank=1, variance="sigma_map", text="same"), ["*"]),
     "style_inject, by place": (StyleInject(variance="full_adain", scope="token"), ["self_attention.*", "residual.*"]),
-    "hint": (Hint(channels=(8, 12)), None),
+    "hint": (Hint(channels=(8, 12, 12)), None),
 }
 PLAIN = ("a cat", "a dog")
 

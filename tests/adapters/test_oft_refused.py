@@ -85,6 +85,6 @@ def test_settings_out_of_range_are_refused(base, settings):
 
 
 def test_a_convolution_over_an_adapter_that_depends_on_the_input_is_refused():
-    hint = Hint(channels=(4, 8)).build(nn.Conv2d(4, 8, 3, padding=1), HERE, "", torch.Generator())
+    hint = Hint(channels=(4, 8, 8)).build(nn.Conv2d(4, 8, 3, padding=1), HERE, "", torch.Generator())
     with pytest.raises(Refused, match="filters of here, which the adapter beneath it makes depend on the input"):
         OFT(block_size=4).build(hint, HERE, "", torch.Generator())

@@ -43,7 +43,7 @@ def unet_name(name: str, layers: int = 1) -> str:
     return f"{place}.{rest}"
 
 
-def vae_name(name: str, levels: int = 2) -> str:
+def vae_name(name: str, levels: int = 3) -> str:
     """A parameter's name in AutoencoderKL -> in the original one."""
     for new, old in (("mid_block.resnets.0", "mid.block_1"), ("mid_block.resnets.1", "mid.block_2")):
         name = name.replace(new, old)

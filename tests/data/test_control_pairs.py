@@ -91,7 +91,7 @@ def test_pairs_in_memory_are_handed_out_as_they_are():
     read, its = pairs.read([2, 0], 16)
     assert torch.equal(read, pictures[[2, 0]])
     assert torch.equal(its, signals[[2, 0]]) and pairs.signal == "landmarks"
-    with pytest.raises(Refused, match="16 pixels wide; 32"):
+    with pytest.raises(Refused, match="expected pictures of 32 pixels, got 16"):
         pairs.read([0], 32)
 
 

@@ -53,7 +53,7 @@ def draw():
 
     def answer(unet) -> Tensor:
         generator = torch.Generator().manual_seed(1)
-        latents, text = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 16, 32, generator=generator)
+        latents, text = torch.randn(2, 4, 16, 16, generator=generator), torch.randn(2, 16, 32, generator=generator)
         with torch.no_grad():
             return unet(latents, torch.tensor([10, 700]), encoder_hidden_states=text).sample
 

@@ -93,4 +93,4 @@ def test_names_are_new_and_say_what_they_are(base, saved, tmp_path):
 
 def test_an_effect_that_depends_on_the_input_is_refused(base, saved, tmp_path):
     with pytest.raises(Refused, match="HintAdapter on unet.conv_in depends on its input"):
-        export_adapter(base, saved(Hint(channels=(4, 8))), tmp_path / "out.safetensors", to="diff")
+        export_adapter(base, saved(Hint(channels=(4, 8, 8))), tmp_path / "out.safetensors", to="diff")

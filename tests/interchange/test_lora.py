@@ -302,7 +302,7 @@ def test_oft_brought_to_a_rank_is_as_far_as_the_note_says_and_exact_at_full_rank
 @pytest.mark.parametrize(
     ("method", "roles", "more", "says"),
     [
-        (OFT(block_size=8), None, {}, r"is oft and no LoRA; give the rank.*--rank.*--to diff"),
+        (OFT(block_size=8), None, {}, r"is oft, not a LoRA; give the rank.*--rank.*--to diff"),
         (OFT(block_size=8), None, {"rank": 0}, "whole number from 1 up"),
         (Selective(), ["norm"], {"rank": 2}, r"which a LoRA cannot hold; use --to diff"),
         (Selective(train="bias"), ["feed_forward.*"], {"rank": 2}, "changes the bias of unet.*use --to diff"),

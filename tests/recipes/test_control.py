@@ -231,7 +231,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(ba
         (ControlNet(blocks=5), {}, "5 cannot be copied"),
         (LoRA(rank=500), {}, "rank 500"),
         (LoRA(), {"resolution": 30}, "multiple of 8"),
-        (LoRA(), {"resolution": 64}, "32 pixels wide; 64"),
+        (LoRA(), {"resolution": 64}, "expected pictures of 64 pixels, got 32"),
         (LoRA(), {"stepz": 3}, "did you mean steps"),
         (LoRA(), {"roles": ("cross_atention.*",)}, "did you mean"),
     ],

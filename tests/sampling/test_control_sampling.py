@@ -26,7 +26,7 @@ def same(a: Image.Image, b: Image.Image) -> bool:
 
 @pytest.fixture
 def hint(base):
-    attachment = attach(base, Hint(channels=(4, 8)))
+    attachment = attach(base, Hint(channels=(4, 8, 8)))
     with torch.no_grad():
         for parameter in attachment.parameters():
             parameter += 0.5 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
