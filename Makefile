@@ -52,6 +52,7 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/pip
 	$(BIN)/python -m pip install $(PIP_FLAGS) --no-build-isolation -e '.[dev]'
 	@touch $@
 
+test: export PYTHONDONTWRITEBYTECODE :=  # the programs that tests start share what is compiled
 test: $(STAMP)
 	$(SAY) "tests"
 	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist worksteal $(ARGS)

@@ -29,7 +29,7 @@ def test_routers_that_read_brightness_tell_dark_pictures_from_light_ones(tiny_v_
     assert plain["weights"] == {"dark": [0.5, 0.5], "light": [0.5, 0.5]} and plain["bits"] == pytest.approx(0, abs=1e-6)
     latents = [tiny_v_base.encode_pictures(each.pixels([0], 32)).mean((0, 2, 3)) for each in pictures.values()]
     with torch.no_grad():
-        apart = 1e4 * (latents[0] - latents[1])
+        apart = 1e5 * (latents[0] - latents[1])
         adapter.router.weight.copy_(torch.stack([apart, -apart]))
         adapter.router.bias.copy_(-adapter.router.weight @ (latents[0] + latents[1]) / 2)
     told = routing_by_style(tiny_v_base, attachment, pictures, level=0.0)

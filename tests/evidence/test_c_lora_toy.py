@@ -17,7 +17,8 @@ pytestmark = pytest.mark.slow
 
 @functools.cache
 def sequence(penalty: float, overlap: float = 0.0, importance: str = "abs_of_sum", count: int = 6) -> Learned:
-    return learn(CLoRA(rank=4, penalty_weight=penalty, importance=importance), overlap=overlap, seed=0, count=count)
+    method = CLoRA(rank=4, penalty_weight=penalty, importance=importance)
+    return learn(method, overlap=overlap, seed=0, count=count, steps=200)
 
 
 def mean(values: list[float]) -> float:

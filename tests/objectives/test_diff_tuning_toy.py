@@ -87,7 +87,7 @@ def dropped(labels: Tensor, source: torch.Generator, share: float = 0.1) -> Tens
 def pretrain(make, count: int, steps: int = 2500, rows: int = 192, **shape: int) -> Stack:
     """`count` bases of their own seeds, learned on rows that `make(labels, source)` gives."""
     model, source = Stack(count, **shape), generator(1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         labels = torch.randint(CLUSTERS, (count, rows), generator=source)
@@ -145,7 +145,7 @@ def fine_tune(base: Stack, how: list[tuple[MixedWithMemory, bool]], target: Tens
         model.labels[:, :TARGETS] = 0.02 * torch.randn((count, TARGETS, 8), generator=generator(3))
     unlabelled = torch.tensor([hidden for _, hidden in how]).repeat_interleave(seeds)[:, None]
     target, bank = target.repeat(len(how), 1, 1), bank.repeat(len(how), 1, 1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.0, fused=True)
     source, numbers = generator(4), np.random.default_rng(4)
     for _ in range(2000):
         draw = [draws.draw(numbers, seeds * rows) for draws, _ in how]

@@ -61,7 +61,7 @@ def test_a_run_measures_and_resumes_to_the_same_bits(student, teacher, tmp_path)
 
 def test_training_brings_the_students_predictions_to_the_teachers(student, teacher, tmp_path):
     run = train_distill(
-        student, {"ink": teacher}, CAPTIONS, method=Selective(), out=tmp_path / "a", **FEW | {"steps": 20},
+        student, {"ink": teacher}, CAPTIONS, method=Selective(), out=tmp_path / "a", **FEW | {"steps": 24},
         learning_rate=1e-3, warmup=0, caption_dropout=0.0,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(0)
@@ -153,7 +153,7 @@ def test_a_teacher_of_another_vae_or_resolution_is_refused(student, teacher, tin
         distil(tiny_base)
     shutil.copytree(tiny_v_folder, tmp_path / "larger")
     config = json.loads((tmp_path / "larger" / "unet" / "config.json").read_text())
-    (tmp_path / "larger" / "unet" / "config.json").write_text(json.dumps({**config, "sample_size": 32}))
+    (tmp_path / "larger" / "unet" / "config.json").write_text(json.dumps({**config, "sample_size": 16}))
     with pytest.raises(Refused, match="works at 64 pixels, the student at 32"):
         distil(load_base(tmp_path / "larger", device="cpu"))
     assert not student.attachments and not (tmp_path / "a").exists()

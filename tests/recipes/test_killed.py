@@ -19,7 +19,7 @@ from diffadapt.training.checkpoint import checkpoints, read_checkpoint
 
 KILLS = 40
 CONFIG = SubjectConfig(
-    steps=12, batch_size=1, warmup=1, prior_pictures=2, checkpoint_every=2, sample_every=6, evaluation_prompts=1,
+    steps=8, batch_size=1, warmup=1, prior_pictures=2, checkpoint_every=2, sample_every=4, evaluation_prompts=1,
     evaluation_pictures=1,
 )  # fmt: skip
 

@@ -13,7 +13,7 @@ from diffadapt.data.concept import load_concept
 from diffadapt.files import load_tensors
 from diffadapt.recipes.job import base_precision, read_job
 from diffadapt.recipes.own_settings import own_config, own_settings
-from diffadapt.recipes.picture_count import count_pictures, told
+from diffadapt.recipes.picture_count import count_pictures, in_words
 from diffadapt.recipes.subject import SubjectConfig, train_subject
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -100,4 +100,4 @@ def test_an_ordinary_run_on_a_photo_base_makes_fewer_pictures_than_steps(tmp_pat
     assert counts == {
         "the class, for prior preservation": 100, "the base and the way": 18, "strengths": 24, "evaluation": 107,
     }  # fmt: skip
-    assert told(counts).startswith("249: 100 for the class, for prior preservation, 18 for")
+    assert in_words(counts).startswith("249: 100 for the class, for prior preservation, 18 for")

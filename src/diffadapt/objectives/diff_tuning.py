@@ -159,7 +159,7 @@ class MixedWithMemory(Objective):
         return losses.mean() if batch.weights is None else batch.weights.to(losses) @ losses
 
     def _names(self, memory: Tensor) -> tuple[str, ...]:
-        return tuple(self.sources[int(each)] for each in memory)
+        return tuple(self.sources[each] for each in memory.tolist())
 
     def _uniform(self, rng: np.random.Generator, rows: int) -> Tensor:
         return torch.from_numpy(spread(rng, rows) * self.length).long().clamp(max=self.length - 1)
