@@ -8,7 +8,7 @@ from transfer import HANDED_BACK, OBJECTIVES, is_test, log_fd
 from transfer_sets import TARGETS
 
 from diffadapt.evidence import Claim, Comparison, Context, Curve, Design, Plot, Results, Settings, Unit, Verdict
-from diffadapt.metrics.bootstrap import interval_of_nested_mean
+from diffadapt.metrics import interval_of_nested_mean
 from diffadapt.report.finding import claimed_better, goal
 
 SHARE, MARGIN = 0.1, 0.02

@@ -8,7 +8,7 @@ from transfer import OBJECTIVES, is_test
 from transfer_sets import TARGETS
 
 from diffadapt.evidence import Claim, Comparison, Context, Design, Results, Settings, Table, Unit, Verdict
-from diffadapt.metrics.bootstrap import interval_of_nested_mean, interval_of_nested_ratio
+from diffadapt.metrics import interval_of_nested_mean, interval_of_nested_ratio
 from diffadapt.report.finding import claimed_better, goal, within
 
 MOST, MARGIN = 1.15, 0.02

@@ -37,7 +37,7 @@ from diffadapt.evidence import (
     Verdict,
     tuned,
 )
-from diffadapt.metrics.crossed import interval_of_crossed_mean
+from diffadapt.metrics.crossed import interval_of_crossed_difference, interval_of_crossed_mean
 from diffadapt.recipes.control import train_control
 from diffadapt.report.finding import claimed_better, goal, in_a_sentence
 from diffadapt.sampling.sample import adapted, default_line, generate
@@ -177,17 +177,19 @@ def judge(results: Results) -> Verdict:
     comparisons: dict[tuple[str, str], Comparison] = {}
     rows = []
     for signal, (score, higher, margin) in SCORES.items():
-        own = scores_of(results, "oft", signal)
+        tables = {name: scores_of(results, name, signal) for name in CONTENDERS}
+        own = tables["oft"]
         base = interval_of_crossed_mean(scores_of(results, "oft", signal, "base_items"))
         rows.append([signal, score, "the base, no signal", None, base, None])
         for name, contender in CONTENDERS.items():
-            values = scores_of(results, name, signal)
+            values = tables[name]
             runs = results.where(stage="test", contender=name, signal=signal)
             fid = mean([run.scores["values"]["fid"][0] for run in runs])
             parameters = runs[0].scores["trainable_parameters"]
             rows.append([signal, score, contender.title, parameters, interval_of_crossed_mean(values), round(fid, 3)])
             if name != "oft":
-                gain = interval_of_crossed_mean((own - values) * (1 if higher else -1), level=LEVEL)
+                pair = (own, values) if higher else (values, own)
+                gain = interval_of_crossed_difference(*pair, [*tables.values()], level=LEVEL)
                 comparisons[signal, name] = Comparison(
                     name=f"{signal} against {contender.title}", interval=gain, margin=margin
                 )

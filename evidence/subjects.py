@@ -23,9 +23,10 @@ from diffadapt.data.prompts import benchmark_prompts
 from diffadapt.data.scene_concept import write_scene_concept
 from diffadapt.data.scenes import KIND_OF, world_of
 from diffadapt.evidence import Contender, Context, Finished, Results, Unit, rates_to_try, tuned
-from diffadapt.metrics.bootstrap import Interval, interval_of_nested_mean
+from diffadapt.metrics.bootstrap import Interval
 from diffadapt.metrics.following import share_of_perfect
 from diffadapt.metrics.harmonic import harmonic_mean
+from diffadapt.metrics.student import interval_of_nested_mean
 from diffadapt.recipes.subject import train_subject
 from diffadapt.report.evidence_page import Table
 from diffadapt.sampling.sample import adapted, default_line, generate

@@ -21,9 +21,10 @@ from diffadapt.data.folder import Example
 from diffadapt.data.styles import Styles
 from diffadapt.evaluation.chain_of_forgetting import losses_at, near_data
 from diffadapt.evidence import Contender, Context, Finished, Results, Unit, tuned
-from diffadapt.metrics.bootstrap import Interval, interval_of_nested_mean
+from diffadapt.metrics.bootstrap import Interval
 from diffadapt.metrics.features import load_features
 from diffadapt.metrics.frechet import fid
+from diffadapt.metrics.student import interval_of_nested_mean
 from diffadapt.recipes.retention import memory_of
 from diffadapt.recipes.style import StyleConfig, train_style
 from diffadapt.sampling.sample import adapted, default_line, generate

@@ -4,7 +4,12 @@ import pytest
 import torch
 
 from diffadapt.errors import Refused
-from diffadapt.metrics.crossed import expected_half_width, interval_of_crossed_mean, student_quantile
+from diffadapt.metrics.crossed import (
+    expected_half_width,
+    interval_of_crossed_difference,
+    interval_of_crossed_mean,
+)
+from diffadapt.metrics.student import student_quantile
 
 pytest.importorskip("scipy")
 
@@ -28,6 +33,43 @@ def test_columns_that_all_rows_share_count_once():
     columns = torch.randn(1, 32, generator=torch.Generator().manual_seed(0))
     one, many = (interval_of_crossed_mean(columns.expand(n, -1)) for n in (2, 20))
     assert one.high - one.low == pytest.approx(many.high - many.low, rel=0.05)  # more rows bring no news
+
+
+def tables(generator: torch.Generator, of_seed: float, of_picture: float, of_both: float) -> list[torch.Tensor]:
+    """Four contenders that are one, 3 seeds of each, on 32 pictures that are hard or easy for all of them."""
+    shared = torch.randn(1, 32, generator=generator)
+    own = [of_picture * torch.randn(1, 32, generator=generator) for _ in range(4)]
+    return [
+        shared
+        + each
+        + of_seed * torch.randn(3, 1, generator=generator)
+        + of_both * torch.randn(3, 32, generator=generator)
+        for each in own
+    ]
+
+
+@pytest.mark.parametrize("spread", [(0, 0, 1), (0.2, 0, 1), (1, 0, 1), (0, 1, 1), (0.5, 1, 1)])
+def test_two_of_several_contenders_that_are_one_differ_no_oftener_than_the_level_says(spread):
+    generator, tries, missed = torch.Generator().manual_seed(0), 400, 0
+    for _ in range(tries):
+        found = tables(generator, *spread)
+        missed += interval_of_crossed_difference(found[0], found[1], found, level=0.9).clear_of(0)
+    assert missed / tries < 0.1 + 3 * (0.09 / tries) ** 0.5
+
+
+def test_what_seeds_add_is_estimated_from_all_contenders():
+    """Two whose seeds happen to agree are told apart no better than two whose seeds do not."""
+    generator = torch.Generator().manual_seed(1)
+    found = tables(generator, 1.0, 0.0, 0.1)
+    alike = [each - each.mean(1, keepdim=True) for each in found[:2]]  # seeds that happened to agree
+    widths = [
+        one.high - one.low
+        for one in (
+            interval_of_crossed_difference(*alike, [*alike, *found[2:]]),
+            interval_of_crossed_mean(alike[0] - alike[1]),
+        )
+    ]
+    assert widths[0] > 10 * widths[1]
 
 
 def test_the_expected_half_width_is_that_of_the_experiment():

@@ -6,7 +6,6 @@ from .bootstrap import (
     Interval,
     interval_of_difference,
     interval_of_mean,
-    interval_of_nested_mean,
     interval_of_nested_ratio,
     interval_of_ratio,
 )
@@ -22,6 +21,7 @@ from .hypervolume import hypervolume
 from .kernel_distance import kid, mmd_squared
 from .preference import Preference, load_preference
 from .probe import Probe, load_probe
+from .student import interval_of_nested_mean
 from .style import content_kept, gram, style_distance
 from .weight_drift import WeightDrift, neuron_angles, weight_drift, weight_drift_by_layer
 

@@ -9,11 +9,14 @@ Satterthwaite's degrees of freedom (Searle, Casella and McCulloch, Variance Comp
 """
 
 import math
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ..errors import Refused
 from .bootstrap import Interval
+from .student import student_quantile
 
 
 def interval_of_crossed_mean(values: Tensor, *, level: float = 0.95) -> Interval:
@@ -54,6 +57,58 @@ def interval_of_crossed_mean(values: Tensor, *, level: float = 0.95) -> Interval
     return Interval(value=float(mean), low=float(mean) - half, high=float(mean) + half, n=min(rows, columns))
 
 
+def interval_of_crossed_difference(
+    first: Tensor, second: Tensor, among: Sequence[Tensor], *, level: float = 0.95
+) -> Interval:
+    """How two of several contenders differ, each trained with seeds of its own and all scored on the same pictures.
+
+    Two contenders have a few seeds each, too few to tell how much seeds matter: in one comparison they seem to, in
+    another not, by chance. Here that is one number, estimated from all contenders together (a split-plot design; Searle,
+    Casella and McCulloch, chapter 4):
+
+        x_kij = m_k + s_ki + c_j + d_kj + e_kij        Var(m_1 - m_2) = 2 (MS_s + MS_d - MS_e) / (I J)
+
+    The widest interval is taken of this variance, and of MS_s and MS_d alone, which on average are not above the sum:
+    so no component is left out because it looked like nothing.
+
+    Args:
+        first, second: (I, J) scores of I seeds on J pictures, I and J >= 2.
+        among: those of all contenders, the two among them; their seeds and chance are assumed to scatter alike.
+        level: share of such intervals that contain the true difference, in (0, 1).
+
+    Returns:
+        the interval; its `n` is I
+
+    Raises:
+        Refused: tables of different shapes, or values that are not finite; scipy is missing.
+    """
+    shapes = {tuple(each.shape) for each in (first, second, *among)}
+    if len(among) < 2 or len(shapes) > 1 or first.ndim != 2 or min(first.shape) < 2:
+        raise Refused(f"crossed difference: expected tables (I, J) of one shape, I, J >= 2, got {sorted(shapes)}")
+    x = torch.stack([each.detach().double().cpu() for each in among])  # (K, I, J)
+    if not x.isfinite().all():
+        raise Refused("crossed difference: a score is not finite; look at the pictures it was read from")
+    contenders, seeds, pictures = x.shape
+    mean, of_seed, of_picture = x.mean((1, 2), keepdim=True), x.mean(2, keepdim=True), x.mean(1, keepdim=True)
+    apart = of_picture - mean - (of_picture - mean).mean(0)  # d_kj
+    n_seed, n_apart = contenders * (seeds - 1), (contenders - 1) * (pictures - 1)
+    n_rest = n_seed * (pictures - 1)
+    ms_seed = pictures * float((of_seed - mean).square().sum()) / n_seed
+    ms_apart = seeds * float(apart.square().sum()) / n_apart
+    ms_rest = float((x - of_seed - of_picture + mean).square().sum()) / n_rest
+    candidates = [(ms_seed, float(n_seed)), (ms_apart, float(n_apart))]
+    whole = ms_seed + ms_apart - ms_rest
+    if whole > max(ms_seed, ms_apart):
+        freedom = whole**2 / (ms_seed**2 / n_seed + ms_apart**2 / n_apart + ms_rest**2 / n_rest)
+        candidates.append((whole, max(freedom, 1.0)))
+    half = max(
+        student_quantile((1 + level) / 2, freedom) * math.sqrt(2 * variance / (seeds * pictures))
+        for variance, freedom in candidates
+    )
+    value = float(first.double().mean() - second.double().mean())
+    return Interval(value=value, low=value - half, high=value + half, n=seeds)
+
+
 def expected_half_width(pilot: Tensor, *, subjects: int, seeds: int = 1, level: float = 0.95) -> float:
     """Half width to expect of the interval of a mean over subjects and seeds, estimated from a pilot.
 
@@ -70,12 +125,3 @@ def expected_half_width(pilot: Tensor, *, subjects: int, seeds: int = 1, level: 
     between = max(float(x.mean(1).var()) - within / x.shape[1], 0.0)
     variance = between / subjects + within / (subjects * seeds)
     return student_quantile((1 + level) / 2, subjects - 1) * math.sqrt(variance)
-
-
-def student_quantile(share: float, freedom: float) -> float:
-    """Quantile of Student's distribution, for any degrees of freedom from 1 up."""
-    try:
-        from scipy.stats import t
-    except ImportError:
-        raise Refused("intervals of crossed factors need scipy: pip install 'diffadapt[eval]'") from None
-    return float(t.ppf(share, freedom))
