@@ -63,8 +63,8 @@ def interval_of_crossed_difference(
     """How two of several contenders differ, each trained with seeds of its own and all scored on the same pictures.
 
     Two contenders have a few seeds each, too few to tell how much seeds matter: in one comparison they seem to, in
-    another not, by chance. Here that is one number, estimated from all contenders together (a split-plot design; Searle,
-    Casella and McCulloch, chapter 4):
+    another not, by chance. Here that is one number, estimated from all contenders together (a split-plot design;
+    Searle, Casella and McCulloch, chapter 4):
 
         x_kij = m_k + s_ki + c_j + d_kj + e_kij        Var(m_1 - m_2) = 2 (MS_s + MS_d - MS_e) / (I J)
 
