@@ -4,10 +4,12 @@ The same held-out signals are followed from the same noise every `EVERY` steps, 
 The step of sudden convergence is found at one threshold for both trainings of a signal, that of the plain one
 (`metrics/convergence.py`). Who does not get there in the steps that there are counts as having needed all of them; a
 signal on which the plain training's curve does not leap shows no difference. Depth order stands for the paper's depth,
-landmarks for its normals, which a flat world has not, and line art for its sketches.
+landmarks for its normals, which a flat world has not, and line art for its sketches. The mean over signals is that of
+the logarithms of the ratios.
 """
 
 import json
+import math
 from typing import Any
 
 import torch
@@ -114,12 +116,14 @@ def steps_to(results: Results, signal: str) -> dict[str, float] | None:
 
 
 def judge(results: Results) -> Verdict:
-    rows, gains = [], []
+    rows, ratios = [], []
     for signal in SIGNALS:
         found = steps_to(results, signal)
-        gains.append(1 - found["difftuning"] / found["standard"] if found else 0.0)
-        rows.append([signal, *(found[name] if found else "no leap" for name in OBJECTIVES), gains[-1]])
-    sooner = interval_of_nested_mean(torch.tensor([[gain] for gain in gains]))
+        ratios.append(found["difftuning"] / found["standard"] if found else 1.0)
+        rows.append([signal, *(found[name] if found else "no leap" for name in OBJECTIVES), 1 - ratios[-1]])
+    logs = interval_of_nested_mean(torch.tensor(ratios).log()[:, None])  # where twice and half are equally far from 1
+    value, high, low = (1 - math.exp(each) for each in (logs.value, logs.low, logs.high))
+    sooner = Interval(value=value, low=low, high=high, n=logs.n)
     comparison = Comparison(name="share of the steps that Diff-Tuning saves,", interval=sooner, margin=MARGIN)
     leaps = sum(1 for row in rows if row[1] != "no leap")
     return Verdict(
