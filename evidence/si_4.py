@@ -2,12 +2,12 @@
 
 The letters are those of the ablations as they were planned:
 
-    A  branches at about equal size         B  the formula of the variance        C  a router that does not choose
-    E  what is routed, and how it pools     F  which layers                       G  the text's keys and values
-    H  LoRA, DoRA and gains of channels
+    A  branches at about equal size         B  the formula of the variance        C  a router that does not learn
+    D  a B for each branch                  E  what is routed, and how it pools   F  which layers
+    G  the text's keys and values           H  LoRA, DoRA and gains of channels
 
-Not here: a frozen random router (C) and a B for each branch (D), which are no settings; another text encoder (I),
-which is SI-3's. What decides runs on all held-out styles, the rest on two. Rates are those that SI-1 tuned.
+Another text encoder (I) is SI-3's. What decides runs on all held-out styles, the rest on two. Rates are those that SI-1
+tuned.
 """
 
 from dataclasses import replace
@@ -50,6 +50,10 @@ REST = {
     "two branches": Contender(method=replace(WHOLE, branches=2, rank=7), title="A: two branches of rank 7"),
     "eight branches": Contender(method=replace(WHOLE, branches=8, rank=2), title="A: eight branches of rank 2"),
     "uniform": Contender(method=replace(WHOLE, temperature=1e6), title="C: all branches alike, whatever comes in"),
+    "random": Contender(method=replace(WHOLE, router="random"), title="C: a router that stays as it was drawn"),
+    "own up": Contender(
+        method=replace(WHOLE, rank=3, shared_up=False), title="D: a B for each branch, rank 3, a sixth larger"
+    ),
     "by token": Contender(method=replace(WHOLE, scope="token"), title="E: routed by token"),
     "sum": Contender(method=replace(WHOLE, pool="sum"), title="E: pooled by a sum"),
     "convolutions": Contender(method=replace(WHOLE, rank=1), title="F: convolutions alone, rank 1", roles=CONVOLUTIONS),

@@ -460,6 +460,74 @@ def test_what_does_not_fit_is_refused(layer, settings, message):
         build(layer, **settings)
 
 
+# --- ablations --------------------------------------------------------------------------------------------------------
+
+
+@every_case
+@pytest.mark.parametrize("scope", ["sample", "token"])
+def test_branches_with_an_up_projection_each_are_a_mixture_of_loras(make, variance, scope):
+    adapter = make(variance=variance, scope=scope, shared_up=False, branches=3, rank=2)
+    x = inputs_for(adapter)
+    s, h, inner = adapter.route(x), adapter.layer(x), adapter.innermost()
+    whole = torch.einsum("nor,nr...->no...", adapter.up, adapter.down)  # B_i A_i, as weights
+    if isinstance(inner, nn.Conv2d):
+        each = torch.stack([inner._conv_forward(x, weight, None) for weight in whole], 1)  # (N, n, out, H, W)
+        if s.ndim == 2:
+            places = s[:, :, None, None]
+        else:
+            places = nn.functional.adaptive_avg_pool2d(s.permute(0, 3, 1, 2), each.shape[-2:])
+        added = (each * places[:, :, None]).sum(1).flatten(2).mT
+        h = h.flatten(2).mT
+    else:
+        each = torch.einsum("noi,bli->blno", whole, x)
+        added = (each * (s if s.ndim == 3 else s[:, None])[..., None]).sum(2)
+    by_itself = torch.eye(added.shape[-1])  # B = 1
+    expected = h + added if variance == "none" else transfer(h, added, by_itself, variance)
+    found = adapter(x)
+    found = found.flatten(2).mT if found.ndim == 4 else found
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("make", [linear, conv])
+def test_equal_up_projections_are_one_that_is_shared(make):
+    shared, own = make(branches=3), make(branches=3, shared_up=False)
+    with torch.no_grad():
+        own.up.copy_(shared.up.expand_as(own.up))
+        for name in ("down", "router.weight", "router.bias"):
+            own.get_parameter(name).copy_(shared.get_parameter(name))
+    x = inputs_for(shared)
+    torch.testing.assert_close(own(x), shared(x), atol=1e-5, rtol=1e-5)
+    apart = make(branches=3, shared_up=False, moved=False)
+    assert torch.equal(apart(x), apart.layer(x)) and apart.up.shape == (3, *shared.up.shape)
+
+
+@pytest.mark.parametrize("scope", ["sample", "token"])
+def test_a_random_router_chooses_by_the_input_from_the_start_and_is_never_trained(tiny_v_base, tmp_path, scope):
+    method = StyleInject(branches=3, rank=2, router="random", scope=scope)
+    attachment = attach(tiny_v_base, method, ["self_attention.*"], seed=3)
+    adapter = next(iter(attachment.adapters.values()))
+    width = adapter.innermost().in_features
+    s = adapter.route(normal(4, 5, width))
+    assert (s.flatten(0, -2).std(0) > 0.01).all()
+    assert not [name for name, _ in attachment.named_parameters() if "router" in name]
+    before = {key: value.clone() for key, value in attachment.state_dict().items()}
+    optimizer = torch.optim.SGD(attachment.parameters(), lr=1.0)
+    for _ in range(2):
+        loss = adapter(normal(4, 5, width)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    after = attachment.state_dict()
+    changed = {key.rsplit(".", 1)[1] for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {"up", "down"}
+    attachment.save(tmp_path / "a.safetensors")
+    kept = {key: value.clone() for key, value in after.items()}
+    attachment.detach()
+    loaded = load_adapter(tiny_v_base, tmp_path / "a.safetensors")
+    assert loaded.method == method and all(torch.equal(kept[k], v) for k, v in loaded.state_dict().items())
+    loaded.detach()
+
+
 # --- size -------------------------------------------------------------------------------------------------------------
 
 

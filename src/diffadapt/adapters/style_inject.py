@@ -16,7 +16,8 @@ With mu, sigma and zeta = (h - mu) / sigma of each sample and channel over token
     sigma_pooled   (sigma + mean(Dh)) zeta + mu               a signed gain per channel
     full_adain     std(h + Dh) zeta + mean(h + Dh)            the mean moves too
 
-B starts at 0 and R at 0, so each of them starts at the base, with all branches alike. Strength multiplies Dh.
+B starts at 0 and R at 0, so each of them starts at the base, with all branches alike. Strength multiplies Dh. For
+ablations R may stay as it was drawn, and each branch may have a B_i of its own: Dh = sum_i s_i B_i A_i x.
 
 Dh is never made where its statistics are enough: with z = sum_i s_i A_i x, of r channels,
 var(h + Dh) = var(h) + 2 B cov(z, h) + B cov(z, z) B^T. The effect depends on the input, so there is nothing to merge.
@@ -56,6 +57,10 @@ class StyleInject(Method):
     scope: str = option("sample", "what is routed: each sample, or each token (place)", choices=("sample", "token"))
     pool: str = option("mean", "how a sample's tokens (places) are pooled for the router", choices=("mean", "sum"))
     temperature: float = option(1.0, "the router's logits are divided by it, above 0", low=1e-4)
+    router: str = option(
+        "learned", "learned, or random: drawn once and kept, an ablation", choices=("learned", "random")
+    )
+    shared_up: bool = option(True, "one up projection B for all branches; false gives each its own, an ablation")
     text: str = option(
         "none",
         "keys and values of the text: none (adapted without a style transfer), exclude (left as they are) or same",
@@ -95,7 +100,8 @@ class StyleInject(Method):
 class StyleInjectAdapter(Adapter):
     """StyleInject on one linear or convolution layer.
 
-    Parameters: `down` (n, r, in, ...), `up` (out, r), `router.weight` (n, in) and `router.bias` (n,).
+    Parameters: `down` (n, r, in, ...), `up` (out, r), `router.weight` (n, in) and `router.bias` (n,). With
+    `shared_up=False` `up` is (n, out, r); with `router="random"` the router is no parameter, but is saved.
     """
 
     def __init__(
@@ -109,22 +115,29 @@ class StyleInjectAdapter(Adapter):
         bound = 1 / math.sqrt(math.prod(shape[1:]))  # kaiming_uniform with a = sqrt(5), as LoRA starts
         down = (torch.rand(method.branches, method.rank, *shape[1:], generator=generator) * 2 - 1) * bound
         self.down = nn.Parameter(down.to(device))
-        self.up = nn.Parameter(torch.zeros(shape[0], method.rank, device=device))
+        branches = () if method.shared_up else (method.branches,)
+        self.up = nn.Parameter(torch.zeros(*branches, shape[0], method.rank, device=device))
         self.router = nn.Linear(shape[1], method.branches, device=device)
         nn.init.zeros_(self.router.weight)
         nn.init.zeros_(self.router.bias)
+        if method.router == "random":  # logits of the size of the pooled input
+            drawn = torch.randn(method.branches, shape[1], generator=generator) / math.sqrt(shape[1])
+            for name, kept in (("weight", drawn), ("bias", torch.zeros(method.branches))):
+                delattr(self.router, name)
+                self.router.register_buffer(name, kept.to(device))
         self.method, self.variance = method, variance
         self.routed = torch.empty(0, method.branches)  # (rows, n) the weights of the last training step, for the log
 
     def adapted(self, x: Tensor) -> Tensor:
         h = self.layer(x)
         with _full_precision(x.device.type):  # statistics and softmax in the parameters' precision
-            up = self.up if self.strength == 1 else self.strength * self.up
+            up = self.up if self.method.shared_up else self.up.permute(1, 0, 2).flatten(1)  # (out, r) or (out, n r)
+            up = up if self.strength == 1 else self.strength * up
             if isinstance(self.innermost(), nn.Conv2d):
-                z = self._mixed_map(x.to(up.dtype))  # (N, r, H, W)
+                z = self._mixed_map(x.to(up.dtype))  # (N, r or n r, H, W)
                 return transfer(_tokens(h), _tokens(z), up, self.variance).mT.unflatten(2, h.shape[2:])
             tokens = x.to(up.dtype).reshape(len(x), -1, x.shape[-1])  # (N, L, in), L = 1 for vectors
-            z = self._mixed(tokens)  # (N, L, r)
+            z = self._mixed(tokens)  # (N, L, r or n r)
             return transfer(h.reshape(len(h), -1, h.shape[-1]), z, up, self.variance).view_as(h)
 
     # --- the router ---------------------------------------------------------------------------------------------------
@@ -152,25 +165,27 @@ class StyleInjectAdapter(Adapter):
     # --- the branches -------------------------------------------------------------------------------------------------
 
     def _mixed(self, x: Tensor) -> Tensor:
-        """z = sum_i s_i A_i x of tokens (N, L, in): (N, L, r)."""
-        if self.method.scope == "sample":
+        """z = sum_i s_i A_i x of tokens (N, L, in): (N, L, r); for B_i of their own all s_i A_i x, (N, L, n r)."""
+        if self.method.scope == "sample" and self.method.shared_up:
             router, method = self.router, self.method
             z, s = _SampleMix.apply(x, self.down, router.weight, router.bias, method.pool, method.temperature)
             self._keep(s)
             return z
         s = self._routed(x)
-        z = F.linear(x, self.down.flatten(0, 1)).unflatten(-1, self.down.shape[:2])
-        return (z * s[..., None]).sum(2)
+        z = F.linear(x, self.down.flatten(0, 1)).unflatten(-1, self.down.shape[:2])  # (N, L, n, r)
+        z = z * (s if s.ndim == 3 else s[:, None])[..., None]
+        return z.sum(2) if self.method.shared_up else z.flatten(2)
 
     def _mixed_map(self, x: Tensor) -> Tensor:
-        """The same of feature maps (N, in, H, W): (N, r, H', W')."""
+        """The same of feature maps (N, in, H, W): (N, r, H', W') or (N, n r, H', W')."""
         inner, s, (n, r) = self.innermost(), self._routed(x), self.down.shape[:2]
         assert isinstance(inner, nn.Conv2d)
         z = inner._conv_forward(x, self.down.flatten(0, 1), None).unflatten(1, (n, r))
-        if s.ndim == 2:
-            return (z * s[:, :, None, None, None]).sum(1)
-        places = F.adaptive_avg_pool2d(s.permute(0, 3, 1, 2), (z.shape[-2], z.shape[-1]))  # as the stride does
-        return (z * places[:, :, None]).sum(1)
+        places = s[:, :, None, None]
+        if s.ndim > 2:
+            places = F.adaptive_avg_pool2d(s.permute(0, 3, 1, 2), (z.shape[-2], z.shape[-1]))  # as the stride does
+        z = z * places[:, :, None]
+        return z.sum(1) if self.method.shared_up else z.flatten(1, 2)
 
 
 class _SampleMix(torch.autograd.Function):
