@@ -32,6 +32,7 @@ from diffadapt.adapters import IA3, OFT, DoRA, GainedLoRA, LoRA, Method, Selecti
 from diffadapt.adapters.oft import OFTAdapter, solve_together
 from diffadapt.bases import load_base
 from diffadapt.files import write_json
+from diffadapt.training.optimizer import build_optimizer
 from diffadapt.training.run import made_by, peak_memory_mb
 
 LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -152,7 +153,8 @@ class Contender:
         else:
             parameters = peers(args.model, args.rank)[name](module)
         self.parameters = 0 if name == "floor" else sum(p.numel() for p in parameters)
-        self.optimizer = torch.optim.AdamW(parameters, lr=0.0 if name == "floor" else 1e-4)
+        groups = [{"params": parameters, "lr": 0.0 if name == "floor" else 1e-4}]
+        self.optimizer = build_optimizer("adamw", groups, weight_decay=1e-2)
         self.is_floor = name == "floor"
 
     def _put(self, method: Method, module: nn.Module) -> list[nn.Parameter]:

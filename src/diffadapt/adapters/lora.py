@@ -122,10 +122,12 @@ class LowRank(Mergeable):
         if isinstance(inner, nn.Conv2d):
             h = inner._conv_forward(h, self.down, None)  # (N, r, H', W')
             return y + F.conv2d(h, (scale * self.up)[:, :, None, None]).to(y.dtype)
-        h = F.linear(h, self.down).flatten(0, -2)  # (rows, r)
-        if y.dtype == h.dtype:  # product, scale and sum in one pass
-            return torch.addmm(y.flatten(0, -2), h, self.up.t(), alpha=scale).view_as(y)
-        return y + (scale * (h @ self.up.t())).view_as(y).to(y.dtype)
+        # Of these shapes, with few columns, products are slow where the few stand last: so z and B stand transposed,
+        # and with them their gradients.
+        z, up = self.down @ h.flatten(0, -2).t(), self.up.t().contiguous()  # (r, rows), (r, out)
+        if y.dtype == z.dtype:  # product, scale and sum in one pass
+            return torch.addmm(y.flatten(0, -2), z.t(), up, alpha=scale).view_as(y)
+        return y + (scale * (z.t() @ up)).view_as(y).to(y.dtype)
 
     def updated_weight(self, w0: Tensor) -> Tensor:
         """W0 + strength (alpha / r) B A in the parameters' precision."""

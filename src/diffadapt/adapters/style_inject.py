@@ -234,7 +234,8 @@ def transfer(h: Tensor, z: Tensor, up: Tensor, variance: str) -> Tensor:
     """
     if variance == "none" or h.shape[1] == 1:
         if h.dtype == z.dtype:  # product and sum in one pass
-            return torch.addmm(h.reshape(-1, len(up)), z.reshape(-1, z.shape[-1]), up.t()).view(h.shape)
+            b = up.t().contiguous()  # (r, out): so laid out, its gradient and that of z cost a fraction
+            return torch.addmm(h.reshape(-1, len(up)), z.reshape(-1, z.shape[-1]), b).view(h.shape)
         return h + F.linear(z, up).to(h.dtype)
     if variance == "sigma_map":
         h_full = h.to(z.dtype)
