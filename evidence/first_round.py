@@ -68,7 +68,8 @@ def main() -> None:
     print(f"OFT-3: {under}; {sooner}; {never} runs never got there")
     for seed, other in itertools.combinations(range(3), 2):
         area, steps, _ = oft_3.compared(one_against_itself(runs, "lora", seed, other), "oft", "lora")
-        print(f"  LoRA's seed {seed} against its seed {other}: area {area.standing}, steps {steps.interval.value:.2f}")
+        told = f"area {shown(area.interval)} ({area.standing}), steps {steps.interval.value:.2f}"
+        print(f"  LoRA's seed {seed} against its seed {other}: {told}")
     long = [each for each in stored("OFT-4") if "contender" in each.unit]
     last = {}
     for name in ("coft", "oft", "lora"):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from diffadapt.adapters import Selective
 from diffadapt.bases import load_base
@@ -69,7 +70,10 @@ def main() -> None:
     last = torch.cat([rows[f"subject, {name}"] for name in files])
     sheet = torch.cat([torch.cat([*row], 2) for row in (rows["base"], *(rows[name] for name in files), last)], 1)
     picture = to_picture(sheet)
-    write_png(args.out / "prior_preservation.png", picture.resize((2 * picture.width, 2 * picture.height)))
+    write_png(
+        args.out / "prior_preservation.png",
+        picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.NEAREST),
+    )
 
 
 def table(measured: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
@@ -78,8 +82,7 @@ def table(measured: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     for name, title in FIGURES.items():
         rows = [each[name] for each in measured.values()]
         cells = [
-            f"{row['value']:.3f}" + ("" if row["low"] is None else f" [{row['low']:.3f}, {row['high']:.3f}]")
-            for row in rows
+            f"{row['value']:.3f}" + ("" if row["n"] < 2 else f" [{row['low']:.3f}, {row['high']:.3f}]") for row in rows
         ]
         beside = [rows[0].get(key) for key in ("base", "floor", "perfect")]
         cells += ["" if value is None else f"{value:.3f}" for value in beside]

@@ -146,7 +146,7 @@ def figures(
             "features": encoder.name,
             "pictures": len(pictures_after(record, len(names) - 1, names[0])),
             "losses": _losses(record),
-            "second": _seen_by(record, second, SECOND) if second else None,
+            "second": _seen_by(record, second, SECOND) if second and _shown_to_second(record) else None,
         },
         "denoiser_parameters": whole,
         "adapter_bytes": sum(file.stat().st_size for file in (adapter, *record.folder.glob("tasks/*/own.safetensors"))),
@@ -155,14 +155,9 @@ def figures(
 
 def _seen_by(
     record: SequenceRecord, encoder: Features, key: str, rows: list[list[float]] | None = None
-) -> dict[str, Any] | None:
-    """Scores, what was kept, and distances as one encoder sees them; `rows` are the scores where they are known.
-
-    None where a task's own pictures, which are not kept, were not shown to it: the sequence was begun without it.
-    """
+) -> dict[str, Any]:
+    """Scores, what was kept, and distances as one encoder sees them; `rows` are the scores where they are known."""
     names, count = [each.name for each in record.learned], len(record.learned)
-    if any(key not in reference(record, j) for j in range(count)):
-        return None
     rows = rows or [score_row(record, encoder, i, key) for i in range(count)]
     scores = torch.zeros(count, count)
     for i, row in enumerate(rows):
@@ -179,6 +174,11 @@ def _seen_by(
         "mmd_at_end": [mmd_squared(a, b) for a, b in zip(references, at_end, strict=True)] if enough else None,
         "mmd_since_learned": [drift_mmd(a, b) for a, b in zip(when_learned, at_end, strict=True)][:-1],
     }
+
+
+def _shown_to_second(record: SequenceRecord) -> bool:
+    """False where a task's own pictures, which are not kept, were learned before there was a second judge."""
+    return all(SECOND in reference(record, j) for j in range(len(record.learned)))
 
 
 def _losses(record: SequenceRecord) -> dict[str, list[float]] | None:

@@ -2,6 +2,8 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
 
 from markupsafe import Markup
 
@@ -145,7 +147,8 @@ def held_out_plot(run: RunFolder) -> tuple[str, str, Markup] | None:
     """(title, caption, plot) of the loss by noise level on pictures not trained on, over that of the untouched base."""
     found = run.metrics.get("held_out_loss")
     series = []
-    for (name, losses), look in zip(found.items() if isinstance(found, dict) else (), LOOKS, strict=False):
+    sets: Mapping[str, Any] = found if isinstance(found, dict) else {}
+    for (name, losses), look in zip(sets.items(), LOOKS, strict=False):
         columns = [losses.get(key) for key in ("levels", "base", "adapted")] if isinstance(losses, dict) else [None]
         points = []
         for row in zip(*columns, strict=False) if all(isinstance(each, list) for each in columns) else ():
