@@ -3,8 +3,10 @@
     python benchmarks/unit_seconds.py --data DATA --out benchmarks/results/unit_seconds.json
 
 DATA holds emoji/. Each family trains for a few steps by its own recipe, with the batch that the claims use; the figure
-is the median of the steps after the second, in the process's own time, which a busy machine lengthens less than the
-wall's. `evidence/cost.py` makes the expected seconds of units from them.
+is the median of the steps after the second, in the process's own time. A busy machine lengthens that, too: before each
+family the floor of docs/evidence/step_time.md is timed, forward and backward of the frozen UNet with a batch of 8, and
+`pace` is its median over what it took when little else ran. `evidence/unit_cost.py` makes the expected seconds of units
+from the figures over the pace.
 """
 
 import argparse
@@ -41,6 +43,7 @@ from diffadapt.recipes.style import train_style  # noqa: E402
 from diffadapt.recipes.subject import train_subject  # noqa: E402
 from diffadapt.training.run import made_by  # noqa: E402
 
+FLOOR = 0.1719  # seconds, in benchmarks/results/step_time-cpu.json
 PROMPTS = ["an animal on a red background", "a thing at night"] * 4
 ROLES = ("self_attention.*", "cross_attention.*", "feed_forward.in")  # of OFT-5
 
@@ -98,6 +101,17 @@ def seconds_of_a_step(train: Callable[..., Any], out: Path, steps: int) -> float
     return round(median(b - a for a, b in zip(at[1:-1], at[2:], strict=True)), 4)
 
 
+def seconds_of_the_floor(base: Base) -> float:
+    """Of one forward and backward pass of the frozen denoiser."""
+    config = base.denoiser.config
+    x = torch.randn(8, config.in_channels, config.sample_size, config.sample_size).requires_grad_()
+    with torch.no_grad():
+        condition = base.condition(PROMPTS)
+    began = time.process_time()
+    base.denoise(x, torch.full((8,), 500), condition).square().mean().backward()
+    return time.process_time() - began
+
+
 def seconds_of_a_picture(base: Base, steps: int) -> float:
     draw(base, PROMPTS[:1], steps=1)
     began = time.process_time()
@@ -109,7 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=6)
     args = parser.parse_args()
     base = load_base("embedded")
     for name in ("probe", "second"):
@@ -118,12 +132,16 @@ def main() -> None:
     found: dict[str, Any] = {"start": round(time.process_time() - STARTED, 2), "picture": {}, "step": {}}
     for steps in (10, base.default_steps):
         found["picture"][str(steps)] = seconds_of_a_picture(base, steps)
+    floors = []
     with tempfile.TemporaryDirectory() as place:
         for name, train in families(base, Path(place), args.data).items():
+            floors += [seconds_of_the_floor(base) for _ in range(3)]
             found["step"][name] = seconds_of_a_step(train, Path(place) / "runs" / name.replace(", ", "-"), args.steps)
             print(f"{name}: {found['step'][name]} s a step", flush=True)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    write_json(args.out, found | {"made_by": {**made_by(), "commit": commit, "base_fingerprint": base.fingerprint}})
+    found["pace"] = round(median(floors) / FLOOR, 3)
+    facts = made_by() | {"commit": commit, "base_fingerprint": base.fingerprint}
+    write_json(args.out, found | {"made_by": facts | {"command": f"unit_seconds.py --data DATA --out {args.out}"}})
 
 
 if __name__ == "__main__":

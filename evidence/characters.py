@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from unit_cost import WHOLE, Cost, cost
 
 from diffadapt.adapters import Method
 from diffadapt.data.demo_characters import draw_demo_characters
@@ -29,9 +30,9 @@ def learn(context: Context, method: Method, *, rate: float, count: int, seed: in
     return by_probe | {"second": by_second, "bytes": run.metrics["adapter_bytes"]}
 
 
-def seconds_of(count: int) -> float:
-    """Of a sequence: 150 steps a task at .1 s, and 8 pictures of every concept so far at .25 s."""
-    return 150 * 0.1 * count + 8 * 0.25 * count * (count + 1) / 2
+def cost_of(count: int) -> Cost:
+    """Of a sequence: 150 steps a task, and 8 pictures of every concept so far after each."""
+    return cost("sequence, C-LoRA", 150 * count, 8 * count * (count + 1) / 2, sampling=WHOLE)
 
 
 def column(runs: list[Finished], name: str) -> Tensor:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from characters import KEYS_AND_VALUES, SHORT, TASKS, TUNING_SEED, by_concept, column, fabricated, learn, seconds_of
+from characters import KEYS_AND_VALUES, SHORT, TASKS, TUNING_SEED, by_concept, column, cost_of, fabricated, learn
 
 from diffadapt.adapters import CLoRA, LoRA, Method, Selective, Token
 from diffadapt.evidence import Claim, Comparison, Context, Design, Results, Settings, Table, Unit, Verdict, tuned
@@ -133,7 +133,7 @@ CLAIM = Claim(
     design=Design(
         resampled="concepts, and training seeds within each", margin="1000 A_mmd .1", half_width=0.3,
         pilot="assumed from concepts that scatter by 5 %",
-        seconds=lambda unit: seconds_of(TASKS if unit["stage"] == "test" else SHORT),
+        seconds=lambda unit: cost_of(TASKS if unit["stage"] == "test" else SHORT).seconds, basis=cost_of(TASKS).words,
     ),
     units=units,
     run=run,

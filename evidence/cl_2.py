@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from characters import TASKS, by_concept, column, fabricated, learn, seconds_of
+from characters import TASKS, by_concept, column, cost_of, fabricated, learn
 
 from diffadapt.adapters import CLoRA
 from diffadapt.evidence import Claim, Comparison, Context, Design, Results, Settings, Table, Unit, Verdict
@@ -93,7 +93,8 @@ CLAIM = Claim(
     goal="each ablation worse in F_mmd, the interval clear of zero",
     design=Design(
         resampled="concepts, and training seeds within each", margin="1000 F_mmd .05", half_width=0.2,
-        pilot="assumed from concepts that scatter by 5 %", seconds=seconds_of(TASKS),
+        pilot="assumed from concepts that scatter by 5 %", seconds=cost_of(TASKS).seconds,
+        basis=cost_of(TASKS).words,
     ),
     units=units,
     run=run,

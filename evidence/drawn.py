@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor
+from unit_cost import WHOLE, Cost, cost
 
 from diffadapt.adapters import LoRA, StyleInject
 from diffadapt.bases import Base
@@ -29,7 +30,6 @@ CONTENDERS = {
     "style_inject": Contender(method=StyleInject(), title="StyleInject, n = 4, r = 4", rates=RATES),
     "lora": Contender(method=LoRA(rank=12), title="LoRA, rank 12", rates=RATES),
 }
-# The seconds that the designs expect are CPU seconds of docs/evidence/style_inject.md for their steps, and pictures.
 TRAINED_ON, KEPT = 30, 16
 STYLE_MARGIN, KEPT_MARGIN = 0.03, 0.03
 FIGURES = {
@@ -62,6 +62,11 @@ def scores_of(measured: dict[str, Any], style: str) -> dict[str, float]:
         for name, distance in (("style", "style_distance"), ("style_second", "style_distance (second)"))
     }
     return {**way, "kept": figures["content_kept"]["value"]}
+
+
+def styling(steps: int) -> Cost:
+    """What a training on one style takes, and its evaluation: 16 pictures in the style, 16 of other things, twice."""
+    return cost("style, StyleInject", steps, 64, sampling=WHOLE)
 
 
 def best_rates(results: Results) -> dict[str, float]:

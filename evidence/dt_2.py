@@ -4,7 +4,19 @@ import math
 from typing import Any
 
 from torch import Generator
-from transfer import CONTENDERS, OBJECTIVES, fabricated, gain, is_test, log_fd, seconds_of, teach, tests, tuning
+from transfer import (
+    CONTENDERS,
+    OBJECTIVES,
+    cost_of,
+    fabricated,
+    gain,
+    is_test,
+    log_fd,
+    seconds_of,
+    teach,
+    tests,
+    tuning,
+)
 from transfer_sets import TARGETS
 
 from diffadapt.evidence import Claim, Comparison, Context, Design, Results, Settings, Table, Unit, Verdict
@@ -69,6 +81,7 @@ CLAIM = Claim(
     goal="FD falls by 26 % or more on average, and on all eight sets",
     design=Design(
         resampled="target sets", margin="5 % of FD", half_width=0.13, seconds=seconds_of,
+        basis=cost_of({"stage": "test", "method": "lora"}).words,
         pilot="assumed: two runs on one set differ by a tenth",
     ),
     units=units,

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from oft_5 import MISSED, mean, scene_pairs
 from torch import Generator
+from unit_cost import cost
 
 from diffadapt.adapters.control_net import ControlNet
 from diffadapt.data.control_pairs import ControlPairs
@@ -53,6 +54,7 @@ RATES = (5e-4, 1e-3, 2e-3)  # those of OFT-5, tried on segmentation without Diff
 STEPS, EVERY, BATCH, TRAINING, HELD_OUT, SAMPLING_STEPS, MEMORY = 1000, 25, 8, 1000, 16, 10, 1000
 MARKS = tuple(range(EVERY, STEPS + 1, EVERY))
 WANTED, MARGIN = 0.24, 0.05
+COST = cost("control, ControlNet", STEPS, HELD_OUT * len(MARKS))  # the memory is drawn once for all
 DEFAULT_PROMPT = "default_prompt"  # the paper's condition of memory
 
 
@@ -189,7 +191,8 @@ CLAIM = Claim(
         margin="5 % of the steps",
         half_width=0.18,
         pilot="assumed: the steps of two trainings on one signal differ by a tenth",
-        seconds=500.0,
+        seconds=COST.seconds,
+        basis=COST.words,
     ),
     units=units,
     run=run,

@@ -17,10 +17,12 @@ from subjects import (
     rates_in_words,
     subject_table,
     teach,
+    teaching,
     train,
     tuning_units,
 )
 from torch import Generator
+from unit_cost import WHOLE, Cost, cost
 
 from diffadapt.evidence import (
     Claim,
@@ -135,6 +137,13 @@ def off_the_best(unit: Unit) -> float:
     return 0.1 * (unit["stage"] == "tune" and unit["rate"] != CONTENDERS[unit["contender"]].rates[1])
 
 
+def cost_of(unit: Unit) -> Cost:
+    """52 pictures at the end, 30 on the way of a test, and a share of the base's own; five prompts in the sheet."""
+    if unit["stage"] == "pictures":
+        return cost("subject, LoRA", 0, 5 * len(DRAWN) * len(EVERYONE), sampling=WHOLE)
+    return teaching(unit["contender"], pictures=82 if unit["stage"] == "test" else 52)
+
+
 CLAIM = Claim(
     id="OFT-2",
     title="OFT learns a subject better than LoRA and DreamBooth at an equal budget",
@@ -149,7 +158,8 @@ CLAIM = Claim(
         pilot="of the fidelity difference to LoRA; 16 subjects with one seed, from the first round's 8 with three, "
         "which give .130; the paper's own gain is .019, so that a gain of that size stays undecided, as it would with "
         "24 subjects (.073)",
-        seconds=70.0,  # 150 steps at .1 to .15 s, 110 pictures at .15 s, the readers; 100 s beside other work
+        seconds=lambda unit: cost_of(unit).seconds,
+        basis=teaching("oft", pictures=82).words,
     ),
     units=units,
     run=run,

@@ -9,17 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from fabricated import subject_scores
-from subjects import (
-    CONTENDERS,
-    SEED_OF,
-    STEPS,
-    average,
-    by_subject,
-    chosen_rates,
-    draw_sheet,
-    mean,
-    teach,
-)
+from subjects import CONTENDERS, SEED_OF, STEPS, average, by_subject, chosen_rates, draw_sheet, mean, teach, teaching
 from torch import Generator, Tensor
 
 from diffadapt.adapters import OFT
@@ -170,7 +160,8 @@ CLAIM = Claim(
         half_width=0.09,
         pilot="of the difference at the last mark; 8 subjects. The first round had two, too few to predict it: assumed "
         "are standard deviations of .05 between subjects and of .09 between runs",
-        seconds=200.0,  # 1,350 steps at .12 s, as in OFT-2; 300 s beside other work
+        seconds=lambda unit: teaching(unit.get("contender", "oft"), pictures=76, steps=TIMES * STEPS).seconds,
+        basis=teaching("oft", pictures=76, steps=TIMES * STEPS).words,
     ),
     units=units,
     run=run,

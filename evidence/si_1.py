@@ -13,6 +13,7 @@ from drawn import (
     pictures,
     scores_of,
     seen_by_second,
+    styling,
     table,
 )
 from torch import Generator
@@ -79,7 +80,8 @@ CLAIM = Claim(
         half_width=0.085,
         pilot="of the difference in style, 8 styles with one seed (two would give .06): a spread of .06 between two "
         "runs is assumed; none was measured at this budget",
-        seconds=100.0,
+        seconds=styling(STEPS).seconds,
+        basis=styling(STEPS).words,
     ),
     units=units,
     run=run,

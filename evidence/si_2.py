@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from drawn import CONTENDERS, STYLES, best_rates, both, fabricated, pictures, scores_of, seen_by_second, table
 from torch import Generator
+from unit_cost import WHOLE, cost
 
 from diffadapt.adapters import load_adapter
 from diffadapt.bases import Base
@@ -16,6 +17,7 @@ from diffadapt.recipes.style import train_style
 from diffadapt.report.finding import claimed_better, confirmed, goal, within
 
 STEPS = 1200
+COST = cost("mixed styles, StyleInject", STEPS, 2 * (8 * len(STYLES) + 16), sampling=WHOLE)
 BITS = 0.5  # of log2(4) = 2 that the first choice may know of the style
 
 
@@ -109,7 +111,8 @@ CLAIM = Claim(
         half_width=0.06,
         pilot="of the difference in style, with two seeds: a spread of .06 between two runs is assumed; none was "
         "measured at this budget",
-        seconds=400.0,
+        seconds=COST.seconds,
+        basis=COST.words,
     ),
     units=units,
     run=run,

@@ -5,6 +5,7 @@ from typing import Any
 from drawn import CONTENDERS, STYLES, best_rates, both, fabricated, pictures, scores_of, seen_by_second, table
 from second_encoder import translated, with_second_encoder
 from torch import Generator
+from unit_cost import WHOLE, cost
 
 from diffadapt.adapters import Selective, load_adapter
 from diffadapt.bases import Base, load_base
@@ -27,6 +28,10 @@ def units(results: Results, settings: Settings) -> list[Unit]:
         {"stage": "test", "style": style, "encoder": encoder, "contender": name, "rate": rates[name], "seed": seed}
         for style in TAUGHT for encoder in ENCODERS for name in CONTENDERS for seed in settings.seeds[:2]
     ]  # fmt: skip
+
+
+# 64 pictures of the teacher and 64 of the evaluation; a teacher's training is shared by several units, and not in it
+COST = cost("distillation, StyleInject", STEPS, 128, sampling=WHOLE)
 
 
 def teacher_of(base: Base, context: Context, style: str, encoder: str) -> Base:
@@ -106,7 +111,8 @@ CLAIM = Claim(
         half_width=0.1,
         pilot="of the difference in style with 4 styles and two seeds; a spread of .06 between two runs is assumed; "
         "none was measured at this budget",
-        seconds=120.0,  # .15 s a step, 64 pictures of the teacher, 32 of the evaluation, the teachers' share
+        seconds=COST.seconds,
+        basis=COST.words,
     ),
     units=units,
     run=run,

@@ -15,6 +15,7 @@ from typing import Any
 from contact_sheet import write_sheet
 from judging import SubjectJudge
 from torch import Tensor, tensor
+from unit_cost import Cost, cost
 
 from diffadapt.adapters import OFT, LoRA, Selective, Token
 from diffadapt.data.concept import Concept, load_concept
@@ -44,6 +45,7 @@ SEED_OF = {noun: i for i, noun in enumerate(SUBJECTS)}
 TUNING_SUBJECTS = {"tiger": "3d", "motorcycle": "flat", "shark": "flat"}
 
 STEPS, BATCH = 150, 2
+OWN = 56  # pictures of the untouched base, drawn once for each subject
 ON_THE_WAY_STEPS = (30, 60, 90, 120, 150)
 
 
@@ -137,6 +139,13 @@ def train(
         sample_every=0, checkpoint_every=0, evaluation_prompts=0,
         memory_bank=str(context.shared / "class" / KIND_OF[noun]), watch=watch, quiet=True,
     )  # fmt: skip
+
+
+def teaching(contender: str, *, pictures: float, steps: int = STEPS) -> Cost:
+    """What `teach` takes, of a contender by its name."""
+    name = contender.removesuffix("-alone")
+    family = {"oft": "OFT", "coft": "OFT", "dreambooth": "every weight"}.get(name, "LoRA")
+    return cost(f"subject, {family}", steps, pictures + OWN / len(CONTENDERS))
 
 
 def draw_sheet(context: Context, adapters: Mapping[tuple[str, str], Path], titles: Mapping[str, str]) -> str:

@@ -14,6 +14,7 @@ from zlib import crc32
 import torch
 from torch import Generator, Tensor
 from transfer_sets import TARGETS, files_of
+from unit_cost import WHOLE, Cost, cost
 
 from diffadapt.adapters import OFT, DiffFit, LoRA, Selective
 from diffadapt.data.captioned import Captioned
@@ -36,13 +37,7 @@ STEPS, BATCH, MEMORY, UNSEEN = 240, 16, 2000, 128  # rows of memory that are tra
 MADE, TESTED, MOST = 128, 512, 400  # pictures made, of the test set, and of one class to learn from
 HANDED_BACK = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)  # of full fine-tuning, for DT-1
 TUNED_ON = "openmoji"  # with another seed than the test's
-STEP_SECONDS = {
-    "full": 0.57,
-    "lora": 0.36,
-    "oft": 0.38,
-    "diff_fit": 0.36,
-}  # 16 rows; docs/evidence/step_time.md; DiffFit: as biases
-PICTURE_SECONDS = 0.25
+FAMILIES = {"full": "every weight", "lora": "LoRA", "oft": "OFT", "diff_fit": "DiffFit"}
 
 
 CONTENDERS = {
@@ -127,9 +122,14 @@ def shares_of(unit: Unit) -> tuple[float, ...]:
     return HANDED_BACK if unit["stage"] == "test" and unit["method"] == "full" else (0.0,)
 
 
-def seconds_of(unit: Unit) -> float:
+def cost_of(unit: Unit) -> Cost:
     """Of training and pictures; the memory is drawn once, and small beside them."""
-    return STEPS * STEP_SECONDS[unit["method"]] + MADE * PICTURE_SECONDS * len(shares_of(unit))
+    family = f"transfer, {FAMILIES[unit['method']]}"
+    return cost(family, STEPS, MADE * len(shares_of(unit)), sampling=WHOLE)
+
+
+def seconds_of(unit: Unit) -> float:
+    return cost_of(unit).seconds
 
 
 def cycle(names: list[str]):

@@ -68,7 +68,7 @@ def compared(tested):
 CLAIM = Claim(
     id="TOY-1", title="a toy", paper="page 1", goal="a goal", units=units, run=run, judge=judge,
     earlier="An older toy was undecided by today's rules.",
-    design=Design(resampled="toys", margin="none", half_width=0.25, pilot="of nothing", seconds=2.0),
+    design=Design(resampled="toys", margin="none", half_width=0.25, pilot="of nothing", seconds=2.0, basis="by hand"),
     null=lambda unit, generator: {"score": 1.5}, oracle=lambda unit: {"score": 2.0 if unit.get("rate") == 3 else 1.0},
 )
 '''

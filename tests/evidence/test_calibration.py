@@ -95,4 +95,5 @@ def test_the_budget_is_known_before_anything_is_run(folder: Path, tiny_folder: P
     assert main(["evidence", "list", *command]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[1].split()[:4] == ["TOY-1", "5", "0.00", "0.250"], said
+    assert "by hand" in said[3]  # what the hours rest on
     assert "of 25 that a round may take" in said[-1]

@@ -12,6 +12,7 @@ import both_present
 import oft_0
 import oft_3
 import subjects
+import unit_cost
 from sd15_shapes import Shape, build, layers
 
 from diffadapt.adapters import OFT
@@ -49,6 +50,14 @@ def test_the_floors_are_what_no_student_gets_below():
 def test_the_shapes_are_those_of_stable_diffusion():
     assert sum(layers("transformer_blocks").values()) == 16 * 10  # 8 of attention and 2 of feed-forward in each of 16
     assert Shape(10240, 1280, 0) in layers("transformer_blocks") and Shape(1280, 23040, 3) in layers()
+
+
+def test_what_a_unit_takes_is_its_steps_pictures_and_start_over_the_pace_of_the_machine(monkeypatch):
+    measured = {"start": 6.0, "picture": {"10": 0.4}, "step": {"style, LoRA": 0.2}, "pace": 2.0}
+    monkeypatch.setattr(unit_cost, "MEASURED", measured)
+    found = unit_cost.cost("style, LoRA", 100, 5, sampling=10)
+    assert found.seconds == pytest.approx(100 * 0.1 + 5 * 0.2 + 3.0)
+    assert found.words == "estimated: 100 steps at 0.100 s (style, LoRA), 5 pictures at 0.20 s, a start of 3.0 s"
 
 
 def test_two_concepts_need_two_objects():

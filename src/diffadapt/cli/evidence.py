@@ -109,6 +109,8 @@ def list_claims(evidence: "Evidence", claims: Sequence[str], arguments: argparse
         total += budget.hours
         print(f"{name:8}{budget.units:6}{budget.hours:12.2f}{budget.width:>12}  {state(evidence.plan(name))}")
         print(f"{'':40}{budget.title}")
+        if budget.basis:
+            print(f"{'':40}{budget.basis}")
         for sentence in left_out(evidence.stored(name)):
             print(f"{'':40}{sentence}")
     print(f"{'all':8}{'':6}{total:12.2f}{'':14}of {BUDGET_HOURS} that a round may take")

@@ -17,12 +17,14 @@ class Budget:
         units: of all stages; those of claims that it uses are counted there.
         hours: on one core, of all units, finished or not.
         width: the half width that its design expects, or "exact".
+        basis: what the hours rest on, in words; "" where the design does not say.
     """
 
     title: str
     units: int
     hours: float
     width: str
+    basis: str
 
 
 def budget_of(evidence: Evidence, name: str) -> Budget:
@@ -32,8 +34,8 @@ def budget_of(evidence: Evidence, name: str) -> Budget:
     """
     claim = load_claim(evidence.folder, name)
     units = [each.unit for each in simulated(evidence.folder, name, evidence.settings)]
-    seconds = seconds_left(units, evidence.stored(name).finished.values(), workers=1)
+    seconds, basis = seconds_left(units, evidence.stored(name).finished.values(), workers=1), "timed: stored units"
     if seconds is None:
-        seconds = sum(claim.design.seconds_of(unit) for unit in units)
+        seconds, basis = sum(claim.design.seconds_of(unit) for unit in units), claim.design.basis
     width = claim.design.half_width
-    return Budget(claim.title, len(units), seconds / 3600, "exact" if width is None else number(width))
+    return Budget(claim.title, len(units), seconds / 3600, "exact" if width is None else number(width), basis)

@@ -44,6 +44,7 @@ class Design:
         pilot: what the prediction rests on, in words.
         seconds: what a unit is expected to take on one core of the machine that the results name, one figure for all or
             (unit) -> seconds; of a unit that is like a stored one, the stored time counts instead.
+        basis: what that rests on, in words: timed units, or steps and pictures at measured seconds.
     """
 
     resampled: str
@@ -51,6 +52,7 @@ class Design:
     half_width: float | None
     pilot: str
     seconds: "float | Callable[[Unit], float]"
+    basis: str = ""
 
     def seconds_of(self, unit: Unit) -> float:
         return self.seconds(unit) if callable(self.seconds) else self.seconds
