@@ -137,7 +137,8 @@ def test_a_hub_id_when_offline_is_one_clear_sentence(monkeypatch, capfd):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # which is read from the environment once
     with pytest.raises(Refused) as refusal:
         load_base("owner/name", device="cpu")
-    assert "'owner/name'" in str(refusal.value) and "HF_HUB_OFFLINE" in str(refusal.value)
+    assert "'owner/name' is neither a folder or file here nor in the local cache" in str(refusal.value)
+    assert "HF_HUB_OFFLINE forbids downloading" in str(refusal.value)
     assert "\n" not in str(refusal.value) and capfd.readouterr() == ("", "")
 
 
