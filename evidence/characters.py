@@ -1,5 +1,6 @@
 """Shared by CL-1 and CL-2: ten similar characters learned one after another, and how a sequence is scored."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from unit_cost import WHOLE, Cost, cost
 from diffadapt.adapters import Method
 from diffadapt.data.demo_characters import draw_demo_characters
 from diffadapt.data.sequence import load_sequence
-from diffadapt.evidence import Context, Finished
+from diffadapt.evidence import Context, Finished, Table
+from diffadapt.metrics import interval_of_nested_mean
 from diffadapt.recipes.sequence import train_sequence
 
 NOUN, TASKS, SHORT, TUNING_SEED = "animal", 10, 3, 100
@@ -27,7 +29,7 @@ def learn(context: Context, method: Method, *, rate: float, count: int, seed: in
     found = run.metrics["sequence"]
     names = ("scores", "average", "forgetting", "forgetting_from_best", "mmd_at_end", "mmd_since_learned")
     by_probe, by_second = ({name: seen[name] for name in names} for seen in (found, found["second"]))
-    return by_probe | {"second": by_second, "bytes": run.metrics["adapter_bytes"]}
+    return by_probe | {"second": by_second, "losses": found["losses"], "bytes": run.metrics["adapter_bytes"]}
 
 
 def cost_of(count: int) -> Cost:
@@ -38,6 +40,23 @@ def cost_of(count: int) -> Cost:
 def column(runs: list[Finished], name: str) -> Tensor:
     """(seeds, 1) of one figure of whole sequences, for intervals."""
     return torch.tensor([[float(each.scores[name])] for each in runs])
+
+
+LOSSES = {  # of `sequence.losses`: rises of the denoising loss, same pictures and noise
+    "concept": "on a concept's pictures, once learned", "since_learned": "since, on those drawn of it then",
+    "world": "on the base's own of other things",
+}  # fmt: skip
+
+
+def loss_table(runs: Mapping[str, list[Finished]]) -> Table:
+    """Title of a contender -> its sequences; means over concepts, the world's after the last task."""
+    rows = []
+    for title, sequences in runs.items():
+        losses = [each.scores["losses"] for each in sequences]
+        own, since = (torch.tensor([each[name] for each in losses]).T for name in ("concept", "since_learned"))
+        world = sum(each["world"][-1] for each in losses) / len(losses)
+        rows.append([title, interval_of_nested_mean(own), interval_of_nested_mean(since[:-1]), world])
+    return Table(title="Rise of the denoising loss", columns=["", *LOSSES.values()], rows=rows)
 
 
 def by_concept(runs: list[Finished], name: str, *, second: bool = False) -> Tensor:
@@ -58,4 +77,5 @@ def fabricated(average: float, at_end: float, since: float, generator: torch.Gen
             "mmd_at_end": scattered(at_end, TASKS), "mmd_since_learned": scattered(since, TASKS - 1),
         }  # fmt: skip
 
-    return seen() | {"second": seen(), "bytes": 100_000}
+    losses = {"concept": [-0.01] * TASKS, "since_learned": [since] * TASKS, "world": [0.005] * TASKS}
+    return seen() | {"second": seen(), "losses": losses, "bytes": 100_000}

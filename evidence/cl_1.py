@@ -3,7 +3,18 @@
 from typing import Any
 
 import torch
-from characters import KEYS_AND_VALUES, SHORT, TASKS, TUNING_SEED, by_concept, column, cost_of, fabricated, learn
+from characters import (
+    KEYS_AND_VALUES,
+    SHORT,
+    TASKS,
+    TUNING_SEED,
+    by_concept,
+    column,
+    cost_of,
+    fabricated,
+    learn,
+    loss_table,
+)
 
 from diffadapt.adapters import CLoRA, LoRA, Method, Selective, Token
 from diffadapt.evidence import Claim, Comparison, Context, Design, Results, Settings, Table, Unit, Verdict, tuned
@@ -108,7 +119,8 @@ def judge(results: Results) -> Verdict:
                     f"{title}: {what} {tested[name][0].unit['value']:g}"
                     for name, (title, what, _) in CONTENDERS.items()
                 ),
-            )
+            ),
+            loss_table({CONTENDERS[name][0]: runs for name, runs in tested.items()}),
         ],
     )  # fmt: skip
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from characters import TASKS, by_concept, column, cost_of, fabricated, learn
+from characters import TASKS, by_concept, column, cost_of, fabricated, learn, loss_table
 
 from diffadapt.adapters import CLoRA
 from diffadapt.evidence import Claim, Comparison, Context, Design, Results, Settings, Table, Unit, Verdict
@@ -73,7 +73,8 @@ def judge(results: Results) -> Verdict:
                     ]
                     for name, (title, _) in ABLATIONS.items()
                 ],
-            )
+            ),
+            loss_table({title: runs[name] for name, (title, _) in ABLATIONS.items()}),
         ],
     )
 

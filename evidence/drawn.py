@@ -34,6 +34,7 @@ TRAINED_ON, KEPT = 30, 16
 STYLE_MARGIN, KEPT_MARGIN = 0.03, 0.03
 FIGURES = {
     "style": "share of the way to the style", "style_second": "the same, second judge", "kept": "content kept",
+    "loss_style": "rise of the loss on held-out pictures", "loss_world": "on the base's own of other things",
 }  # fmt: skip
 
 
@@ -51,7 +52,8 @@ def pictures(base: Base, folder: Path, style: str, *, named: bool = False) -> St
 
 
 def scores_of(measured: dict[str, Any], style: str) -> dict[str, float]:
-    """How far of the way to the style, 1 at its pictures' mean, by both judges, and how much of the contents was kept.
+    """How far of the way to the style, 1 at its pictures' mean, by both judges, how much of the contents was kept, and
+    the rise of the denoising loss, over all styles of the training.
 
     The second judge has no say in the contents: of perfect drawings in a style it knows too few again
     (docs/evidence/how_we_measure.md).
@@ -61,7 +63,8 @@ def scores_of(measured: dict[str, Any], style: str) -> dict[str, float]:
         name: 1 - figures[distance]["value"] / figures[distance]["base"]
         for name, distance in (("style", "style_distance"), ("style_second", "style_distance (second)"))
     }
-    return {**way, "kept": figures["content_kept"]["value"]}
+    losses = {name: measured["values"][name]["value"] for name in ("loss_style", "loss_world")}
+    return {**way, "kept": figures["content_kept"]["value"], **losses}
 
 
 def styling(steps: int) -> Cost:
@@ -137,4 +140,5 @@ def fabricated(unit: Unit, generator: Generator | None, *, better: bool) -> dict
     gain = better and unit["contender"] == "style_inject"
     off = 0.2 * (unit["stage"] == "tune" and unit["rate"] != RATES[1])
     style, kept = around(0.7 if gain else 0.5, 0.06) - off, around(0.8 if gain else 0.6, 0.05)
-    return {"style": style, "style_second": around(0.7 if gain else 0.5, 0.06) - off, "kept": kept}
+    second = around(0.7 if gain else 0.5, 0.06) - off
+    return {"style": style, "style_second": second, "kept": kept, "loss_style": -0.01, "loss_world": 0.005}

@@ -176,7 +176,7 @@ def draw(plot: Plot | Forest) -> Markup:
 def markdown(chapters: Sequence[Chapter], *, base: str, folder: Path) -> str:
     """The same without plots, to be read where the repository is."""
     lines = ["# What the papers claim", "", f"On the base {base}. Written by `diffadapt evidence report`, which also"]
-    lines += ["writes `report.html`, with plots. In brackets: 95 % bootstrap intervals.", ""]
+    lines += ["writes `report.html`, with plots. In brackets: 95 % intervals.", ""]
     verdicts = [
         (f"{each.id}: {each.title}", each.verdict.paper.status, each.verdict.goal.status, each.verdict.paper.sentence)
         for each in chapters
