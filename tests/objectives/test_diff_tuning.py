@@ -73,6 +73,11 @@ def test_power_on_equally_likely_steps_is_the_step_over_their_number():
     assert (mixed(DiffTuning(tau=0.7)).psi - expected**0.7).abs().max() < 1e-12
 
 
+def test_a_step_is_where_the_settings_put_it():
+    found = mixed(DiffTuning(psi="step", step_at=0.6)).psi
+    assert found[:600].sum() == 0 and found[600:].sum() == 400  # the quantile of step i is (i + 1) / 1000
+
+
 def test_psi_of_snr_is_one_less_the_share_of_signal():
     draws = mixed(DiffTuning(psi="snr"))
     assert (draws.psi - (1 - ALPHAS)).abs().max() < 1e-6

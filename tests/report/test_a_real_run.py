@@ -15,13 +15,13 @@ from diffadapt.shapes import LOG_LINE, METRICS, hold
 
 
 @pytest.fixture
-def run(tiny_v_base, tmp_path):
+def run(base, tmp_path):
     """Two steps with samples, a checkpoint, a choice of the step and an evaluation."""
     (tmp_path / "biscuit").mkdir()
     for i, colour in enumerate(("red", "blue")):
         Image.new("RGB", (40, 40), colour).save(tmp_path / "biscuit" / f"{i}.png")
     return train_subject(
-        tiny_v_base, load_concept(tmp_path / "biscuit", "cat"), method=LoRA(rank=1), out=tmp_path / "run", quiet=True,
+        base, load_concept(tmp_path / "biscuit", "cat"), method=LoRA(rank=1), out=tmp_path / "run", quiet=True,
         steps=2, batch_size=1, warmup=0, prior_pictures=1, sample_every=1, checkpoint_every=1, keep_checkpoints=0,
         select=1, evaluation_prompts=1, evaluation_pictures=2,
     )  # fmt: skip

@@ -87,5 +87,6 @@ def test_other_processes_wait_for_the_first_and_read_what_it_sampled(base, conce
 
 
 def test_several_nouns_name_the_bank(base, tmp_path):
-    concept = SimpleNamespace(tokens={"<a>": "cat", "<b>": "dog", "<c>": "cat"}, class_prompts=["a cat", "a dog"])
-    assert bank_of(base, concept, tmp_path, prior_pictures=1).folder.name.startswith("cat-dog-")
+    tokens = {"<a>": "red cat", "<b>": "dog", "<c>": "red cat"}
+    concept = SimpleNamespace(tokens=tokens, class_prompts=["a red cat", "a dog"])
+    assert bank_of(base, concept, tmp_path, prior_pictures=1).folder.name.startswith("red-cat-dog-")
