@@ -9,6 +9,8 @@ from diffadapt.metrics.student import interval_of_nested_mean
 
 pytest.importorskip("scipy")
 
+TRIES = 1500
+
 
 def runs(generator: torch.Generator, *, subjects: int = 8, seeds: int = 3, between: float = 1.0, within: float = 0.5):
     """Normal scores with mean 0, (S, K)."""
@@ -18,7 +20,7 @@ def runs(generator: torch.Generator, *, subjects: int = 8, seeds: int = 3, betwe
 
 def misses(subjects: int, level: float, seeds: int, **spread: float) -> float:
     """How often an interval is clear of the true mean."""
-    generator, tries = torch.Generator().manual_seed(0), 3000
+    generator, tries = torch.Generator().manual_seed(0), TRIES
     found = (interval_of_nested_mean(runs(generator, subjects=subjects, seeds=seeds, **spread), level=level)
              for _ in range(tries))  # fmt: skip
     return sum(each.clear_of(0.0) for each in found) / tries
@@ -27,7 +29,7 @@ def misses(subjects: int, level: float, seeds: int, **spread: float) -> float:
 @pytest.mark.parametrize(("subjects", "level"), [(5, 0.95), (8, 0.975), (8, 0.99), (2, 0.9)])
 @pytest.mark.parametrize(("seeds", "between"), [(1, 1.0), (3, 1.0), (3, 0.1)])
 def test_an_interval_of_few_subjects_misses_the_mean_as_seldom_as_it_says(subjects, level, seeds, between):
-    wrong, error = 1 - level, ((1 - level) * level / 3000) ** 0.5
+    wrong, error = 1 - level, ((1 - level) * level / TRIES) ** 0.5
     assert abs(misses(subjects, level, seeds, between=between) - wrong) < 3.5 * error
 
 
