@@ -104,7 +104,7 @@ def test_checkpoints_are_due_every_few_steps_and_at_the_end(tmp_path):
 
 def test_a_resumed_journal_goes_on_behind_its_checkpoint_and_says_so(tmp_path, capsys):
     go(learner_in(tmp_path, checkpoint_every=2), upto=3)
-    assert [row["step"] for row in rows_of(tmp_path)] == [1, 2, 3]
+    assert [row["step"] for row in rows_of(tmp_path)] == [1, 2, 3] and capsys.readouterr().err == ""
     assert go(learner_in(tmp_path, checkpoint_every=2), quiet=False) == [2, 3, 4]
     assert [row["step"] for row in rows_of(tmp_path)] == [1, 2, 3, 4, 5]
     said = capsys.readouterr().err
