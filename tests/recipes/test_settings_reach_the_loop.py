@@ -55,6 +55,11 @@ def zero(noisy, timesteps, condition):
     return torch.zeros_like(noisy)
 
 
+def test_the_roles_that_were_chosen_are_adapted_and_no_other(handed):
+    found = handed(prior_weight=0.0, roles=("cross_attention.value",))["attachments"]["adapter"]
+    assert found.adapters and all(path.endswith("attn2.to_v") for path in found.adapters if path.startswith("unet."))
+
+
 @pytest.mark.parametrize("weight", [0.25, 2.0])
 def test_the_weight_of_prior_preservation(handed, weight):
     found = handed(prior_weight=weight)
