@@ -9,7 +9,7 @@ encoded once by the embedded base's autoencoder, twice each (mirrored, moved, on
 the wider the base, the more it denoises near the data whatever it is shown). Stop it at any time (Ctrl-C or SIGTERM
 ends the step and saves) and start it again with the same line: it goes on from DIR/state.safetensors. DIR also gets
 log.jsonl and grids/. `--keep` writes what another machine needs to go on, the averaged weights in fp16; copied to DIR,
-they are gone on from with fresh moments and a new warm-up.
+they are gone on from with fresh moments and a new warm-up. The rate holds; for an end, let it fall (`--decay-from`).
 
 The model has DiT's shape at a small size: linear betas, noise and variance predicted, a tenth of the labels dropped.
 `--export` writes the averaged weights as fp16 in the layout of a DiTPipeline.
@@ -31,12 +31,14 @@ from torch import Tensor, nn
 from train_denoiser import has_bf16
 
 from diffadapt.bases import load_base
+from diffadapt.bases.defaults import Defaults, write_defaults
 from diffadapt.files import save_tensors
 from diffadapt.objectives.variational_bound import variational_bound
 
 SETS = ("noto", "twemoji", "fluent-flat", "fluent-3d", "fluent-high-contrast", "blob")
 SIDE, VARIANTS, WARM_UP, SAVE_EVERY = 64, 2, 500, 120  # the last in seconds
 WIDTH, HEADS, LAYERS = 160, 5, 6
+GUIDANCE, STEPS = 2.0, 25  # of its pictures, recommended
 BETAS = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 2e-2, "num_train_timesteps": 1000}
 
 
@@ -133,6 +135,13 @@ def draw_grid(path: Path, model: nn.Module, base, classes: int, guidance: float 
     Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).numpy()).save(path)
 
 
+def left(step: int, args: argparse.Namespace) -> float:
+    """The share of the rate that a step has once it falls, in a straight line to zero."""
+    if args.decay_from is None:
+        return 1.0
+    return min(1.0, max(0.0, 1 - (step - args.decay_from) / args.decay_over))
+
+
 def train(args: argparse.Namespace) -> None:
     base = load_base("embedded")
     latents, labels, names = encode_all(args.data, args.work / "latents.safetensors", base)
@@ -155,6 +164,12 @@ def train(args: argparse.Namespace) -> None:
             optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
         else:  # what `--keep` wrote: the average alone, and the rate warms up again
             warm = step
+    elif args.init:  # an export: every block's copy of the embedding is the same
+        held = load_file(args.init / "transformer" / "diffusion_pytorch_model.safetensors")
+        with torch.no_grad():
+            for key in named:
+                ema[key].copy_(held[key])
+                named[key].copy_(held[key])
     if args.keep:
         args.keep.mkdir(parents=True, exist_ok=True)
         halves = {f"ema.{key}": value.half() for key, value in ema.items()}
@@ -189,14 +204,14 @@ def train(args: argparse.Namespace) -> None:
         noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32))
         error, bound = losses(model, alphas, clean, noise, t, told, bf16)
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * min(1.0, (step - warm + 1) / WARM_UP)
+            group["lr"] = args.lr * min(1.0, (step - warm + 1) / WARM_UP) * left(step, args)
         optimizer.zero_grad()
         (error + bound).mean().backward()
         norm = nn.utils.clip_grad_norm_(named.values(), 1.0)
         if not math.isfinite(norm):
             raise FloatingPointError(f"gradient norm {norm} at step {step}; {state} keeps the last saved state")
         optimizer.step()
-        decay = min(0.9995, (step + 1) / (step + 10))
+        decay = min(0.999, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(ema.values()), [named[key].detach() for key in ema], 1 - decay)
         sums += float(error.detach().mean()), float(bound.detach().mean())
         count, step = count + 1, step + 1
@@ -228,6 +243,7 @@ def export(out: Path, model: nn.Module, base, names: list[str], step: int, batch
         block.norm1.emb = type(block.norm1.emb)(len(names), WIDTH).half()
         block.norm1.emb.load_state_dict(model.transformer_blocks[0].norm1.emb.state_dict())
     pipeline.save_pretrained(out)
+    write_defaults(out, "embedded-dit", Defaults(guidance=GUIDANCE, steps=STEPS, encoder="probe"))
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
     print(f"{out}: {step} steps of {batch} pictures, {size:.1f} MB", flush=True)
 
@@ -236,12 +252,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of sprite folders")
     parser.add_argument("--work", type=Path, required=True, help="state, latents, log, grids")
+    parser.add_argument("--init", type=Path, help="an exported base to start from where WORK holds no state")
     parser.add_argument("--export", type=Path, help="write the averaged model here and stop")
     parser.add_argument("--keep", type=Path, help="write the averaged weights in fp16 here, to go on from, and stop")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after so many minutes")
     parser.add_argument("--until", type=int, default=None, help="stop after so many steps in all")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=5e-4, help="AdamW's rate after the warm-up")
+    parser.add_argument("--decay-from", type=int, help="step from which the rate falls; without it, it holds")
+    parser.add_argument("--decay-over", type=int, default=1500, help="steps within which it falls to zero")
     parser.add_argument("--seed", type=int, default=0)
     train(parser.parse_args())
 

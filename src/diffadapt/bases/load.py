@@ -18,6 +18,7 @@ from .stable_diffusion import StableDiffusion
 from .stable_diffusion_xl import StableDiffusionXL
 
 EMBEDDED = Path(__file__).parent / "embedded"
+SHIPPED = {"embedded": EMBEDDED, "embedded-dit": Path(__file__).parent / "embedded_dit"}  # name -> folder
 FAMILIES: dict[str, type[Base]] = {
     "StableDiffusionPipeline": StableDiffusion, "StableDiffusionXLPipeline": StableDiffusionXL, "DiTPipeline": DiT
 }  # fmt: skip
@@ -38,7 +39,8 @@ def load_base(
     """Loads a pretrained model, frozen, without a word on the terminal (downloads show their progress).
 
     Args:
-        name: "embedded", a folder in diffusers format, a .safetensors checkpoint, or a hub id "owner/name".
+        name: "embedded", "embedded-dit" (class-conditional), a folder in diffusers format, a .safetensors checkpoint,
+            or a hub id "owner/name".
         device: where to put it; None means the GPU if there is one, else the CPU.
         dtype: "float32", "float16" or "bfloat16"; None means float32. On the CPU always float32, whatever is on disk.
         config: for a .safetensors file: a diffusers folder of the same version whose configuration and tokenizer it
@@ -66,12 +68,12 @@ def load_base(
 
 def _open(name: str, dtype: torch.dtype, config: str | os.PathLike[str] | None, prediction_type: str | None) -> Base:
     path = Path(name).expanduser() if is_there(name) else Path(name)
-    if config is not None and (name == "embedded" or (is_there(name) and path.is_dir())):
+    if config is not None and (name in SHIPPED or (is_there(name) and path.is_dir())):
         raise Refused(f"config goes with a single .safetensors file; base {name!r} brings its own")
-    if name == "embedded":
-        if not (EMBEDDED / INDEX).is_file():
-            raise Refused(f"the embedded base is missing in this installation ({EMBEDDED}); install diffadapt again")
-        path = EMBEDDED
+    if name in SHIPPED:
+        path = SHIPPED[name]
+        if not (path / INDEX).is_file():
+            raise Refused(f"the base {name} is missing in this installation ({path}); install diffadapt again")
     elif is_there(path) and path.is_file():
         check_file(path)
         folder = configuration_of(path) if config is None else Path(config).expanduser()
@@ -100,8 +102,8 @@ def _download(name: str) -> Path:
         raise Refused(f"{name} is not there, and a pickle would be refused: expected a .safetensors file")
     if not looks_like_hub_id(name) or name.endswith(".safetensors"):
         raise Refused(
-            f'no base {name!r}: expected "embedded", a folder in diffusers format, a .safetensors file, or a hub id '
-            '"owner/name"'
+            f'no base {name!r}: expected "embedded", "embedded-dit", a folder in diffusers format, a .safetensors '
+            'file, or a hub id "owner/name"'
         )
     return fetch_pipeline(name, FAMILIES)
 

@@ -15,7 +15,7 @@ def add_base(parser: argparse.ArgumentParser) -> None:
     """--base and what goes with it."""
     parser.add_argument(
         "--base", default="embedded", metavar="NAME",
-        help="embedded (default), a hub id, a diffusers folder or a .safetensors file",
+        help="embedded (default), embedded-dit, a hub id, a diffusers folder or a .safetensors file",
     )  # fmt: skip
     parser.add_argument(
         "--base-config", metavar="DIR",

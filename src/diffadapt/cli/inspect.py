@@ -80,7 +80,9 @@ def describe_file(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def describe_movement(path: Path, base: str, arguments: argparse.Namespace) -> dict[str, Any] | str:
     """The change of the base's weights by an adapter, or why it was not measured."""
-    at_hand = base == "embedded" or is_there(base)
+    from ..bases.load import SHIPPED
+
+    at_hand = base in SHIPPED or is_there(base)
     if not (arguments.base or at_hand):
         return f"not measured; name the base to load for it: --base {base}"
     from ..bases import load_base

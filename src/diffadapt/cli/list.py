@@ -23,6 +23,7 @@ EXAMPLES = """\
 TOPICS = ("bases", "methods", "roles", "recipes", "options")
 BASES = {
     "embedded": "ships with diffadapt: 64 x 64 pixels, runs on a CPU, needs no download",
+    "embedded-dit": "ships with diffadapt: a class-conditional transformer on emoji, to transfer from",
     "a hub id": "Stable Diffusion 1.x or 2.x, such as stable-diffusion-v1-5/stable-diffusion-v1-5",
     "a folder": "in diffusers format, with model_index.json",
     "a file": "a single .safetensors checkpoint of Stable Diffusion 1.x or 2.x",

@@ -271,7 +271,7 @@ class TopLevel:
     """The keys above the tables."""
 
     recipe: str = option("subject", "what kind of training", choices=tuple(RECIPES))
-    base: str = option("embedded", "embedded, a hub id, a diffusers folder or a .safetensors file", path=True)
+    base: str = option("embedded", "embedded, embedded-dit, a hub id, a folder or a .safetensors file", path=True)
     base_config: str = option(
         "", "for a .safetensors base: a diffusers folder with its configuration and tokenizer", path=True
     )
