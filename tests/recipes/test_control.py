@@ -102,14 +102,14 @@ def test_a_run_stopped_anywhere_resumes_to_the_same_bits(base, tmp_path, method,
 def test_the_agreement_of_the_samples_is_that_of_their_pictures_and_survives_an_interruption(base, tmp_path):
     pytest.importorskip("cv2")
     settings = {
-        "held_out": make_pairs(4, seed=1), "method": ControlNet(blocks=1), "config": FAST, "quiet": True,
-        "sample_every": 3, "sample_pairs": 2,
+        "held_out": make_pairs(2, seed=1), "method": ControlNet(blocks=1), "config": FAST, "quiet": True,
+        "sample_every": 3, "sample_pairs": 1,
     }  # fmt: skip
     run = train_control(base, make_pairs(), out=tmp_path / "whole", **settings)
     found = run.metrics["convergence"]
-    assert [step for step, _ in found["curve"]] == [3, 6] and found["pairs"] == 2 and found["better"] == "higher"
+    assert [step for step, _ in found["curve"]] == [3, 6] and found["pairs"] == 1 and found["better"] == "higher"
     assert found["step"] is None and found["threshold"] is None  # two are too few for a leap
-    _, signals = make_pairs(4, seed=1).read(range(2), 32)
+    _, signals = make_pairs(2, seed=1).read([0], 32)
     for step, value in found["curve"]:
         files = sorted((run.folder / "samples" / f"step-{step:06d}").glob("*.png"))
         pictures = torch.stack([to_tensor(open_picture(file)) / 255 for file in files])
