@@ -195,9 +195,7 @@ def test_the_premise_compares_target_and_memory_at_the_same_levels_and_noise(bas
     one, other = (
         float(retention.losses_at(base, each[1], each[2], seed=3).mean()) for each in (first, second)
     )  # fmt: skip
-    assert found == {
-        "premise": {"target": round(one, 5), "memory": round(other, 5), "ratio": round(one / other, 5)}
-    }
+    assert found == {"premise": {"target": round(one, 5), "memory": round(other, 5), "ratio": round(one / other, 5)}}
     assert calls["say"] and all(each["quiet"] is True for each in calls["say"])
     assert retention.premise_of(base, {"target": Rows()}, seed=3, quiet=True) == {}
 
