@@ -19,6 +19,7 @@ from unit_cost import cost
 
 from diffadapt.adapters.control_net import ControlNet
 from diffadapt.data.control_pairs import ControlPairs
+from diffadapt.evaluation.evaluate_control import DECIDING, MEANINGS
 from diffadapt.evaluation.judge import draw
 from diffadapt.evidence import (
     Claim,
@@ -46,10 +47,7 @@ from diffadapt.training.retention_config import MemoryConfig
 
 OBJECTIVES = {"standard": "plain", "difftuning": "Diff-Tuning"}
 # signal: the score of a picture, and whether more is better
-SIGNALS = {
-    "canny": ("f1", True), "line_art": ("f1", True), "depth_order": ("aacc", True), "landmarks": ("error", False),
-    "segmentation": ("aacc", True),
-}  # fmt: skip
+SIGNALS = {signal: (score, MEANINGS[score][0] == "higher") for signal, score in DECIDING.items()}
 RATES = (5e-4, 1e-3, 2e-3)  # those of OFT-5, tried on segmentation without Diff-Tuning
 STEPS, EVERY, BATCH, TRAINING, HELD_OUT, SAMPLING_STEPS, MEMORY = 1000, 25, 8, 1000, 16, 10, 1000
 MARKS = tuple(range(EVERY, STEPS + 1, EVERY))

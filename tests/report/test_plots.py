@@ -18,6 +18,7 @@ from diffadapt.report.plots import (
     spans_decades,
     thinned,
 )
+from diffadapt.report.run_plots import curve_points, times_the_base
 
 
 def plot(*series: Series, log_y: bool = False) -> str:
@@ -93,3 +94,9 @@ def test_interval_marks_are_well_formed(low: float | None, high: float | None, b
 def test_a_crop_mark_keeps_the_proportions() -> None:
     whole = ElementTree.fromstring(crop_mark((4000, 2000), (1000, 0, 3000, 2000)))[0]
     assert (whole.get("width"), whole.get("height")) == ("30.0", "15.0")
+
+
+def test_losses_are_drawn_over_the_bases_and_a_curve_by_its_pairs_whatever_else_stands_there():
+    assert times_the_base([[0.1, 0.5, 0.9], [2.0, 0.0, 4.0], [1.0, 1.0, None]]) == [(0.1, 0.5)]
+    assert times_the_base([[0.1], None, [1.0]]) == []
+    assert curve_points([[15, 0.25], [30, None], "x", [45]]) == [(15.0, 0.25)] and curve_points(None) == []

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -109,6 +109,20 @@ def noise_plot(run: RunFolder) -> tuple[str, str, Markup] | None:
     return "Loss by noise level", caption, plot
 
 
+def times_the_base(columns: Sequence[Any]) -> list[tuple[float, float]]:
+    """(level, loss over the base's) of three lists in `metrics.json`: levels, the base's losses, the adapted ones."""
+    if not all(isinstance(column, list) for column in columns):
+        return []
+    rows = (map(finite, row) for row in zip(*columns, strict=False))
+    return [(x, after / before) for x, before, after in rows if x is not None and after is not None and before]
+
+
+def curve_points(found: Any) -> list[tuple[float, float]]:
+    """The points of a list of pairs in `metrics.json`, without those that are no two numbers."""
+    pairs = [pair for pair in found if isinstance(pair, list) and len(pair) == 2] if isinstance(found, list) else []
+    return [(x, y) for x, y in (map(finite, pair) for pair in pairs) if x is not None and y is not None]
+
+
 def forgetting_plot(run: RunFolder) -> tuple[str, str, Markup] | None:
     """(title, caption, plot) of the loss by noise level after a transfer over that of the untouched base."""
     found = run.metrics.get("chain_of_forgetting")
@@ -121,11 +135,7 @@ def forgetting_plot(run: RunFolder) -> tuple[str, str, Markup] | None:
         columns = [column for column in (levels, *rows) if isinstance(column, list)]
         if len(columns) < 3:
             return None
-        points = []
-        for level, before, after in (map(finite, numbers) for numbers in zip(*columns, strict=False)):
-            if level is not None and after is not None and before:
-                points.append((level, after / before))
-        series.append(Series(name=title, points=points, look=look))
+        series.append(Series(name=title, points=times_the_base(columns), look=look))
     plot = line_plot(
         series, x_label="noise level (quantile)", y_label="times the base's loss",
         description="Loss by noise level after the transfer, as a multiple of the untouched base's",
@@ -150,12 +160,7 @@ def held_out_plot(run: RunFolder) -> tuple[str, str, Markup] | None:
     sets: Mapping[str, Any] = found if isinstance(found, dict) else {}
     for (name, losses), look in zip(sets.items(), LOOKS, strict=False):
         columns = [losses.get(key) for key in ("levels", "base", "adapted")] if isinstance(losses, dict) else [None]
-        points = []
-        for row in zip(*columns, strict=False) if all(isinstance(each, list) for each in columns) else ():
-            level, before, after = map(finite, row)
-            if level is not None and after is not None and before:
-                points.append((level, after / before))
-        series.append(Series(name=SETS.get(name, name), points=points, look=look))
+        series.append(Series(name=SETS.get(name, name), points=times_the_base(columns), look=look))
     plot = line_plot(
         series, x_label="noise level (share of the steps)", y_label="times the base's loss",
         description="Held-out denoising loss by noise level, as a multiple of the untouched base's",
@@ -168,10 +173,9 @@ def switch_plot(run: RunFolder) -> tuple[str, str, Markup] | None:
     """(title, caption, plot) of the switch-model curve, where it was measured."""
     found = run.metrics.get("chain_of_forgetting")
     curve = found.get("switch_curve") if isinstance(found, dict) else None
-    pairs = [pair for pair in curve if isinstance(pair, list) and len(pair) == 2] if isinstance(curve, list) else []
-    points = [(share, value) for share, value in (map(finite, pair) for pair in pairs) if None not in (share, value)]
+    points = curve_points(curve)
     plot = line_plot(
-        [Series(name="Frechet distance", points=points, look="first")],  # pyright: ignore[reportArgumentType]
+        [Series(name="Frechet distance", points=points, look="first")],
         x_label="share of the last steps done by the untouched base", y_label="Frechet distance",
         description="Frechet distance to held-out pictures by the share of steps handed back to the base",
     )  # fmt: skip
@@ -183,13 +187,12 @@ def following_plot(run: RunFolder) -> tuple[str, str, Markup] | None:
     """(title, caption, plot) of how well the signals were followed over the steps, where they could be read again."""
     found = run.metrics.get("convergence")
     curve = found.get("curve") if isinstance(found, dict) else None
-    pairs = [pair for pair in curve if isinstance(pair, list) and len(pair) == 2] if isinstance(curve, list) else []
-    points = [(step, value) for step, value in (map(finite, pair) for pair in pairs) if None not in (step, value)]
+    points = curve_points(curve)
     if not isinstance(found, dict) or len(points) < 2:
         return None
     figure, better, step = found.get("figure"), found.get("better"), finite(found.get("step"))
     plot = line_plot(
-        [Series(name=str(figure), points=points, look="first")],  # pyright: ignore[reportArgumentType]
+        [Series(name=str(figure), points=points, look="first")],
         x_label="step", y_label=str(figure),
         description=f"Agreement with the signals asked for ({figure}) over the steps",
     )  # fmt: skip
