@@ -32,7 +32,7 @@ from train_denoiser import has_bf16
 
 from diffadapt.bases import load_base
 from diffadapt.bases.defaults import Defaults, write_defaults
-from diffadapt.files import save_tensors
+from diffadapt.files import read_json, save_tensors, write_json
 from diffadapt.objectives.variational_bound import variational_bound
 
 SETS = ("noto", "twemoji", "fluent-flat", "fluent-3d", "fluent-high-contrast", "blob")
@@ -243,6 +243,8 @@ def export(out: Path, model: nn.Module, base, names: list[str], step: int, batch
         block.norm1.emb = type(block.norm1.emb)(len(names), WIDTH).half()
         block.norm1.emb.load_state_dict(model.transformer_blocks[0].norm1.emb.state_dict())
     pipeline.save_pretrained(out)
+    config = out / "vae" / "config.json"
+    write_json(config, {key: value for key, value in read_json(config).items() if key != "_name_or_path"})
     write_defaults(out, "embedded-dit", Defaults(guidance=GUIDANCE, steps=STEPS, encoder="probe"))
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
     print(f"{out}: {step} steps of {batch} pictures, {size:.1f} MB", flush=True)
