@@ -33,7 +33,7 @@ def test_a_folder_without_model_index(tmp_path):
     refused(tmp_path, match=r"holds no model_index\.json")
 
 
-@pytest.mark.parametrize("name", ["StableDiffusion3Pipeline", "FluxPipeline"])
+@pytest.mark.parametrize("name", ["PixArtAlphaPipeline", "FluxPipeline"])
 def test_an_unsupported_pipeline_names_the_supported(folder, name):
     edit(folder / "model_index.json", _class_name=name)
     refused(folder, match=rf"names the pipeline {name!r}; supported so far: StableDiffusionPipeline")

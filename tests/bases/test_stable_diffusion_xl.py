@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from diffadapt.adapters import LoRA, Token, attach
@@ -123,5 +124,16 @@ def test_lora_is_trained_sampled_and_exported(base, tmp_path):
     files, _ = export_adapter(base, run.adapter, tmp_path / "lora.safetensors", to="lora")
     names = load_file(files[0])
     assert names and all(name.startswith("lora_unet_") for name in names)
+    with safe_open(files[0], "pt") as file:
+        header = file.metadata()
+    assert header["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
+    assert (header["ss_base_model_version"], header["ss_v2"]) == ("sdxl_base_v1-0", "False")
+    attachment = attach(base, LoRA(rank=1), ["text.self_attention.query", "text_2.self_attention.query"])
+    for adapter in attachment.adapters.values():
+        adapter.up.data.fill_(1.0)
+    words = attachment.save(tmp_path / "words.safetensors")
+    attachment.detach()
+    (file,), _ = export_adapter(base, words, tmp_path / "words-lora.safetensors", to="lora")
+    assert {name.split("_text_model_")[0] for name in load_file(file)} == {"lora_te1", "lora_te2"}
     saved = base.save(tmp_path / "saved")
     assert load_base(saved, device="cpu").fingerprint == base.fingerprint

@@ -15,12 +15,14 @@ from .local_folder import INDEX, PICKLES, check_class, check_components
 from .quiet import quiet
 from .single_file import check_file, configuration_of, open_single_file
 from .stable_diffusion import StableDiffusion
+from .stable_diffusion_3 import StableDiffusion3
 from .stable_diffusion_xl import StableDiffusionXL
 
 EMBEDDED = Path(__file__).parent / "embedded"
 SHIPPED = {"embedded": EMBEDDED, "embedded-dit": Path(__file__).parent / "embedded_dit"}  # name -> folder
 FAMILIES: dict[str, type[Base]] = {
-    "StableDiffusionPipeline": StableDiffusion, "StableDiffusionXLPipeline": StableDiffusionXL, "DiTPipeline": DiT
+    "StableDiffusionPipeline": StableDiffusion, "StableDiffusionXLPipeline": StableDiffusionXL,
+    "StableDiffusion3Pipeline": StableDiffusion3, "DiTPipeline": DiT,
 }  # fmt: skip
 DTYPES = {
     "float32": torch.float32, "fp32": torch.float32, "float16": torch.float16, "fp16": torch.float16,

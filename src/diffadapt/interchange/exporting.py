@@ -14,7 +14,7 @@ from .words import word_files, write_words
 
 FORMATS = {
     "lora": "one file in kohya's layout (lora and dora, exactly; other methods brought to a rank) for ComfyUI, A1111, "
-    "sd-scripts and diffusers",
+    "sd-scripts and diffusers; of a transformer in diffusers' layout",
     "peft": "a PEFT directory (lora, dora, ia3; oft on linear layers), exact",
     "diff": "a file of weight differences (any method that can be merged) for ComfyUI, A1111 and LyCORIS",
 }

@@ -1,9 +1,15 @@
-"""Writes LoRA as kohya's scripts do, in one file: what ComfyUI, the A1111 family, sd-scripts and diffusers read.
+"""Writes LoRA in one file, as the readers of its base expect it.
+
+For UNets as kohya's scripts do, which ComfyUI, the A1111 family, sd-scripts and diffusers read:
 
     lora_unet_<path with underscores>.lora_down.weight    (r, in) or (r, in, kh, kw)
     the same                         .lora_up.weight      (out, r) or (out, r, 1, 1)
     the same                         .alpha               one number; the update is alpha / r times the product
     the same                         .dora_scale          of DoRA (out, 1) or (out, 1, 1, 1), the neurons' norms
+
+For transformers as diffusers does, with alpha / r in the second matrix:
+
+    transformer.<path>.lora_A.weight    (r, in)           .lora_B.weight    (out, r)
 
 An adapter of another method whose effect is a change of the weight is brought to low rank: the r largest singular
 values of W' - W of every layer, which is the nearest matrix of that rank (Eckart and Young 1936). What is lost is said.
@@ -60,6 +66,8 @@ def write_lora(attachment: Attachment, out: Path, dtype: torch.dtype, rank: int 
     pairs, notes = pairs_of(attachment, rank)
     if not pairs:
         return [], []
+    if "unet" not in attachment.base.modules():
+        return [save_tensors(out, _as_diffusers(pairs, dtype), {"format": "pt"})], notes
     alphas = Counter(pair.alpha for pair in pairs)
     if len(alphas) > 1:  # diffusers (0.42) takes the alphas of attention layers for those of none, and uses one for all
         alpha = alphas.most_common(1)[0][0]
@@ -72,6 +80,8 @@ def write_lora(attachment: Attachment, out: Path, dtype: torch.dtype, rank: int 
     for pair in pairs:
         down, up = pair.shaped()
         name = kohya_name(pair.path)
+        if "text_encoder_2" in attachment.base.modules():
+            name = name.replace("lora_te_", "lora_te1_")
         tensors |= {f"{name}.lora_down.weight": down.to(dtype), f"{name}.lora_up.weight": up.to(dtype)}
         tensors[f"{name}.alpha"] = torch.tensor(pair.alpha)
         if pair.magnitude is not None:
@@ -85,6 +95,17 @@ def write_lora(attachment: Attachment, out: Path, dtype: torch.dtype, rank: int 
             "knows no LoRA of conv_in, conv_out and the time embedding; ComfyUI and diffusers read them"
         )
     return [save_tensors(out, tensors, _header(attachment, pairs, out.stem))], notes
+
+
+def _as_diffusers(pairs: list[Pair], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors of a file for a transformer."""
+    tensors: dict[str, Tensor] = {}
+    for pair in pairs:
+        if pair.magnitude is not None:
+            raise Refused(f"diffusers reads no DoRA of {pair.path} from one file; use --to peft, which is exact")
+        (down, up), scale = pair.shaped(), pair.alpha / len(pair.down)
+        tensors |= {f"{pair.path}.lora_A.weight": down.to(dtype), f"{pair.path}.lora_B.weight": (scale * up).to(dtype)}
+    return tensors
 
 
 @torch.no_grad()
@@ -204,9 +225,10 @@ def _header(attachment: Attachment, pairs: list[Pair], title: str) -> dict[str, 
     """The entries that sd-scripts and the web UIs look for (its minimum), and those of the model specification."""
     base = attachment.base
     text = innermost(base.module("unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"))
-    second = text.get_parameter("weight").shape[1] == 1024  # 768 in 1.x
+    second = text.get_parameter("weight").shape[1] == 1024  # 768 in 1.x, 2048 in XL
+    xl = "text_encoder_2" in base.modules()
     velocity = getattr(base, "prediction_type", "epsilon") == "v_prediction"
-    kind = "2-768-v" if second and velocity else "2-512" if second else "1"
+    kind = "xl-v1-base" if xl else "v2-768-v" if second and velocity else "v2-512" if second else "v1"
     side = getattr(base, "resolution", 512)
 
     def same(values: set[Any]) -> str:
@@ -219,14 +241,14 @@ def _header(attachment: Attachment, pairs: list[Pair], title: str) -> dict[str, 
         arguments = {"conv_dim": same({len(p.down) for p in wide}), "conv_alpha": same({p.alpha for p in wide})}
     header = {
         "ss_v2": str(second),
-        "ss_base_model_version": "sd_v2" if second else "sd_v1",
+        "ss_base_model_version": "sdxl_base_v1-0" if xl else "sd_v2" if second else "sd_v1",
         "ss_network_module": "networks.lora",
         "ss_network_dim": same({len(pair.down) for pair in narrow}),
         "ss_network_alpha": same({pair.alpha for pair in narrow}),
         "ss_network_args": json.dumps(arguments),
         "ss_sd_model_name": base.name,
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"stable-diffusion-v{kind}/lora",
+        "modelspec.architecture": f"stable-diffusion-{kind}/lora",
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
         "modelspec.title": title,
         "modelspec.resolution": f"{side}x{side}",

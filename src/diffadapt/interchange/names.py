@@ -1,7 +1,8 @@
-"""How other tools name the layers of Stable Diffusion 1.x and 2.x.
+"""How other tools name the layers of a base.
 
 ours        unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q
             text_encoder.encoder.layers.0.self_attn.q_proj
+            transformer.transformer_blocks.0.attn.to_q
 PEFT        what follows the first dot, as a PEFT model wraps one part
 kohya       lora_unet_down_blocks_0_..., lora_te_text_model_encoder_...
 original    input_blocks.1.1.transformer_blocks.0.attn1.to_q: the checkpoints that came before diffusers
@@ -16,6 +17,8 @@ _PREFIXES = {
     "unet": ("", "unet.", "lora_unet."),
     "text_encoder": ("", "text_encoder.", "lora_te.", "clip_l."),
     "text_encoder_2": ("text_encoder_2.", "lora_te2.", "clip_g."),
+    "text_encoder_3": ("text_encoder_3.",),
+    "transformer": ("", "transformer."),
 }
 _ORIGINAL = re.compile(r"(input_blocks|middle_block|output_blocks)\.(\d+)\.(?:1\.)?(transformer_blocks\..+)")
 
