@@ -23,6 +23,8 @@ SHARED = {
     "threads",
     "conditioning",
     "noise_schedule",
+    "network",
+    "fingerprint",
 }  # fmt: skip  (modules that all may import)
 
 # folder -> the other folders of the package that it may import

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from diffadapt.bases import load_base
-from diffadapt.bases.fingerprint import fingerprint
+from diffadapt.fingerprint import fingerprint
 
 
 class Wrapper(nn.Module):

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from diffadapt.adapters import LoRA, attach
-from diffadapt.bases.network import find_roles
 from diffadapt.bases.stable_diffusion import StableDiffusion
 from diffadapt.errors import Refused
+from diffadapt.network import find_roles
 
 ROLES = {
     *(f"{kind}_attention.{end}" for kind in ("self", "cross", "text.self") for end in ("query", "key", "value", "out")),

@@ -7,9 +7,10 @@ from torch import Tensor
 from ..config import build
 from ..errors import Refused
 from ..files import load_tensors, parse_json
+from ..network import Network
 from ..shapes import ADAPTER_CLASSES, ADAPTER_HEADER, ADAPTER_ROLES, ADAPTER_TOKENS, hold
 from .adapter import Method
-from .attach import FORMAT_VERSION, AdaptableBase, Attachment, attach, package_version
+from .attach import FORMAT_VERSION, Attachment, attach, package_version
 from .methods import METHODS
 
 
@@ -47,7 +48,7 @@ def read_adapter(path: str | Path) -> tuple[Method, list[str], dict[str, str], d
         raise Refused(f"{path} has a header that cannot be read ({error}); save or train the adapter again") from error
 
 
-def load_adapter(base: AdaptableBase, path: str | Path, *, any_base: bool = False) -> Attachment:
+def load_adapter(base: Network, path: str | Path, *, any_base: bool = False) -> Attachment:
     """Loads an adapter file onto the base that it was trained on.
 
     Args:
@@ -98,7 +99,7 @@ def copy_values(attachment: Attachment, path: str | Path) -> None:
         raise Refused(f"{path} does not fit what is to be trained: {error}") from error
 
 
-def _refuse_another_base(base: AdaptableBase, path: str | Path, header: dict[str, str]) -> None:
+def _refuse_another_base(base: Network, path: str | Path, header: dict[str, str]) -> None:
     predicts = getattr(base, "prediction_type", "none")  # a network that is no denoiser predicts nothing
     learned = header.get("prediction_type", predicts)  # files before it was written do not say
     if learned != predicts:

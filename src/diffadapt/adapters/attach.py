@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..config import check
 from ..errors import Refused
 from ..files import save_tensors
-from .adaptable import AdaptableBase
+from ..network import Network
 from .adapter import (
     SIDE_INPUTS,
     Adapter,
@@ -59,7 +59,7 @@ class Attachment:
 
     def __init__(
         self,
-        base: AdaptableBase,
+        base: Network,
         method: Method,
         roles: Sequence[str],
         tokens: Mapping[str, str],
@@ -325,7 +325,7 @@ class Attachment:
 
 
 def attach(
-    base: AdaptableBase,
+    base: Network,
     method: Method,
     roles: Sequence[str] | None = None,
     *,

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 from ..conditioning import Conditioning
 from ..errors import Failed, Refused
+from ..fingerprint import combined
+from ..network import Network, Rules, find_roles, owns_parameters
 from ..noise_schedule import NoiseSchedule
 from .defaults import Defaults, write_defaults
-from .fingerprint import combined
-from .network import Network, Rules, find_roles, owns_parameters
 from .quiet import quiet
 
 SLICED = 256  # pixels; decoding a whole batch of larger pictures would fill a small card

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import Refused
 from ..files import load_tensors, parse_json, save_tensors
-from .fingerprint import short_hash
+from ..fingerprint import short_hash
 
 FORMAT = "diffadapt-covariance"
 FORMAT_VERSION = 1

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from ..conditioning import Conditioning
 from ..errors import Refused
+from ..network import Rules
 from .base import Base
 from .local_folder import open_pipeline
-from .network import Rules
 
 RULES: Rules = (
     (r"transformer\..*\.attn1\.to_q", "self_attention.query"),

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from ..errors import Refused
+from ..fingerprint import short_hash
 from ..progress import Steps
 from .base import Base
 from .covariance import POOLED, Covariance, SecondMoment
-from .fingerprint import short_hash
 
 
 @torch.no_grad()

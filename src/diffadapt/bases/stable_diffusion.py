@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ..conditioning import Conditioning
 from ..errors import Refused
+from ..network import Rules
 from .encoder_copy import EncoderCopy
 from .local_folder import open_pipeline
-from .network import Rules
 from .text_base import TextBase
 
 RULES: Rules = (

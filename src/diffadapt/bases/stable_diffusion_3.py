@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from ..conditioning import Conditioning
 from ..errors import Refused
 from ..files import read_json
+from ..network import Rules
 from ..shapes import MODEL_INDEX
 from .base import Base
 from .local_folder import INDEX, check_components, open_pipeline
-from .network import Rules
 from .stable_diffusion import RULES as STABLE_DIFFUSION
 
 BLOCK = r"transformer\.transformer_blocks\.\d+\."

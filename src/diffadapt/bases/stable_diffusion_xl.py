@@ -20,9 +20,9 @@ from torch import Tensor
 
 from ..conditioning import Conditioning
 from ..errors import Refused
+from ..network import Rules
 from .base import Base
 from .local_folder import open_pipeline
-from .network import Rules
 from .stable_diffusion import RULES as STABLE_DIFFUSION
 
 RULES: Rules = (

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..conditioning import PICTURES, Conditioning
 from ..errors import Refused
 from ..files import is_there, read_json
-from .network import Network, Rules
+from ..network import Network, Rules
 from .quiet import quiet
 
 EMBEDDED_VIT = Path(__file__).parent / "embedded_vit"

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 
 from ..adapters import load_adapter
-from ..adapters.attach import AdaptableBase
 from ..errors import Refused
+from ..network import Network
 from .diff import write_diff
 from .lora_writing import write_lora
 from .peft import write_peft
@@ -25,7 +25,7 @@ OUTPUT_SIDE = (
 
 
 def export_adapter(
-    base: AdaptableBase,
+    base: Network,
     adapter: str | Path,
     out: str | Path,
     *,

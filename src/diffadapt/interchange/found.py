@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..adapters import OFT, Attachment, attach
-from ..adapters.attach import AdaptableBase
 from ..adapters.oft import OFTAdapter
 from ..errors import Refused
+from ..network import Network
 from .series import describe
 
 
@@ -49,7 +49,7 @@ class Found:
         ours = [attachment.adapters[path] for path in self.q]
         return [describe((each for each in ours if isinstance(each, OFTAdapter)), self.terms)]
 
-    def attach(self, base: AdaptableBase) -> Attachment:
+    def attach(self, base: Network) -> Attachment:
         """The adapter on its base. Layers of its roles that the file leaves out keep Q = 0, the identity.
 
         Raises:
@@ -69,7 +69,7 @@ class Found:
         attachment.project_()  # other tools bound Q while they compute, so that what they save may lie outside
         return attachment
 
-    def _blocks(self, base: AdaptableBase) -> dict[str, Any]:
+    def _blocks(self, base: Network) -> dict[str, Any]:
         """The settings that say how the layers are divided."""
         sizes = {path: _side(q, path) for path, q in self.q.items()}
         numbers = {path: _inputs(base.module(path)) // size for path, size in sizes.items()}

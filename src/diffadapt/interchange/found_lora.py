@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..adapters import Attachment, DoRA, LoRA, attach
-from ..adapters.attach import AdaptableBase
 from ..adapters.dora import DoRAAdapter
 from ..adapters.lora import LowRank
 from ..errors import Refused
+from ..network import Network
 
 
 @dataclass
@@ -48,7 +48,7 @@ class FoundLoRA:
         shown = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
         return [f"rank {shown}; every value, rank and alpha is kept as it was"]
 
-    def attach(self, base: AdaptableBase) -> Attachment:
+    def attach(self, base: Network) -> Attachment:
         """The adapter on its base. Layers of its roles that the file leaves out keep an update of zero.
 
         Raises:

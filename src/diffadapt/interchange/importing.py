@@ -8,9 +8,9 @@ from pathlib import Path
 from torch import Tensor
 
 from ..adapters import Attachment, Hint, attach
-from ..adapters.attach import AdaptableBase
 from ..errors import Refused
 from ..files import load_tensors
+from ..network import Network
 from .exporting import OUTPUT_SIDE
 from .found import Found
 from .found_lora import FoundLoRA
@@ -43,7 +43,7 @@ _KINDS = {
 
 
 def import_adapter(
-    base: AdaptableBase, source: str | Path, out: str | Path, *, token: str | None = None
+    base: Network, source: str | Path, out: str | Path, *, token: str | None = None
 ) -> tuple[list[Path], str]:
     """Reads another tool's LoRA, OFT or textual inversion into an adapter file.
 
@@ -89,7 +89,7 @@ def import_adapter(
     return files, text
 
 
-def read(source: Path, base: AdaptableBase) -> Found | FoundLoRA:
+def read(source: Path, base: Network) -> Found | FoundLoRA:
     """The adapter in a directory or file of another tool.
 
     Raises:
@@ -129,7 +129,7 @@ def read(source: Path, base: AdaptableBase) -> Found | FoundLoRA:
 
 
 def _import_word(
-    base: AdaptableBase, source: Path, tensors: Mapping[str, Tensor], out: Path, token: str | None
+    base: Network, source: Path, tensors: Mapping[str, Tensor], out: Path, token: str | None
 ) -> tuple[list[Path], str]:
     attachment: Attachment = attach_word(base, source, tensors, token)
     try:
@@ -147,7 +147,7 @@ def _holds(tensors: Mapping[str, Tensor], mark: str) -> bool:
     return any(mark in name for name in tensors)
 
 
-def _save_hint(base: AdaptableBase, found: Found, out: Path, note: str) -> Path:
+def _save_hint(base: Network, found: Found, out: Path, note: str) -> Path:
     """Writes the encoder of control signals that a checkpoint has beside its rotations."""
     attachment = attach(base, Hint())
     try:

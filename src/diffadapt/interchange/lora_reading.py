@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters.attach import AdaptableBase
 from ..errors import Refused
 from ..files import parse_json
+from ..network import Network
 from ..shapes import NUMBER, hold
 from .found_lora import FoundLoRA
 from .names import known_names
@@ -41,7 +41,7 @@ def is_lora(tensors: Mapping[str, Tensor]) -> bool:
     return any((found := _KEY.fullmatch(name)) and found[3] for name in tensors)
 
 
-def read_lora(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str], base: AdaptableBase) -> FoundLoRA:
+def read_lora(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str], base: Network) -> FoundLoRA:
     """Reads one file of kohya's scripts, LyCORIS (LoCon) or diffusers.
 
     Raises:
@@ -63,7 +63,7 @@ def add_pairs(
     found: FoundLoRA,
     source: Path,
     tensors: Mapping[str, Tensor],
-    base: AdaptableBase,
+    base: Network,
     alpha: Callable[[str, int], float],
 ) -> None:
     """Adds the pairs of a file to what was found.

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..adapters.attach import AdaptableBase
 from ..errors import Refused
+from ..network import Network
 from .found import Found
 from .names import from_original
 
@@ -34,7 +34,7 @@ def is_official(tensors: Mapping[str, Tensor]) -> bool:
     return any(name.endswith(".R") for name in tensors)
 
 
-def read_official(path: Path, tensors: Mapping[str, Tensor], base: AdaptableBase) -> Found:
+def read_official(path: Path, tensors: Mapping[str, Tensor], base: Network) -> Found:
     """Reads a checkpoint of oft-db, oft-t2i or oft-control.
 
     Raises:

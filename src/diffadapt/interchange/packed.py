@@ -13,15 +13,15 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from ..adapters.attach import AdaptableBase
 from ..errors import Refused
+from ..network import Network
 from .found import Found
 from .names import known_names
 
 _KEY = re.compile(r"(?:base_model\.model\.)?(.+)\.oft_R(?:\.default)?\.(weight|scaled_oft)")
 
 
-def read_kohya(path: Path, tensors: Mapping[str, Tensor], base: AdaptableBase) -> Found:
+def read_kohya(path: Path, tensors: Mapping[str, Tensor], base: Network) -> Found:
     """Reads a file of kohya's `oft_v2` or of OneTrainer.
 
     Raises:
@@ -41,7 +41,7 @@ def read_kohya(path: Path, tensors: Mapping[str, Tensor], base: AdaptableBase) -
     return found
 
 
-def by_layer(source: Path, tensors: Mapping[str, Tensor], base: AdaptableBase) -> tuple[dict[str, Tensor], set[str]]:
+def by_layer(source: Path, tensors: Mapping[str, Tensor], base: Network) -> tuple[dict[str, Tensor], set[str]]:
     """All tensors of the file `source`, as ({layer path: tensor in float32}, the paths of those that are scaled).
 
     Raises:

@@ -21,11 +21,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..adapters import IA3, OFT, Attachment, DoRA, LoRA
-from ..adapters.attach import AdaptableBase
 from ..adapters.ia3 import IA3Adapter
 from ..adapters.oft import OFTAdapter
 from ..errors import Refused
 from ..files import load_tensors, read_json, save_tensors, write_json
+from ..network import Network
 from ..shapes import PEFT_CONFIG
 from .found import Found
 from .found_lora import FoundLoRA
@@ -117,7 +117,7 @@ def _config(method: OFT, layers: list[str], base: str, bounded: bool) -> dict[st
     }
 
 
-def read_peft(directory: Path, base: AdaptableBase) -> Found | FoundLoRA:
+def read_peft(directory: Path, base: Network) -> Found | FoundLoRA:
     """Reads a PEFT directory, that of one part of the base or of several.
 
     Raises:
@@ -137,7 +137,7 @@ def read_peft(directory: Path, base: AdaptableBase) -> Found | FoundLoRA:
     return _lora(source, configs, base) if kinds == {"LORA"} else _oft(source, configs, base)
 
 
-def _lora(source: str, configs: dict[Path, dict[str, Any]], base: AdaptableBase) -> FoundLoRA:
+def _lora(source: str, configs: dict[Path, dict[str, Any]], base: Network) -> FoundLoRA:
     found = FoundLoRA(source)
     for folder, config in configs.items():
         found.dropout = float(config.get("lora_dropout") or 0.0)
@@ -149,7 +149,7 @@ def _lora(source: str, configs: dict[Path, dict[str, Any]], base: AdaptableBase)
     return found
 
 
-def _oft(source: str, configs: dict[Path, dict[str, Any]], base: AdaptableBase) -> Found:
+def _oft(source: str, configs: dict[Path, dict[str, Any]], base: Network) -> Found:
     found = Found(source)
     for folder, config in configs.items():
         if "oft_block_size" not in config:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from ..adapters import Attachment, Token, attach
-from ..adapters.attach import TOKEN_ROLE, AdaptableBase
+from ..adapters.attach import TOKEN_ROLE
 from ..errors import Refused
 from ..files import save_tensors
+from ..network import Network
 
 _NAMELESS = ("emb_params", "clip_l")
 _MOST = 16  # vectors of one word, as in Token
@@ -63,7 +64,7 @@ def is_word(tensors: Mapping[str, Tensor]) -> bool:
     return len(own) == 1 and tensors[own[0]].ndim in (1, 2) and (own[0] in _NAMELESS or "." not in own[0])
 
 
-def attach_word(base: AdaptableBase, source: Path, tensors: Mapping[str, Tensor], token: str | None) -> Attachment:
+def attach_word(base: Network, source: Path, tensors: Mapping[str, Tensor], token: str | None) -> Attachment:
     """Textual inversion of another tool on its base, as a token.
 
     Args:

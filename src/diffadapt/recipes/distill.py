@@ -18,7 +18,6 @@ import numpy as np
 
 from ..adapters import Method, attach
 from ..bases import Base
-from ..bases.fingerprint import fingerprint
 from ..config import check, dump_toml, option, with_overrides
 from ..data.cache import TensorCache, content_key
 from ..data.captioned import Captioned
@@ -27,6 +26,7 @@ from ..data.picture import to_picture
 from ..data.prompts import spread
 from ..errors import Refused
 from ..evaluation.evaluate_distillation import evaluate_distillation
+from ..fingerprint import fingerprint
 from ..objectives import Distillation, Teacher
 from ..progress import say
 from ..sampling.adapter_files import start_from

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from ..errors import Refused
+from .errors import Refused
 
 
 def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:

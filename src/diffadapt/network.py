@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import Refused
+from .errors import Refused
 from .fingerprint import combined, digests
 
 Rules = Sequence[tuple[str, str]]
