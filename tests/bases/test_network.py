@@ -69,5 +69,5 @@ def test_a_file_of_one_network_is_refused_on_another(network, tmp_path):
 
 
 def test_a_new_word_needs_a_text_encoder(network):
-    with pytest.raises(Refused, match="'tiny-vit' has no text encoder"):
+    with pytest.raises(Refused, match="'tiny-vit' cannot learn the new token '<x>'"):
         attach(network, LoRA(rank=1), ["self_attention.*"], tokens={"<x>": "cat"})
