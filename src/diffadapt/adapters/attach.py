@@ -354,8 +354,8 @@ def attach(
     if method.needs_word and not tokens:
         raise Refused(f'{method.title} needs at least one new token, for example tokens={{"<biscuit>": "cat"}}')
     if tokens and base.tokenizer is None:
-        advice = "take a rare word instead (for a subject train.train_token=false concept.token=sks)"
-        raise Refused(f"{base.name!r} cannot learn the new token {min(tokens)!r}, which takes one text encoder; {advice}")
+        advice = "with one text encoder; take a rare word (for a subject train.train_token=false concept.token=sks)"
+        raise Refused(f"{base.name!r} cannot learn the new token {min(tokens)!r}, as bases do {advice}")
     base.freeze_()
     patterns = list(method.default_roles(base.roles) if roles is None else roles)
     selected = {} if method.words_only else base.select(patterns)
