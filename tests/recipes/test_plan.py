@@ -62,6 +62,17 @@ def test_memory_grows_with_the_batch_and_shrinks_with_checkpointing(base, photos
     assert not base.denoiser.training and all(each.grad is None for each in base.denoiser.parameters())
 
 
+def test_memory_is_less_by_what_waits(base, photos):
+    concept = load_concept(photos, "cat")
+
+    def memory(**changes) -> int:
+        config = SubjectConfig(prior_weight=0, train_token=False, **changes)
+        return plan_subject(base, concept, method=LoRA(rank=1), config=config, timed=False).memory_bytes
+
+    waiting = sum(p.numel() * p.element_size() for part in (base.vae, base.text_encoder) for p in part.parameters())
+    assert memory() - memory(offload=True) == waiting
+
+
 def test_storages_are_counted_once_while_they_live():
     with CountedMemory() as counted:
         a = torch.zeros(1000)

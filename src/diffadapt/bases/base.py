@@ -15,7 +15,8 @@ its own. A family gives
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -31,6 +32,7 @@ from ..noise_schedule import NoiseSchedule
 from .defaults import Defaults, write_defaults
 from .quiet import quiet
 
+WAITING_ROOM = torch.device("cpu")  # where components are while they are not used
 SLICED = 256  # pixels; decoding a whole batch of larger pictures would fill a small card
 
 
@@ -61,6 +63,7 @@ class Base(Network):
     prediction_types: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction", "sample", "flow")
     learned_sigma: ClassVar[bool] = False  # whether the denoiser's output holds a variance behind the prediction
     unconditional_first: ClassVar[bool] = True  # with guidance, whether unconditional rows come before the others
+    _waiting: tuple[nn.Module, ...] = ()  # components that are on the CPU until they are used
     own_classes: tuple[str, ...] = ()  # names of the classes of a class-conditional base, without those brought to it
     given: Mapping[str, str] = MappingProxyType({})  # what it was loaded with, by the names that a run's config has
 
@@ -81,7 +84,7 @@ class Base(Network):
         self.roles = find_roles(self.modules(), self.rules)
         self._refuse_layers_without_role()
         self.check_parts()
-        self._own = [parameter for part in self._all_parts() for parameter in part.parameters()]
+        self._own = [parameter for part in self.all_parts() for parameter in part.parameters()]
         self.freeze_()
         found = self._digests()
         of_text = {name: each for name, each in found.items() if name.startswith("text_encoder.")}
@@ -100,7 +103,7 @@ class Base(Network):
                         f"{self.family}; expected a model of that layout"
                     )
 
-    def _all_parts(self) -> Iterable[nn.Module]:
+    def all_parts(self) -> Iterable[nn.Module]:
         """Everything that must be frozen: the parts with roles, then the autoencoder."""
         return [*self.modules().values(), *([self.vae] if self.vae is not None else [])]
 
@@ -142,7 +145,7 @@ class Base(Network):
 
     def freeze_(self) -> None:
         """No parameter of the base trains; those of adapters stay as they are. All is in evaluation mode."""
-        for part in self._all_parts():
+        for part in self.all_parts():
             part.eval()
         for parameter in self._own:
             parameter.requires_grad_(False)
@@ -160,6 +163,45 @@ class Base(Network):
             raise Refused(
                 f"the denoiser of {self.name!r} cannot checkpoint gradients; leave gradient_checkpointing off"
             )
+
+    # --- where its components are -------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.denoiser.parameters()).device
+
+    def idle_parts(self) -> list[nn.Module]:
+        """The components that a step of training need not use: all but the denoiser and those with an adapter."""
+        used = {self.parts[0], *(path.split(".")[0] for each in self.attachments for path in each.adapters)}
+        busy = {id(part) for name, part in self.modules().items() if name in used}
+        return [part for part in self.all_parts() if id(part) not in busy]
+
+    @contextmanager
+    def offloaded(self) -> Iterator[None]:
+        """Within the block `idle_parts` wait on the CPU until they are used; does nothing where the base is there."""
+        waiting = self.idle_parts() if self.device.type != WAITING_ROOM.type else []
+        try:
+            for part in waiting:
+                _put(part, WAITING_ROOM)
+            self._waiting = tuple(waiting)
+            yield
+        finally:
+            self._waiting = ()
+            for part in waiting:
+                _put(part, self.device)
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """Within the block every component is on the base's device; those that waited wait again afterwards."""
+        waiting, self._waiting = self._waiting, ()  # a block inside this one finds nothing to do
+        try:
+            for part in waiting:
+                _put(part, self.device)
+            yield
+        finally:
+            for part in waiting:
+                _put(part, WAITING_ROOM)
+            self._waiting = waiting
 
     # --- noise --------------------------------------------------------------------------------------------------------
 
@@ -265,7 +307,8 @@ class Base(Network):
         low, high = pixels.aminmax()
         if not (low >= 0 and high <= 1):
             raise Refused(f"expected pixels in [0, 1], got {float(low):.3g} to {float(high):.3g}; rescale them")
-        encoded = self.vae.encode((2 * pixels.float() - 1).to(self.device, self.dtype))  # autoencoders see [-1, 1]
+        with self.awake():
+            encoded = self.vae.encode((2 * pixels.float() - 1).to(self.device, self.dtype))  # autoencoders see [-1, 1]
         latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
         return (latents.float() - (self.vae.config.get("shift_factor") or 0.0)) * self.vae.config.scaling_factor
 
@@ -273,7 +316,8 @@ class Base(Network):
     def decode_latents(self, latents: Tensor) -> Tensor:
         """latents (N, C, h, w) -> pixels (N, 3, H, W) in [0, 1]."""
         latents = latents / self.vae.config.scaling_factor + (self.vae.config.get("shift_factor") or 0.0)
-        return (self.vae.decode(latents.to(self.device, self.dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
+        with self.awake():
+            return (self.vae.decode(latents.to(self.device, self.dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
 
     # --- words, control -----------------------------------------------------------------------------------------------
 
@@ -328,3 +372,7 @@ class Base(Network):
     def save_pipeline(self, folder: Path) -> None:
         """Writes the pipeline into an empty folder."""
         self.pipeline.save_pretrained(folder)
+
+
+def _put(part: nn.Module, device: torch.device) -> None:
+    part.to(device)

@@ -118,8 +118,9 @@ def _step(base: Base, attachment: Attachment, config: SubjectConfig) -> tuple[Ca
 
 def _memory(base: Base, attachment: Attachment, config: SubjectConfig) -> int | None:
     """Bytes at the peak of a step: what stands, and the activations, counted on fake tensors; None where that fails."""
-    parts = [each for each in (base.denoiser, base.text_encoder, base.vae) if each is not None]
-    standing = sum(each.numel() * each.element_size() for part in parts for each in part.parameters())
+    waiting = [parameter for part in base.idle_parts() for parameter in part.parameters()] if config.offload else []
+    resident = {*(each for part in base.all_parts() for each in part.parameters())} - {*waiting}
+    standing = sum(each.numel() * each.element_size() for each in resident)
     parameters = sum(parameter.numel() for parameter in attachment.parameters())
     before, there_and_back = _step(base, attachment, config)
     if config.gradient_checkpointing:

@@ -228,7 +228,8 @@ def generate(
         while members:
             rows = members[:batch]
             try:
-                made = _generate_batch(base, [lines[i] for i in rows], hand_back)
+                with base.awake():
+                    made = _generate_batch(base, [lines[i] for i in rows], hand_back)
             except torch.OutOfMemoryError:
                 if len(rows) == 1:
                     raise

@@ -40,7 +40,8 @@ class Texts:
         if self._kept is not None:
             return self._kept.rows([self._place[caption] for caption in captions])
         each = sorted(set(captions))  # a few captions fill a batch: encode each once
-        return self.base.condition(each).rows([each.index(caption) for caption in captions])
+        with self.base.awake():
+            return self.base.condition(each).rows([each.index(caption) for caption in captions])
 
 
 class Batches:

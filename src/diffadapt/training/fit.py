@@ -1,6 +1,7 @@
 """The one loop: batches, an objective, what trains, and what is written on the way."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -81,7 +82,8 @@ def fit(
     model = AttachedBase(cast(Base, base), attachments, compiled=config.compile) if model is None else model
     images = batches.rows * config.gradient_accumulation * accelerator.num_processes
     journal = Journal(learner, samples, images=images, watch=watch, quiet=quiet)
-    with journal, rounded_products(accelerator.device, config.tf32):
+    waiting = base.offloaded() if config.offload and isinstance(base, Base) else nullcontext()
+    with waiting, journal, rounded_products(accelerator.device, config.tf32):
         for step in journal.steps():
             learner.before_step(step)
             parts = []

@@ -30,6 +30,7 @@ class LoopConfig(Settings):
     gradient_checkpointing: bool = option(False, "trade time for memory in the denoiser")
     mixed_precision: str = option("no", "no, bf16 or fp16 (GPU)", choices=("no", "bf16", "fp16"))
     tf32: bool = option(True, "on a GPU, round the factors of what is still multiplied in fp32 to TF32 while training")
+    offload: bool = option(False, "on a GPU, text encoder and autoencoder wait on the CPU until they are used")
     compile: bool = option(False, "compile the denoiser while it trains: minutes at the start, less for each step")
     resolution: int = option(0, "side of the training pictures in pixels; 0 means the base's", low=0)
     checkpoint_every: int = option(100, "steps between checkpoints; 0 writes none", low=0)
