@@ -242,6 +242,20 @@ def test_settings_that_cannot_be_met_are_refused_and_leave_nothing_behind(base, 
     assert not base.attachments and not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize("method", [LoRA(rank=2), ControlNet()], ids=["lora", "controlnet"])
+def test_more_steps_on_a_finished_run_begin_with_all_that_it_learned(base, tmp_path, method):
+    """Files of both kinds are read, the hint too: at rate 0 the second run ends where it began, which is the first's
+    end."""
+    first = train_control(base, make_pairs(), method=method, out=tmp_path / "a", config=FAST, quiet=True)
+    then = train_control(
+        base, make_pairs(), method=method, out=tmp_path / "b", config=FAST, quiet=True, steps=1, learning_rate=0.0,
+        hint_learning_rate=0.0, start_from=str(first.folder),
+    )  # fmt: skip
+    assert equal(bits(first), bits(then))
+    with pytest.raises(Refused, match="other settings"):  # in its own folder it would be another run
+        train_control(base, make_pairs(), method=method, out=tmp_path / "a", config=FAST, quiet=True, steps=9)
+
+
 def test_other_pairs_in_the_same_folder_are_refused(base, tmp_path):
     train_control(base, make_pairs(), method=LoRA(rank=1), out=tmp_path / "a", config=FAST, quiet=True)
     with pytest.raises(Refused, match=r"other settings.*identity"):

@@ -12,6 +12,7 @@ from ..shapes import ADAPTER_CLASSES, ADAPTER_HEADER, ADAPTER_ROLES, ADAPTER_TOK
 from .adapter import Method
 from .attach import FORMAT_VERSION, Attachment, attach, package_version
 from .methods import METHODS
+from .same_base import refuse_another_base
 
 
 def read_adapter(path: str | Path) -> tuple[Method, list[str], dict[str, str], dict[str, Tensor], dict[str, str]]:
@@ -61,7 +62,7 @@ def load_adapter(base: Network, path: str | Path, *, any_base: bool = False) -> 
     """
     method, roles, tokens, tensors, header = read_adapter(path)
     if not any_base:
-        _refuse_another_base(base, path, header)
+        refuse_another_base(base, path, header)
     vectors = method.vectors_per_word()
     first_vectors = dict(list(tokens.items())[::vectors])  # "<t>", "<t>_1", ... stand one behind the other
     classes = parse_json(header.get("classes", "[]"), ADAPTER_CLASSES, f"{path}: classes")
@@ -92,23 +93,8 @@ def copy_values(attachment: Attachment, path: str | Path) -> None:
     if method.name != attachment.method.name:
         own = attachment.method.name
         raise Refused(f"{path} was made with method {method.name!r}; training with {own!r} cannot go on from it")
-    _refuse_another_base(attachment.base, path, header)
+    refuse_another_base(attachment.base, path, header)
     try:
         attachment.load_state_dict({**attachment.state_dict(), **tensors})
     except Refused as error:
         raise Refused(f"{path} does not fit what is to be trained: {error}") from error
-
-
-def _refuse_another_base(base: Network, path: str | Path, header: dict[str, str]) -> None:
-    predicts = getattr(base, "prediction_type", "none")  # a network that is no denoiser predicts nothing
-    learned = header.get("prediction_type", predicts)  # files before it was written do not say
-    if learned != predicts:
-        raise Refused(
-            f"{path} was trained on a base that predicts {learned}, and this one was loaded to predict "
-            f"{predicts}; load it with prediction_type={learned!r} (--prediction-type {learned})"
-        )
-    if header["base_fingerprint"] != base.fingerprint:
-        raise Refused(
-            f"{path} was trained on base {header['base']!r} ({header['base_fingerprint']}), this is {base.name!r} "
-            f"({base.fingerprint}); load that base, or pass any_base=True if the two are siblings"
-        )

@@ -20,6 +20,7 @@ from ..shapes import hold
 from .adapter import Adapter, Method, SideInputs
 from .attach import Attachment
 from .hint import SIGNAL, Hint
+from .same_base import refuse_another_base
 
 FORMAT = "diffadapt controlnet"
 
@@ -134,24 +135,48 @@ def is_control_net(path: str | Path) -> bool:
     return load_tensors(path)[1].get("format") == FORMAT
 
 
-def load_control_net(base: Any, path: str | Path) -> Attachment:
+def load_control_net(base: Any, path: str | Path, *, any_base: bool = False) -> Attachment:
     """Loads a ControlNet that `train_control` wrote onto the base that it was trained on.
+
+    Args:
+        base: a loaded base.
+        path: the file.
+        any_base: also accept another base whose denoiser has the same shapes (a fine-tuned sibling).
 
     Raises:
         Refused: it was trained on another base, or does not fit.
     """
-    tensors, header = load_tensors(path)
-    hold(header, {"base": str, "base_fingerprint": str, "config": str}, f"{path}: its header")
-    if header["base_fingerprint"] != base.fingerprint:
-        raise Refused(
-            f"{path} was trained on base {header['base']!r} ({header['base_fingerprint']}), this is {base.name!r} "
-            f"({base.fingerprint}); load that base"
-        )
-    method = build(ControlNet, parse_json(header["config"], dict, f"{path}: config"), name="config")
+    tensors, method = _read(base, path, any_base=any_base)
     attachment = attach_control_net(base, method, copy_weights=False)
     try:
-        attachment.load_state_dict(tensors)
-        return attachment
-    except Refused as error:
+        _fill(attachment, tensors, path)
+    except Refused:
         attachment.detach()
-        raise Refused(f"{path} is no whole ControlNet of {base.name!r}: {error}") from error
+        raise
+    return attachment
+
+
+def copy_control_net(attachment: Attachment, path: str | Path) -> None:
+    """Copies a file's values into a ControlNet on the same base, so that training goes on from them.
+
+    Raises:
+        Refused: the attachment is none, the file is of another base, or does not fit.
+    """
+    if not isinstance(attachment, ControlNetAttachment):
+        raise Refused(f"{path} is a ControlNet; training with {attachment.method.name!r} cannot go on from it")
+    _fill(attachment, _read(attachment.base, path)[0], path)
+
+
+def _read(base: Any, path: str | Path, *, any_base: bool = False) -> tuple[dict[str, Tensor], ControlNet]:
+    tensors, header = load_tensors(path)
+    hold(header, {"base": str, "base_fingerprint": str, "config": str}, f"{path}: its header")
+    if not any_base:
+        refuse_another_base(base, path, header)
+    return tensors, build(ControlNet, parse_json(header["config"], dict, f"{path}: config"), name="config")
+
+
+def _fill(attachment: Attachment, tensors: dict[str, Tensor], path: str | Path) -> None:
+    try:
+        attachment.load_state_dict(tensors)
+    except Refused as error:
+        raise Refused(f"{path} is no whole ControlNet of {attachment.base.name!r}: {error}") from error

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..adapters import Attachment, copy_values, load_adapter
-from ..adapters.control_net import is_control_net, load_control_net
+from ..adapters.control_net import copy_control_net, is_control_net, load_control_net
 from ..bases import Base
 from ..errors import Refused
 from ..run_layout import ADAPTERS, RunLayout
@@ -42,4 +42,5 @@ def load_file(base: Base, path: Path) -> Attachment:
 def start_from(attachments: Mapping[str, Attachment], place: str) -> None:
     """Lets attachments, by the name of their file, start from a file or a finished run's folder; "" leaves them."""
     for path in adapter_files(place) if place else []:
-        copy_values(attachments.get(path.stem, attachments["adapter"]), path)
+        copy = copy_control_net if is_control_net(path) else copy_values
+        copy(attachments.get(path.stem, attachments["adapter"]), path)
