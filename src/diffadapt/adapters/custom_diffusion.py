@@ -70,13 +70,15 @@ def constrained(w0: Tensor, wanted: Sequence[tuple[Tensor, Tensor]], covariance:
         wanted: (inputs (T, in), outputs (T, out)) of each concept.
         covariance: of ordinary text; measures "nearest".
     """
-    inputs = torch.cat([each for each, _ in wanted]).double()
-    outputs = torch.cat([each for _, each in wanted]).double()
+    # On the CPU, where the covariance is solved and every machine has float64.
+    inputs = torch.cat([each for each, _ in wanted]).to("cpu", torch.float64)
+    outputs = torch.cat([each for _, each in wanted]).to("cpu", torch.float64)
+    before = w0.to("cpu", torch.float64)
     d = covariance.solve(inputs)
     gram = d @ inputs.T
     gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    missing = outputs - inputs @ w0.double().T
-    return (w0.double() + torch.linalg.solve(gram, missing).T @ d).to(w0.dtype)
+    missing = outputs - inputs @ before.T
+    return (before + torch.linalg.solve(gram, missing).T @ d).to(w0)
 
 
 class _Part:

@@ -53,7 +53,8 @@ class DiffFitAdapter(SelectiveAdapter):
 
     def __init__(self, layer: nn.Module, names: Iterable[str], path: str, *, scaled: bool) -> None:
         super().__init__(layer, names, path)
-        self.gamma = nn.Parameter(torch.ones(len(layer.get_parameter("weight")))) if scaled else None
+        weight = layer.get_parameter("weight")
+        self.gamma = nn.Parameter(torch.ones(len(weight), device=weight.device)) if scaled else None
 
     def adapted(self, x: Tensor) -> Tensor:
         y = super().adapted(x)

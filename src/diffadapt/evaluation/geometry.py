@@ -71,10 +71,11 @@ def weight_distance(attachments: Sequence[Attachment]) -> dict[str, float]:
         if _obstacle(outer):
             continue
         layer = outer.innermost()
-        before, b0, b1 = layer.get_parameter("weight").double(), getattr(layer, "bias", None), effective_bias(outer)
+        before, b0, b1 = layer.get_parameter("weight"), getattr(layer, "bias", None), effective_bias(outer)
         pairs = [(before, effective_weight(outer, before.float()))]
-        pairs += [] if b0 is None or b1 is None else [(b0.double(), b1)]
-        squared += sum(float((after.double() - old).square().sum()) for old, after in pairs)
+        pairs += [] if b0 is None or b1 is None else [(b0, b1)]
+        # On the CPU, as not every GPU has float64.
+        squared += sum(float((after.cpu().double() - old.cpu().double()).square().sum()) for old, after in pairs)
         count += sum(old.numel() for old, _ in pairs)
     return {"squared": squared, "parameters": count, "mean_squared": squared / max(count, 1)}
 

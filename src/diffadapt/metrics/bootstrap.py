@@ -160,7 +160,7 @@ def interval_of_nested_ratio(
 def _nested(values: Tensor) -> Tensor:
     if values.ndim != 2 or values.shape[0] < 2 or values.shape[1] < 1 or not values.isfinite().all():
         raise Refused(f"bootstrap: expected (S, K) finite values, S >= 2, K >= 1, got shape {tuple(values.shape)}")
-    return values.detach().double().cpu()
+    return values.detach().cpu().double()
 
 
 def _nested_draws(values: Tensor, resamples: int, seed: int) -> Tensor:
@@ -196,7 +196,7 @@ def _by_group(values: Tensor, groups: Tensor | None) -> tuple[Tensor, Tensor]:
     """Sum and count of each group, float64 on the CPU."""
     if values.ndim != 1 or len(values) == 0 or not values.isfinite().all():
         raise Refused(f"bootstrap: expected (N,) finite values, N >= 1, got shape {tuple(values.shape)}")
-    values = values.detach().double().cpu()
+    values = values.detach().cpu().double()
     if groups is None:
         return values, torch.ones_like(values)
     if groups.shape != values.shape:

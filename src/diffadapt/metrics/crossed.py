@@ -37,7 +37,7 @@ def interval_of_crossed_mean(values: Tensor, *, level: float = 0.95) -> Interval
     """
     if values.ndim != 2 or min(values.shape) < 2 or not values.isfinite().all():
         raise Refused(f"crossed mean: expected (I, J) finite values, I, J >= 2, got shape {tuple(values.shape)}")
-    x = values.detach().double().cpu()  # (I, J)
+    x = values.detach().cpu().double()  # (I, J)
     rows, columns = x.shape
     mean = x.mean()
     a, b = x.mean(1, keepdim=True) - mean, x.mean(0, keepdim=True) - mean  # (I, 1) and (1, J)
@@ -85,7 +85,7 @@ def interval_of_crossed_difference(
     shapes = {tuple(each.shape) for each in (first, second, *among)}
     if len(among) < 2 or len(shapes) > 1 or first.ndim != 2 or min(first.shape) < 2:
         raise Refused(f"crossed difference: expected tables (I, J) of one shape, I, J >= 2, got {sorted(shapes)}")
-    x = torch.stack([each.detach().double().cpu() for each in among])  # (K, I, J)
+    x = torch.stack([each.detach().cpu().double() for each in among])  # (K, I, J)
     if not x.isfinite().all():
         raise Refused("crossed difference: a score is not finite; look at the pictures it was read from")
     contenders, seeds, pictures = x.shape

@@ -10,7 +10,7 @@ from .rows import check_rows
 def gaussian_of(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (D,) and unbiased covariance (D, D) of features (N, D), N >= 2, in float64."""
     check_rows(2, features=features)
-    rows = features.double()
+    rows = features.cpu().double()
     mean = rows.mean(0)
     return mean, (rows - mean).T @ (rows - mean) / (len(rows) - 1)
 

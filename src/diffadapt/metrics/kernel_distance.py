@@ -48,7 +48,7 @@ def mmd_squared(
     check_rows(2, x=x, y=y)
     if kernel not in ("polynomial", "gaussian"):
         raise Refused(f"unknown kernel {kernel!r}; expected 'polynomial' or 'gaussian'")
-    x, y = x.double(), y.double()
+    x, y = x.cpu().double(), y.cpu().double()
     n, m = len(x), len(y)
     if kernel == "polynomial":
         xx, yy, xy = polynomial_kernel(x, x), polynomial_kernel(y, y), polynomial_kernel(x, y)
