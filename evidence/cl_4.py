@@ -2,9 +2,13 @@
 
 The toy of `c_lora_toy.py`: 48 inputs, 64 outputs, rank 4, so that fifty tokens are more than there are directions. The
 paper's penalty weighs a change by what past changes were; `importance = "inputs"` by what past tasks send through the
-layer. lambda is chosen on six tasks of another seed, as a user would who may not see the whole sequence.
+layer. lambda is chosen on six tasks of another seed, as a user would who may not see the whole sequence: the smallest
+whose error at the end is within the margin of the best, since six tasks fill no layer and say nothing of what a larger
+one costs later. Chosen by the least error alone it was 1 on sequences 0 to 8, and task 50 was learned .826 [.783, .869]
+as well as task 1; the rule was changed then, and what is judged here are sequences that were not seen before.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,12 +27,12 @@ from diffadapt.evidence import (
     Table,
     Unit,
     Verdict,
-    tuned,
 )
 from diffadapt.metrics import interval_of_nested_mean
 from diffadapt.report.finding import claimed_better, goal, within
 
-TASKS, SHORT, TUNING_SEED, RANK = 50, 6, 100, 4
+TASKS, SHORT, TUNING_SEED, TEST_SEED, RANK = 50, 6, 100, 200, 4
+MARGIN = 0.01  # of a task's squared error, 1 before learning
 DRAWS = 3  # sequences for each seed
 LAMBDAS = (0.1, 1.0, 10.0)
 CONTENDERS = {"papers": ("C-LoRA, the paper's", "abs_of_sum"), "inputs": ("C-LoRA, inputs", "inputs")}
@@ -42,18 +46,19 @@ def units(results: Results, settings: Settings) -> list[Unit]:
     ]
     if len(results) < len(tuning):
         return tuning
-    chosen = {
-        name: tuned(
-            results.where(stage="tune", contender=name), lambda each: -mean(each.scores["end"]), setting="lambda"
-        )
-        for name in CONTENDERS
-    }
+    chosen = {name: smallest(results.where(stage="tune", contender=name)) for name in CONTENDERS}
     return tuning + [
-        {"stage": "test", "contender": name, "lambda": chosen[name], "seed": DRAWS * seed + draw}
+        {"stage": "test", "contender": name, "lambda": chosen[name], "seed": TEST_SEED + DRAWS * seed + draw}
         for seed in settings.seeds
         for draw in range(DRAWS)
         for name in CONTENDERS
     ]
+
+
+def smallest(tuning: Sequence[Any]) -> float:
+    """The smallest lambda whose error at the end is within the margin of the best."""
+    ends = {each.unit["lambda"]: mean(each.scores["end"]) for each in tuning}
+    return min(penalty for penalty, end in ends.items() if end <= min(ends.values()) + MARGIN)
 
 
 def run(unit: Unit, context: Context) -> dict[str, Any]:
@@ -75,7 +80,7 @@ def judge(results: Results) -> Verdict:
     )
     first = torch.tensor([[1 - each.scores["after"][0]] for each in tested["inputs"]])
     less = Comparison(
-        name="error at the end, inputs minus the paper's,", margin=0.01, more_is_better=False,
+        name="error at the end, inputs minus the paper's,", margin=MARGIN, more_is_better=False,
         interval=interval_of_nested_mean(end["inputs"] - end["papers"]),
     )  # fmt: skip
     share = interval_of_nested_mean(learned["inputs"] / first)
@@ -145,7 +150,7 @@ CLAIM = Claim(
     goal="task 50 learned at least .9 as well as task 1 (1 minus the squared error), and storage constant",
     design=Design(
         resampled="sequences", margin=".01 of a task's squared error", half_width=0.02,
-        pilot="assumed from seeds that scatter by .005", seconds=20.0, basis="assumed: no unit was timed",
+        pilot="assumed from seeds that scatter by .005", seconds=21.0, basis="timed: 24 units, 28 s each of fifty tasks",
     ),
     units=units,
     run=run,
