@@ -150,7 +150,7 @@ CLAIM = Claim(
     goal="task 50 learned at least .9 as well as task 1 (1 minus the squared error), and storage constant",
     design=Design(
         resampled="sequences", margin=".01 of a task's squared error", half_width=0.02,
-        pilot="assumed from seeds that scatter by .005", seconds=21.0, basis="timed: 24 units, 28 s each of fifty tasks",
+        pilot="assumed from seeds that scatter by .005", seconds=21.0, basis="timed: 28 s for fifty tasks",
     ),
     units=units,
     run=run,
