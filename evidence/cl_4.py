@@ -95,7 +95,10 @@ def judge(results: Results) -> Verdict:
         tables=[
             Table(
                 title=f"{TASKS} tasks; squared error, 1 before learning",
-                columns=["contender", "task 1, just learned", f"task {TASKS}, just learned", "mean at the end", "numbers stored"],
+                columns=[
+                    "contender", "task 1, just learned", f"task {TASKS}, just learned", "mean at the end",
+                    "numbers stored",
+                ],
                 rows=[
                     [
                         title,
