@@ -103,10 +103,11 @@ def their_pipeline(folder: Path):
     return plain
 
 
-def theirs(pipeline, guidance: float = 4.0):
+def theirs(pipeline, guidance: float = 4.0, negative: str = ""):
     with quiet():
         return pipeline(
-            ["a red cat", "a dog"], num_inference_steps=2, guidance_scale=guidance, width=32, height=24,
+            ["a red cat", "a dog"], negative_prompt=[negative] * 2, num_inference_steps=2, guidance_scale=guidance,
+            width=32, height=24,
             generator=[torch.Generator().manual_seed(seed) for seed in (5, 6)],
         ).images  # fmt: skip
 
@@ -126,6 +127,12 @@ def test_pictures_are_those_of_diffusers_own_pipeline(folders, t5, guidance):
     base.default_steps = 2
     found = ours(base, guidance)
     assert found[0].size == (32, 24) and furthest(found, theirs(their_pipeline(folders[t5]), guidance)) <= 1
+
+
+def test_a_negative_prompt_reaches_the_pipeline(base, folders):
+    pipeline = their_pipeline(folders[True])
+    expected = theirs(pipeline, negative="blue apple")
+    assert furthest(ours(base, negative="blue apple"), expected) <= 1 < furthest(theirs(pipeline), expected)
 
 
 def test_the_text_is_that_of_all_three_encoders(base, folders):

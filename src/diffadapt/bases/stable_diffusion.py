@@ -78,30 +78,6 @@ class StableDiffusion(TextBase):
     def denoiser_inputs(self, noisy: Tensor, timesteps: Tensor, condition: Conditioning) -> dict[str, Any]:
         return {"sample": noisy, "timestep": timesteps, "encoder_hidden_states": condition.text}
 
-    def generate(
-        self,
-        condition: Conditioning,
-        *,
-        guidance: float,
-        steps: int,
-        width: int,
-        height: int,
-        generators: Sequence[torch.Generator],
-    ) -> Tensor:
-        count, text = len(generators), condition.text
-        assert text is not None
-        guided = guidance > 1
-        return self.pipeline(
-            prompt_embeds=text[count:] if guided else text,
-            negative_prompt_embeds=text[:count] if guided else None,
-            width=width,
-            height=height,
-            guidance_scale=guidance,
-            num_inference_steps=steps,
-            generator=list(generators),
-            output_type="pt",
-        ).images.float()
-
     def copy_encoder(self, *, channels: Sequence[int], blocks: int, copy_weights: bool, seed: int) -> nn.Module:
         return EncoderCopy(self.denoiser, channels=channels, blocks=blocks, copy_weights=copy_weights, seed=seed)
 

@@ -28,8 +28,8 @@ from ..errors import Refused
 from ..files import read_json
 from ..network import Rules
 from ..shapes import MODEL_INDEX
-from .base import Base
 from .local_folder import INDEX, check_components, open_pipeline
+from .prompt_base import PromptBase
 from .stable_diffusion import RULES as STABLE_DIFFUSION
 
 BLOCK = r"transformer\.transformer_blocks\.\d+\."
@@ -77,7 +77,7 @@ RULES: Rules = (
 )
 
 
-class StableDiffusion3(Base):
+class StableDiffusion3(PromptBase):
     """A `StableDiffusion3Pipeline`: one transformer of two streams, two CLIP text encoders and a T5 encoder or none."""
 
     family: ClassVar[str] = "stable_diffusion_3"
@@ -104,27 +104,19 @@ class StableDiffusion3(Base):
 
     def condition(self, prompts: Sequence[str]) -> Conditioning:
         """N prompts -> `token_ids` (N, L) of the first tokenizer, `text` (N, L + L3, D), `pooled_text` (N, P1 + P2)."""
-        pipeline = self.pipeline
-        first_ids, first, first_pooled = self._clip(pipeline.tokenizer, pipeline.text_encoder, prompts)
-        _, second, second_pooled = self._clip(pipeline.tokenizer_2, pipeline.text_encoder_2, prompts)
-        clip = torch.cat([first, second], -1)
+        pipeline, length = self.pipeline, self.pipeline.tokenizer_max_length  # the first tokenizer's, for both
+        ids, first = self.encode_clip(pipeline.tokenizer, pipeline.text_encoder, prompts, length)
+        _, second = self.encode_clip(pipeline.tokenizer_2, pipeline.text_encoder_2, prompts, length)
+        clip = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1)
         t5 = self._t5(prompts)
         if t5 is None:
             t5 = clip.new_zeros(len(prompts), T5_PLACES, int(self.denoiser.config.joint_attention_dim))
         clip = F.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
         return Conditioning(
-            token_ids=first_ids,
+            token_ids=ids,
             text=torch.cat([clip, t5], 1),
-            pooled_text=torch.cat([first_pooled, second_pooled], -1),
+            pooled_text=torch.cat([first.text_embeds, second.text_embeds], -1),
         )
-
-    def _clip(self, tokenizer: Any, encoder: Any, prompts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """(ids (N, L), hidden states before the last layer (N, L, D), projected end token (N, P))."""
-        length = self.pipeline.tokenizer_max_length  # the first tokenizer's, for both
-        found = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        ids = found.input_ids.to(self.device)
-        output = encoder(ids, output_hidden_states=True)
-        return ids, output.hidden_states[-2], output.text_embeds
 
     def _t5(self, prompts: Sequence[str]) -> Tensor | None:
         """T5's last hidden states (N, L3, D), padding included; None without T5."""
@@ -154,21 +146,9 @@ class StableDiffusion3(Base):
         largest = self.side_step * int(self.denoiser.config.pos_embed_max_size)
         if max(width, height) > largest:
             raise Refused(f"{self.name!r} knows places in pictures of up to {largest} px a side, not {width}x{height}")
-        text, pooled, count = condition.text, condition.pooled_text, len(generators)
-        assert text is not None and pooled is not None
-        guided = guidance > 1
-        return self.pipeline(
-            prompt_embeds=text[count:] if guided else text,
-            negative_prompt_embeds=text[:count] if guided else None,
-            pooled_prompt_embeds=pooled[count:] if guided else pooled,
-            negative_pooled_prompt_embeds=pooled[:count] if guided else None,
-            width=width,
-            height=height,
-            guidance_scale=guidance,
-            num_inference_steps=steps,
-            generator=list(generators),
-            output_type="pt",
-        ).images.float()
+        return super().generate(
+            condition, guidance=guidance, steps=steps, width=width, height=height, generators=generators
+        )
 
     # --- files --------------------------------------------------------------------------------------------------------
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from ..conditioning import Conditioning
 from ..errors import Refused
 from ..network import Rules
-from .base import Base
 from .local_folder import open_pipeline
+from .prompt_base import PromptBase
 from .stable_diffusion import RULES as STABLE_DIFFUSION
 
 RULES: Rules = (
@@ -37,7 +37,7 @@ RULES: Rules = (
 )
 
 
-class StableDiffusionXL(Base):
+class StableDiffusionXL(PromptBase):
     """A `StableDiffusionXLPipeline`: one UNet, two CLIP text encoders."""
 
     family: ClassVar[str] = "stable_diffusion_xl"
@@ -66,11 +66,8 @@ class StableDiffusionXL(Base):
         encoders = ((pipeline.tokenizer, pipeline.text_encoder), (pipeline.tokenizer_2, pipeline.text_encoder_2))
         for tokenizer, encoder in encoders:
             length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
-            found = tokenizer(
-                list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-            )
-            ids.append(found.input_ids.to(self.device))
-            output = encoder(ids[-1], output_hidden_states=True)
+            found, output = self.encode_clip(tokenizer, encoder, prompts, length)
+            ids.append(found)
             states.append(output.hidden_states[-2])
             pooled = getattr(output, "text_embeds", None)  # of the second, which projects it
         text = torch.cat(states, -1)
@@ -89,32 +86,6 @@ class StableDiffusionXL(Base):
             "sample": noisy, "timestep": timesteps, "encoder_hidden_states": condition.text,
             "added_cond_kwargs": added,
         }  # fmt: skip
-
-    def generate(
-        self,
-        condition: Conditioning,
-        *,
-        guidance: float,
-        steps: int,
-        width: int,
-        height: int,
-        generators: Sequence[torch.Generator],
-    ) -> Tensor:
-        text, pooled, count = condition.text, condition.pooled_text, len(generators)
-        assert text is not None and pooled is not None
-        guided = guidance > 1
-        return self.pipeline(
-            prompt_embeds=text[count:] if guided else text,
-            negative_prompt_embeds=text[:count] if guided else None,
-            pooled_prompt_embeds=pooled[count:] if guided else pooled,
-            negative_pooled_prompt_embeds=pooled[:count] if guided else None,
-            width=width,
-            height=height,
-            guidance_scale=guidance,
-            num_inference_steps=steps,
-            generator=list(generators),
-            output_type="pt",
-        ).images.float()
 
     @classmethod
     def open_(cls, folder: Path, dtype: torch.dtype) -> Any:

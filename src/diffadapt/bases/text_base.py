@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ..conditioning import Conditioning
 from ..errors import Refused
-from .base import Base
 from .covariance import Covariance, load_covariance
+from .prompt_base import PromptBase
 
 
-class TextBase(Base):
+class TextBase(PromptBase):
     """A base whose pipeline has a `tokenizer` and a `text_encoder`; its conditioning is `token_ids` and `text`."""
 
     _covariance: Covariance | None = None
