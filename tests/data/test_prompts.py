@@ -1,9 +1,12 @@
 """The benchmark's prompts are the benchmark's; the embedded base is asked in its own grammar; drift never names it."""
 
 import re
+from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
+from diffadapt.data.asked import asked_of
 from diffadapt.data.prompts import (
     GENERAL_PROMPTS,
     LIVE_PROMPTS,
@@ -11,8 +14,11 @@ from diffadapt.data.prompts import (
     benchmark_prompts,
     drift_prompts,
     is_live,
+    spread,
+    world_captions,
 )
 from diffadapt.data.scenes import World, grammar_words
+from diffadapt.data.wide_scenes import WideWorld, world_of
 from diffadapt.data.world import HELD_OUT_NOUNS, HELD_OUT_STYLES
 from diffadapt.errors import Refused
 
@@ -88,3 +94,32 @@ def test_more_drift_prompts_than_there_are_is_refused() -> None:
         drift_prompts(None, 41)
     with pytest.raises(Refused, match="without cat, cats; there are 0"):
         drift_prompts(World(nouns=("cat",)), 5, without="cat")
+
+
+def test_prompts_of_the_wide_world_ask_for_each_attribute_on_its_own():
+    prompts = benchmark_prompts("fox", "<x>", WideWorld())
+    asked = [asked_of(prompt, WideWorld()) for prompt in prompts]
+    assert len(set(prompts)) == 25 and all("<x> fox" in prompt for prompt in prompts)
+    counts = Counter(name for each in asked for name in each)
+    assert counts["colour"] == 3 and counts["wearing"] == 3 and counts["second"] == counts["relation"] == 5
+    assert counts["position"] == 4 and counts["size"] == 2 and counts["pattern"] == 1
+    for few in (5, 8, 12):  # an evaluation of fewer prompts asks for them, too
+        assert {"colour", "wearing", "relation", "position"} <= {name for each in spread(asked, few) for name in each}
+
+
+def test_drift_prompts_of_the_wide_world_are_whole_scenes_of_its_core():
+    world = WideWorld(tail=(("abacus", "thing", "abacus"),))
+    prompts = drift_prompts(world, 200, without="cat")
+    assert not any({"cat", "cats", "abacus"} & set(prompt.split()) for prompt in prompts)
+    assert any(" wearing " in prompt for prompt in prompts) and any("two " in prompt for prompt in prompts)
+
+
+def test_a_base_whose_card_lists_colours_knows_the_wide_world():
+    words = {"nouns": ("cat", "dog"), "styles": ("flat",), "backgrounds": ("red",)}
+    assert world_of(SimpleNamespace(world=None)) is None
+    assert world_of(SimpleNamespace(world=words)) == World(nouns=("cat", "dog"), styles=("flat",), backgrounds=("red",))
+    wide = world_of(SimpleNamespace(world={**words, "colours": ("red",), "tail": ("abacus",), "drawn": ("pencil",)}))
+    assert isinstance(wide, WideWorld) and wide.nouns == ("cat", "dog") and wide.styles == ("flat",)
+    assert wide.drawn == ("pencil",) and wide.tail[0][0] == "abacus" and len(wide.backgrounds) == 14
+    captions = world_captions(SimpleNamespace(world={**words, "colours": ("red",), "tail": ("abacus",)}), 100)
+    assert any("abacus" in caption for caption in captions)

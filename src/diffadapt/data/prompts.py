@@ -6,13 +6,15 @@ A base with a small vocabulary, such as the embedded one, gets prompts in the gr
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..errors import Refused
-from .scenes import KIND_OF, World, caption, sample_scene, world_of
+from .scenes import KIND_OF, World, caption, sample_scene
+from .wide_scenes import WideWorld, sample_wide_scene, wide_caption, world_of
+from .wide_world import PLACES
 from .world import BACKGROUNDS, POSITIONS, STYLES
 
 WORLD_CAPTIONS = 4000
@@ -80,7 +82,7 @@ def is_live(noun: str) -> bool:
     return bool(words) and words[-1] in LIVE_NOUNS and not _LIKENESSES & set(words)
 
 
-def benchmark_prompts(noun: str, token: str, world: World | None) -> list[str]:
+def benchmark_prompts(noun: str, token: str, world: World | WideWorld | None) -> list[str]:
     """25 prompts that put the concept in other contexts.
 
     Args:
@@ -106,7 +108,7 @@ def spread(prompts: Sequence[str], most: int) -> list[str]:
 
 
 def drift_prompts(
-    world: World | None, count: int = 25, seed: int = 0, *, without: str | Sequence[str] = ()
+    world: World | WideWorld | None, count: int = 25, seed: int = 0, *, without: str | Sequence[str] = ()
 ) -> list[str]:
     """Prompts unrelated to a concept, whose pictures adaptation should not change.
 
@@ -135,25 +137,34 @@ def drift_prompts(
     return prompts
 
 
-def _scene_prompts(world: World, count: int, rng: np.random.Generator, banned: set[str]) -> list[str]:
+def _scene_prompts(world: World | WideWorld, count: int, rng: np.random.Generator, banned: set[str]) -> list[str]:
     nouns = tuple(noun for noun in world.nouns if not banned & set(_words(noun)))
     styles = tuple(style for style in world.styles if style not in banned)
     backgrounds = tuple(word for word in world.backgrounds if not banned & set(_words(BACKGROUNDS[word][0])))
     if not (nouns and styles and backgrounds):
         return []
-    rest = World(nouns=nouns, styles=styles, backgrounds=backgrounds)
+    rest: World | WideWorld = World(nouns=nouns, styles=styles, backgrounds=backgrounds)
+    if isinstance(world, WideWorld):
+        rest = WideWorld(core=tuple(row for row in world.core if row[0] in nouns), styles=styles, drawn=())
     prompts: dict[str, None] = {}
     for _ in range(50 * count):  # a small world repeats itself: enough draws to see all of it
         if len(prompts) == count:
             break
-        prompt = caption(sample_scene(rng, rest))
+        prompt = _drawn_caption(rng, rest)
         if not banned & set(_words(prompt)):
             prompts[prompt] = None
     return list(prompts)
 
 
-def _world_prompts(noun: str, subject: str, world: World) -> list[str]:
-    """Prompts in the word order of `scenes.caption`: size, style, noun, position, background."""
+def _drawn_caption(rng: np.random.Generator, world: World | WideWorld) -> str:
+    """The caption of a scene drawn at random, with all that can be said of it."""
+    if isinstance(world, WideWorld):
+        return wide_caption(sample_wide_scene(rng, world))
+    return caption(sample_scene(rng, world))
+
+
+def _world_prompts(noun: str, subject: str, world: World | WideWorld) -> list[str]:
+    """Prompts in the word order of captions: size, colour, style, noun, what is worn, position, background."""
     grounds = [BACKGROUNDS[word][0] for word in world.backgrounds]
     rng = np.random.default_rng(0)
     grounds = [grounds[i] for i in rng.permutation(len(grounds))]
@@ -168,6 +179,8 @@ def _world_prompts(noun: str, subject: str, world: World) -> list[str]:
         name = f"{known[index % len(known)]} {others[index % len(others)]}"
         return ("an " if name[0] in "aeiou" else "a ") + name
 
+    if isinstance(world, WideWorld):
+        return _wide_prompts(subject, ground, other)
     places = [POSITIONS[word][0] for word in ("left", "right", "top", "bottom")]
     prompts = [f"a {subject} {ground(i)}" for i in range(min(9, len(grounds)))]
     prompts += [f"a {subject} {place} {ground(9 + i)}" for i, place in enumerate(places)]
@@ -178,6 +191,23 @@ def _world_prompts(noun: str, subject: str, world: World) -> list[str]:
     # A smaller world gives fewer different prompts: fill up with small subjects at each position.
     spare = [f"a small {subject} {place} {ground(i)}" for i in range(len(grounds)) for place in places]
     return list(dict.fromkeys(prompts + spare))[:25]
+
+
+def _wide_prompts(subject: str, ground: Callable[[int], str], other: Callable[[int], str]) -> list[str]:
+    """25 prompts of the wide world, in an order of which every few in a row ask for different things."""
+    places = [POSITIONS[word][0] for word in ("left", "right", "top", "bottom")]
+    return [
+        f"a {subject} {ground(0)}", f"a {subject} {places[0]} {ground(1)}", f"a purple {subject} {ground(2)}",
+        f"a {subject} wearing a hat {ground(3)}", f"a {subject} next to {other(0)} {ground(4)}",
+        f"a {subject} {ground(5)}", f"a small {subject} {ground(6)}", f"a {subject} {places[1]} {ground(7)}",
+        f"a {subject} {PLACES['snow']}", f"a {subject} on {other(1)} {ground(8)}",
+        f"a {subject} {ground(9)}", f"a green {subject} {ground(10)}", f"a {subject} {places[2]} {ground(11)}",
+        f"a {subject} wearing a red scarf {ground(12)}", f"{other(2)} above a {subject} {ground(13)}",
+        f"a {subject} {ground(2)}", f"a large {subject} {ground(15)}", f"a {subject} {PLACES['forest']}",
+        f"a {subject} on a striped blue background", f"a {subject} next to {other(3)} {ground(16)}",
+        f"a {subject} {ground(17)}", f"a blue {subject} {ground(18)}", f"a {subject} {places[3]} {ground(19)}",
+        f"a {subject} wearing a crown {ground(20)}", f"a {subject} behind {other(4)} {ground(21)}",
+    ]  # fmt: skip
 
 
 def _article(prompt: str, noun: str, token: str) -> str:
@@ -204,4 +234,4 @@ def world_captions(base: Any, count: int = WORLD_CAPTIONS) -> list[str]:
             "(some thousands; the paper took 100,000 of LAION)"
         )
     rng = np.random.default_rng(0)
-    return [caption(sample_scene(rng, world)) for _ in range(count)]
+    return [_drawn_caption(rng, world) for _ in range(count)]

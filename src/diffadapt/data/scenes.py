@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -57,14 +57,6 @@ class World:
             unknown = [word for word in given if word not in known]
             if unknown or not given:
                 raise Refused(f"World: unknown {kind} {unknown or given!r}; known: {', '.join(known)}")
-
-
-def world_of(base: Any) -> World | None:
-    """The small world that a base knows, or None for a base of general vocabulary."""
-    words = base.world
-    if not words:
-        return None
-    return World(**{key: tuple(words[key]) for key in ("nouns", "styles", "backgrounds") if key in words})
 
 
 @dataclass(frozen=True, kw_only=True)

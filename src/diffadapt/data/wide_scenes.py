@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .drawn_styles import SEEN
-from .scenes import Box, box_at, choose, square
+from .scenes import Box, World, box_at, choose, square
 from .wide_world import (
     ACCESSORIES,
     CLASSES,
@@ -41,6 +41,7 @@ class WideWorld:
         styles: style words of `world.STYLES`.
         drawn: words of `drawn_styles.SEEN` (or of HELD_OUT where a style is to be taught).
         core_share: probability that a thing is of the core, in [0, 1].
+        single_share: share of scenes with one undressed thing, in [0, 1); the others keep their proportions.
     """
 
     core: tuple[tuple[str, str, str], ...] = NOUNS[:CORE]
@@ -48,6 +49,32 @@ class WideWorld:
     styles: tuple[str, ...] = tuple(style for style, _ in STYLES)
     drawn: tuple[str, ...] = SEEN
     core_share: float = 0.5
+    single_share: float = 0.55
+
+    @property
+    def nouns(self) -> tuple[str, ...]:
+        """The nouns of the core."""
+        return tuple(noun for noun, *_ in self.core)
+
+    @property
+    def backgrounds(self) -> tuple[str, ...]:
+        """The words of plain grounds."""
+        return tuple(BACKGROUNDS)
+
+
+def world_of(base: Any) -> World | WideWorld | None:
+    """The small world that a base knows, or None for a base of general vocabulary.
+
+    A base whose card lists colours knows the wide world. The tail has names only, enough for captions.
+    """
+    words = base.world
+    if not words:
+        return None
+    if "colours" not in words:
+        return World(**{key: tuple(words[key]) for key in ("nouns", "styles", "backgrounds") if key in words})
+    core = tuple(row for row in NOUNS if row[0] in set(words["nouns"]))
+    tail = tuple((name, "thing", name) for name in words.get("tail", ()))
+    return WideWorld(core=core, tail=tail, styles=tuple(words["styles"]), drawn=tuple(words.get("drawn", ())))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +137,8 @@ def sample_wide_scene(rng: np.random.Generator, world: WideWorld, *, plain: bool
     ground = Ground(word=choose(rng, tuple(BACKGROUNDS)), tint=_tint(rng)) if plain else _ground(rng)
     if plain:
         return WideScene(things=(_single(rng, world),), ground=ground)
-    kind = rng.choice(4, p=(0.55, 0.24, 0.09, 0.12))
+    rest = (1 - world.single_share) / 0.45
+    kind = rng.choice(4, p=(world.single_share, 0.24 * rest, 0.09 * rest, 0.12 * rest))
     relation = None
     if kind == 1:
         things, relation = _pair(rng, world)

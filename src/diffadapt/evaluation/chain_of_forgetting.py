@@ -15,7 +15,7 @@ from torch import Tensor
 from ..adapters import Attachment, SideInputs
 from ..bases import Base
 from ..data.prompts import drift_prompts, spread
-from ..data.scenes import world_of
+from ..data.wide_scenes import world_of
 from ..errors import Refused
 from ..metrics.features import Features
 from ..metrics.frechet import fid

@@ -18,7 +18,7 @@ from ..bases import Base
 from ..data.asked import asked_of
 from ..data.concept import Concept
 from ..data.picture import to_picture, write_png
-from ..data.scenes import world_of
+from ..data.wide_scenes import world_of
 from ..errors import Refused
 from ..metrics.drift import drift_pixels
 from ..metrics.features import Features, ProbeFeatures

@@ -20,7 +20,7 @@ from ..bases import Base
 from ..data.captioned import Captioned
 from ..data.picture import to_picture, write_png
 from ..data.prompts import drift_prompts, spread
-from ..data.scenes import world_of
+from ..data.wide_scenes import world_of
 from ..errors import Refused
 from ..metrics.alignment import text_alignment
 from ..metrics.bootstrap import interval_of_mean

@@ -11,7 +11,8 @@ from torch import Tensor
 from ..bases import Base
 from ..data.concept import Concept
 from ..data.prompts import benchmark_prompts, drift_prompts, spread
-from ..data.scenes import World, world_of
+from ..data.scenes import World
+from ..data.wide_scenes import WideWorld, world_of
 from ..metrics.alignment import text_alignment
 from ..metrics.diversity import diversity
 from ..metrics.features import Features, load_features
@@ -110,7 +111,7 @@ class Judge:
         seed: int = 0,
         same_noise: bool = True,
         steps: int | None = None,
-        world: World | None = None,
+        world: World | WideWorld | None = None,
     ) -> None:
         self.base, self.concept, self.per_prompt = base, concept, per_prompt
         self.seed, self.same_noise, self.steps = seed, same_noise, steps

@@ -18,6 +18,7 @@ from ..data.asked import asked_of
 from ..data.concept import Concept
 from ..data.rendered import DRAWN, cut_out, rendered
 from ..data.scenes import World
+from ..data.wide_scenes import WideWorld
 from ..metrics.features import ProbeFeatures
 from ..metrics.following import followed, look
 from ..metrics.reader import RESOLUTION, load_reader
@@ -31,7 +32,7 @@ def following(
     after: Tensor,
     before: Tensor,
     prompts: Sequence[str],
-    world: World,
+    world: World | WideWorld,
     *,
     seed: int,
     perfect: Tensor | None = None,
@@ -82,7 +83,9 @@ def drawable(asked: Mapping[str, str]) -> bool:
     return set(asked) <= set(DRAWN) - {"relation"}
 
 
-def perfect_pictures(base: Base, concept: Concept, prompts: Sequence[str], world: World, *, seed: int) -> Tensor | None:
+def perfect_pictures(
+    base: Base, concept: Concept, prompts: Sequence[str], world: World | WideWorld, *, seed: int
+) -> Tensor | None:
     """A perfect rendering (N, 3, 64, 64) of each prompt, with the look of the base's decoded pictures.
 
     Args:

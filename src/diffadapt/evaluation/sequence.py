@@ -11,8 +11,8 @@ from ..bases import Base
 from ..data.concept import Concept
 from ..data.picture import open_picture, to_picture, to_tensor, write_png
 from ..data.prompts import drift_prompts
-from ..data.scenes import world_of
 from ..data.sequence_record import SequenceRecord
+from ..data.wide_scenes import world_of
 from ..files import load_tensors
 from ..metrics import MMD_AS, Features, a_mmd, drift_mmd, f_mmd, kept, kid, mmd_squared, subject_fidelity
 from ..metrics.inception import Inception, inception_features

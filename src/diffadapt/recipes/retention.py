@@ -17,7 +17,7 @@ from ..controls import Signal
 from ..data.cache import TensorCache, content_key
 from ..data.latent_bank import LatentBank, LatentBankSettings
 from ..data.prompts import drift_prompts, world_captions
-from ..data.scenes import world_of
+from ..data.wide_scenes import world_of
 from ..errors import Refused
 from ..evaluation.chain_of_forgetting import losses_at, near_data
 from ..metrics.control_consistency import read_signal

@@ -12,7 +12,7 @@ from ..bases import Base
 from ..data.concept import Concept
 from ..data.picture import to_picture, write_png
 from ..data.prompts import benchmark_prompts, spread
-from ..data.scenes import world_of
+from ..data.wide_scenes import world_of
 from ..files import write_json
 from ..progress import Steps
 from ..run_layout import RunLayout, picture
