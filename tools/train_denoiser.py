@@ -203,7 +203,7 @@ def keep(work: Path, out: Path) -> None:
 
 def train(args: argparse.Namespace) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    world = WideWorld(tail=tail_nouns(args.data), core_share=args.core_share)
+    world = WideWorld(tail=tail_nouns(args.data), core_share=args.core_share, single_share=args.single_share)
     begin(args, wide_grammar_words(world.tail))
     sprites = load_wide_sprites(args.data, world, HELD_OUT_NOUNS)
     tokenizer = build_tokenizer(args.work)
@@ -309,7 +309,8 @@ def train(args: argparse.Namespace) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    held_back, captions = HeldBack(world, sprites, encode, device), grid_captions(world)
+    standard = WideWorld(tail=world.tail)  # whatever is trained on, the same scenes are held back
+    held_back, captions = HeldBack(standard, sprites, encode, device), grid_captions(world)
     began = saved = time.time()
     first, sums, count = seen, np.zeros(2), 0
     print(
@@ -353,6 +354,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3, help="AdamW's rate after the warm-up")
     parser.add_argument("--core-share", type=float, default=0.5, help="share of the things that are of the core")
+    parser.add_argument("--single-share", type=float, default=0.55, help="share of scenes with one undressed thing")
     parser.add_argument("--decay-from", type=int, default=None, help="pictures after which the rate falls")
     parser.add_argument("--decay-over", type=int, default=500_000, help="pictures within which it falls to zero")
     parser.add_argument("--seed", type=int, default=0)

@@ -264,3 +264,16 @@ def test_a_ground_is_painted_the_same_way_every_time_and_differs_from_the_others
     assert painted.shape == (3, 64, 64) and painted.dtype == np.float32 and 0 <= painted.min() <= painted.max() <= 1
     assert np.array_equal(painted, paint_ground(ground)) and painted.std() > 0.02
     assert not np.allclose(painted, paint_ground(dataclasses.replace(ground, seed=1)))
+
+
+def test_the_share_of_single_things_is_what_the_world_says_and_the_rest_keeps_its_proportions():
+    def shares(world: WideWorld) -> tuple[float, float]:
+        scenes = [sample_wide_scene(np.random.default_rng(seed), world) for seed in range(4000)]
+        pairs = sum(len(scene.things) == 2 for scene in scenes)
+        counted = sum(len(scene.things[0].boxes) > 1 for scene in scenes)
+        dressed = sum(scene.things[0].wearing is not None for scene in scenes)
+        assert pairs / (pairs + counted + dressed) == pytest.approx(0.24 / 0.45, abs=0.04)
+        return 1 - (pairs + counted + dressed) / len(scenes), pairs / len(scenes)
+
+    assert shares(WideWorld()) == pytest.approx((0.55, 0.24), abs=0.02)
+    assert shares(WideWorld(single_share=0.8)) == pytest.approx((0.8, 0.107), abs=0.02)
