@@ -101,9 +101,9 @@ def test_prompts_of_the_wide_world_ask_for_each_attribute_on_its_own():
     asked = [asked_of(prompt, WideWorld()) for prompt in prompts]
     assert len(set(prompts)) == 25 and all("<x> fox" in prompt for prompt in prompts)
     counts = Counter(name for each in asked for name in each)
-    assert counts["colour"] == 3 and counts["wearing"] == 3 and counts["second"] == counts["relation"] == 5
+    assert counts["colour"] == 3 and counts["wearing"] == 3 and counts["second"] == counts["relation"] == 4
     assert counts["position"] == 4 and counts["size"] == 2 and counts["pattern"] == 1
-    for few in (5, 8, 12):  # an evaluation of fewer prompts asks for them, too
+    for few in range(5, 25):  # an evaluation of fewer prompts asks for them, too
         assert {"colour", "wearing", "relation", "position"} <= {name for each in spread(asked, few) for name in each}
 
 

@@ -194,19 +194,20 @@ def _world_prompts(noun: str, subject: str, world: World | WideWorld) -> list[st
 
 
 def _wide_prompts(subject: str, ground: Callable[[int], str], other: Callable[[int], str]) -> list[str]:
-    """25 prompts of the wide world, in an order of which every few in a row ask for different things."""
-    places = [POSITIONS[word][0] for word in ("left", "right", "top", "bottom")]
+    """25 prompts of the wide world, in an order of which any five by `spread` ask for different things."""
+    left, right, top, bottom = (POSITIONS[word][0] for word in ("left", "right", "top", "bottom"))
     return [
-        f"a {subject} {ground(0)}", f"a {subject} {places[0]} {ground(1)}", f"a purple {subject} {ground(2)}",
-        f"a {subject} wearing a hat {ground(3)}", f"a {subject} next to {other(0)} {ground(4)}",
-        f"a {subject} {ground(5)}", f"a small {subject} {ground(6)}", f"a {subject} {places[1]} {ground(7)}",
-        f"a {subject} {PLACES['snow']}", f"a {subject} on {other(1)} {ground(8)}",
-        f"a {subject} {ground(9)}", f"a green {subject} {ground(10)}", f"a {subject} {places[2]} {ground(11)}",
-        f"a {subject} wearing a red scarf {ground(12)}", f"{other(2)} above a {subject} {ground(13)}",
-        f"a {subject} {ground(2)}", f"a large {subject} {ground(15)}", f"a {subject} {PLACES['forest']}",
-        f"a {subject} on a striped blue background", f"a {subject} next to {other(3)} {ground(16)}",
-        f"a {subject} {ground(17)}", f"a blue {subject} {ground(18)}", f"a {subject} {places[3]} {ground(19)}",
-        f"a {subject} wearing a crown {ground(20)}", f"a {subject} behind {other(4)} {ground(21)}",
+        f"a {subject} {ground(0)}", f"a {subject} {PLACES['snow']}", f"a {subject} {ground(1)}",
+        f"a {subject} {PLACES['forest']}", f"a {subject} on a striped blue background",
+        f"a {subject} {left} {ground(2)}", f"a small {subject} {ground(3)}", f"a purple {subject} {ground(4)}",
+        f"a green {subject} {ground(5)}", f"a {subject} {right} {ground(6)}",
+        f"a {subject} wearing a hat {ground(7)}", f"a {subject} wearing a red scarf {ground(8)}",
+        f"a {subject} wearing a crown {ground(9)}", f"a {subject} next to {other(0)} {ground(10)}",
+        f"a {subject} {top} {ground(11)}", f"a blue {subject} {ground(12)}", f"a {subject} {bottom} {ground(13)}",
+        f"a {subject} on {other(1)} {ground(0)}", f"{other(2)} above a {subject} {ground(1)}",
+        f"a large {subject} {ground(2)}", f"a {subject} behind {other(3)} {ground(3)}",
+        f"a {subject} {ground(4)}", f"a {subject} {ground(5)}",
+        f"a {subject} {ground(6)}", f"a {subject} {ground(7)}",
     ]  # fmt: skip
 
 
