@@ -203,7 +203,9 @@ def keep(work: Path, out: Path) -> None:
 
 def train(args: argparse.Namespace) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    world = WideWorld(tail=tail_nouns(args.data), core_share=args.core_share, single_share=args.single_share)
+    world = WideWorld(
+        tail=tail_nouns(args.data), core_share=args.core_share, single_share=args.single_share, looks=args.looks
+    )
     begin(args, wide_grammar_words(world.tail))
     sprites = load_wide_sprites(args.data, world, HELD_OUT_NOUNS)
     tokenizer = build_tokenizer(args.work)
@@ -355,6 +357,9 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3, help="AdamW's rate after the warm-up")
     parser.add_argument("--core-share", type=float, default=0.5, help="share of the things that are of the core")
     parser.add_argument("--single-share", type=float, default=0.55, help="share of scenes with one undressed thing")
+    parser.add_argument(
+        "--looks", type=float, default=1.0, help="how often things are mirrored, tilted or turned in hue"
+    )
     parser.add_argument("--decay-from", type=int, default=None, help="pictures after which the rate falls")
     parser.add_argument("--decay-over", type=int, default=500_000, help="pictures within which it falls to zero")
     parser.add_argument("--seed", type=int, default=0)

@@ -42,6 +42,8 @@ class WideWorld:
         drawn: words of `drawn_styles.SEEN` (or of HELD_OUT where a style is to be taught).
         core_share: probability that a thing is of the core, in [0, 1].
         single_share: share of scenes with one undressed thing, in [0, 1); the others keep their proportions.
+        looks: how often a thing is not as its artist drew it, in [0, 1]: at 1 half of the things are mirrored, half are
+            tilted and half have their hue turned.
     """
 
     core: tuple[tuple[str, str, str], ...] = NOUNS[:CORE]
@@ -50,6 +52,7 @@ class WideWorld:
     drawn: tuple[str, ...] = SEEN
     core_share: float = 0.5
     single_share: float = 0.55
+    looks: float = 1.0
 
     @property
     def nouns(self) -> tuple[str, ...]:
@@ -249,12 +252,13 @@ def _noun(rng: np.random.Generator, world: WideWorld, core_share: float | None =
     return choose(rng, world.core if not world.tail or rng.random() < share else world.tail)
 
 
-def _looks(rng: np.random.Generator) -> dict[str, Any]:
+def _looks(rng: np.random.Generator, world: WideWorld) -> dict[str, Any]:
     """Mirror, tilt and hue: at least eight looks of each sprite, so that a seed changes something."""
+    share = 0.5 * world.looks
     return {
-        "mirrored": bool(rng.random() < 0.5),
-        "tilt": float(rng.normal(0, 7)) if rng.random() < 0.5 else 0.0,
-        "hue": float(rng.normal(0, 9)) if rng.random() < 0.5 else 0.0,
+        "mirrored": bool(rng.random() < share),
+        "tilt": float(rng.normal(0, 7)) if rng.random() < share else 0.0,
+        "hue": float(rng.normal(0, 9)) if rng.random() < share else 0.0,
     }
 
 
@@ -273,7 +277,7 @@ def _single(rng: np.random.Generator, world: WideWorld, *, dressed: bool = False
     return Thing(
         noun=noun, kind=kind, stem=stem, style=choose(rng, world.styles), size=size, position=position,
         boxes=(box,), colour=_colour(rng, 0.15 if dressed else 0.22), wearing=wearing,
-        wearing_colour=_colour(rng, 0.5) if dressed else None, **_looks(rng),
+        wearing_colour=_colour(rng, 0.5) if dressed else None, **_looks(rng, world),
     )  # fmt: skip
 
 
@@ -283,7 +287,7 @@ def _counted(rng: np.random.Generator, world: WideWorld) -> Thing:
     boxes = boxes_of_copies(rng, 2 if rng.random() < 0.5 else 3)
     return Thing(
         noun=noun, kind=kind, stem=stem, style=choose(rng, world.styles), size="small", boxes=boxes,
-        colour=_colour(rng, 0.25), **_looks(rng),
+        colour=_colour(rng, 0.25), **_looks(rng, world),
     )  # fmt: skip
 
 
@@ -314,7 +318,7 @@ def _pair(rng: np.random.Generator, world: WideWorld) -> tuple[tuple[Thing, ...]
         Thing(
             noun=noun, kind=kind, stem=stem, style=its_style, size="small",
             boxes=(square(x + rng.uniform(-1.5, 1.5), y + (0 if relation == "on" else rng.uniform(-1.5, 1.5)), side),),
-            colour=_colour(rng, 0.15), **(_looks(rng) | upright),
+            colour=_colour(rng, 0.15), **(_looks(rng, world) | upright),
         )
         for (noun, kind, stem), its_style, (x, y), side in zip(
             (first, second), (style, other), places, sides, strict=True
@@ -354,6 +358,6 @@ def _clutter(rng: np.random.Generator, world: WideWorld, things: tuple[Thing, ..
         if all(box[2] < b[0] + 2 or box[0] > b[2] - 2 or box[3] < b[1] + 2 or box[1] > b[3] - 2 for b in boxes):
             noun, kind, stem = _noun(rng, world, 0.2)
             style = choose(rng, world.styles)
-            found.append(Thing(noun=noun, kind=kind, stem=stem, style=style, boxes=(box,), **_looks(rng)))
+            found.append(Thing(noun=noun, kind=kind, stem=stem, style=style, boxes=(box,), **_looks(rng, world)))
             boxes.append(box)
     return tuple(found)
