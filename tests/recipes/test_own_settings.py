@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from diffadapt.adapters import OFT, LoRA, Selective, Token
-from diffadapt.config import read_toml
+from diffadapt.config import dump_toml, read_toml
 from diffadapt.data.concept import load_concept
+from diffadapt.errors import Refused
 from diffadapt.files import load_tensors
 from diffadapt.recipes.job import base_precision, read_job
-from diffadapt.recipes.own_settings import own_config, own_settings
+from diffadapt.recipes.own_settings import PRESETS, own_config, own_options, own_settings
 from diffadapt.recipes.picture_count import count_pictures, in_words
 from diffadapt.recipes.subject import SubjectConfig, train_subject
 
@@ -101,3 +102,41 @@ def test_an_ordinary_run_on_a_photo_base_makes_fewer_pictures_than_steps(tmp_pat
         "the class, for prior preservation": 100, "the base and the way": 18, "strengths": 24, "evaluation": 107,
     }  # fmt: skip
     assert in_words(counts).startswith("249: 100 for the class, for prior preservation, 18 for")
+
+
+@pytest.mark.parametrize("base", ["embedded", "sd15.safetensors"])
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("method", ["lora", "oft", "selective", "perfusion", "token"])
+def test_a_preset_sets_training_and_method_and_what_is_said_wins(base, preset, method):
+    read = job(method, base=base, train={"preset": preset})
+    assert read.preset == preset and read.train == own_config(base, method, preset)
+    for name, value in own_options(base, method, preset).items():
+        assert getattr(read.method, name) == value
+    assert job(method, base=base, train={"preset": preset, "steps": 7}).train.steps == 7
+
+
+def test_presets_do_what_their_names_say():
+    lora = {preset: job("lora", train={"preset": preset}) for preset in ("", *PRESETS)}
+    assert lora["quick"].train.steps < lora[""].train.steps
+    assert lora["small"].method.rank < lora[""].method.rank < lora["likeness"].method.rank
+    assert lora["keep"].train.learning_rate < lora[""].train.learning_rate
+    assert lora["likeness"].train.roles != () and lora[""].preset == ""
+
+
+def test_a_preset_is_printed_with_all_that_it_sets_and_that_is_trained_the_same(tmp_path):
+    table = job("oft", train={"preset": "small", "steps": 9}).table()
+    assert list(table["train"])[0] == "preset" and table["train"]["preset"] == "small"
+    (tmp_path / "run.toml").write_text(dump_toml(table), encoding="utf-8")
+    assert read_job(read_toml(tmp_path / "run.toml")).table() == table
+    assert "preset" not in job("oft").table()["train"]
+
+
+def test_presets_that_are_not_there_are_refused():
+    with pytest.raises(Refused, match="train.preset: expected quick or likeness or keep or small, got 'best'"):
+        job("lora", train={"preset": "best"})
+    with pytest.raises(Refused, match="there is no 'keep' for c_lora; there are presets for lora, oft, selective"):
+        job("c_lora", train={"preset": "keep"})
+    with pytest.raises(Refused, match="is for recipe = subject, got it with recipe = style"):
+        read_job({"recipe": "style", "style": {"folder": "x"}, "train": {"preset": "keep"}})
+    with pytest.raises(Refused, match="unknown option train.presset; did you mean train.preset"):
+        job("lora", train={"presset": "keep"})

@@ -38,7 +38,7 @@ from ..training.run import Run
 from .classify import ClassifyConfig, train_classify
 from .control import ControlConfig, train_control
 from .distill import DistillConfig, train_distill
-from .own_settings import own_settings
+from .own_settings import PRESETS, own_options, own_settings
 from .sequence import SequenceConfig, train_sequence
 from .style import StyleConfig, train_style
 from .subject import SubjectConfig, train_subject
@@ -284,12 +284,13 @@ class TopLevel:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A training, read and checked."""
+    """A training, read and checked. `preset` is the one whose settings are in `method` and `train`, or empty."""
 
     top: TopLevel
     data: Any
     method: Method
     train: Any
+    preset: str = ""
 
     @property
     def recipe(self) -> Recipe:
@@ -323,7 +324,7 @@ class Job:
             "out": str(self.out),
             self.recipe.table: self.data,
             "method": method_table(self.method),
-            "train": self.train,
+            "train": {**({"preset": self.preset} if self.preset else {}), **vars(self.train)},
         }
 
 
@@ -363,13 +364,19 @@ def read_job(table: Mapping[str, Any]) -> Job:
     above = {key: value for key, value in table.items() if key not in tables and key != "made_by"}
     method_class = _choose(recipe.methods, tables["method"].pop("name", "lora"), "method.name")
     known = [each.name for each in job_options(method_class, recipe)]
+    preset = tables["train"].pop("preset", "")
     if recipe.settings is SubjectConfig:
-        tables["train"] = {**own_settings(str(above.get("base", "embedded")), method_class.name), **tables["train"]}
+        asked = str(above.get("base", "embedded")), method_class.name, str(preset)
+        tables["train"] = {**own_settings(*asked), **tables["train"]}
+        tables["method"] = {**own_options(*asked), **tables["method"]}
+    elif preset:
+        raise Refused(f"train.preset is for recipe = subject, got it with recipe = {above.get('recipe')}; leave it out")
     return Job(
         top=build(TopLevel, above, known=known),
         data=build(recipe.data, tables[recipe.table], name=recipe.table, known=known),
         method=build(method_class, tables["method"], name="method", known=known),
         train=build(recipe.settings, tables["train"], name="train", known=known),
+        preset=str(preset),
     )
 
 
@@ -377,6 +384,9 @@ def job_options(method_class: type[Method], recipe: Recipe) -> list[Option]:
     """All that may stand in the file of a training with this method and recipe."""
     name = Option("method.name", "text", method_class.name, "what may change, and how", choices=tuple(recipe.methods))
     data, train = options(recipe.data, recipe.table), options(recipe.settings, "train")
+    if recipe.settings is SubjectConfig:
+        doc = "settings for a purpose, under what is set beside it; empty takes the method's own"
+        train = [Option("train.preset", "text", "", doc, choices=("", *PRESETS)), *train]
     return [*options(TopLevel), *data, name, *options(method_class, "method"), *train]
 
 

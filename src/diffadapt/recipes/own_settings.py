@@ -7,7 +7,10 @@ those of the papers and of the configs in configs/. A method that is not listed 
 from collections.abc import Mapping
 from typing import Any
 
+from ..errors import Refused
 from .subject import SubjectConfig
+
+PRESETS = ("quick", "likeness", "keep", "small")
 
 _PERFUSION = {
     "learning_rate": 0.03, "token_learning_rate": 0.006, "schedule": "constant", "warmup": 0, "weight_decay": 0.0,
@@ -54,19 +57,113 @@ _STABLE_DIFFUSION: Mapping[str, Mapping[str, Any]] = {
 }  # fmt: skip
 
 
-def own_settings(base: str, method: str) -> dict[str, Any]:
+# A preset -> method -> "train" or "method" -> option -> value, beside the method's own settings. What each one gives on
+# the embedded base stands in docs/presets.md (benchmarks/presets.py); those of Stable Diffusion are not measured.
+_WHOLE = ("self_attention.*", "cross_attention.*", "feed_forward.*", "residual.conv")
+_LITTLE = {"evaluation_prompts": 6, "evaluation_pictures": 2, "prior_pictures": 24, "sample_every": 0}
+_Presets = Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]
+_SMALL_PRESETS: _Presets = {
+    "quick": {
+        "lora": {"train": {**_LITTLE, "steps": 120, "learning_rate": 4e-3}},
+        "oft": {"train": {**_LITTLE, "steps": 120, "learning_rate": 4e-3}},
+        "selective": {"train": {**_LITTLE, "steps": 100, "learning_rate": 3e-4}},
+        "perfusion": {"train": {**_LITTLE, "steps": 100}},
+        "token": {"train": {**_LITTLE, "steps": 150}},
+    },
+    "likeness": {
+        "lora": {"train": {"steps": 300, "learning_rate": 4e-3, "roles": _WHOLE}, "method": {"rank": 8}},
+        "oft": {"train": {"steps": 300, "learning_rate": 4e-3, "roles": _WHOLE}},
+        "selective": {"train": {"steps": 300}},
+        "perfusion": {"train": {"steps": 300}},
+        "token": {"train": {"steps": 400}, "method": {"vectors": 4}},
+    },
+    "keep": {
+        "lora": {"train": {"steps": 250, "learning_rate": 1e-3, "prior_pictures": 96}},
+        "oft": {"train": {"steps": 250, "learning_rate": 1e-3, "prior_pictures": 96}},
+        "selective": {"train": {"steps": 200, "learning_rate": 1e-4, "prior_pictures": 96}},
+        "perfusion": {"train": {"steps": 150}},
+        "token": {"train": {"steps": 300}},
+    },
+    "small": {
+        "lora": {
+            "train": {"steps": 250, "learning_rate": 4e-3, "roles": ("cross_attention.*",)},
+            "method": {"rank": 1},
+        },
+        "oft": {
+            "train": {"steps": 250, "learning_rate": 4e-3, "roles": ("cross_attention.*",)},
+            "method": {"block_size": 8},
+        },
+        "selective": {"train": {"steps": 250, "learning_rate": 4e-3}, "method": {"train": "bias"}},
+        "perfusion": {"train": {"steps": 150}},
+        "token": {"train": {"steps": 300}, "method": {"vectors": 1}},
+    },
+}  # fmt: skip
+_STABLE_DIFFUSION_PRESETS: _Presets = {
+    "quick": {
+        "lora": {"train": {"steps": 400, "learning_rate": 2e-4, "prior_pictures": 50, "evaluation_prompts": 4}},
+        "oft": {"train": {"steps": 400, "learning_rate": 1e-4, "prior_pictures": 50, "evaluation_prompts": 4}},
+        "selective": {"train": {"steps": 400, "prior_pictures": 50, "evaluation_prompts": 4}},
+        "perfusion": {"train": {"steps": 200, "evaluation_prompts": 4}},
+        "token": {"train": {"steps": 800, "evaluation_prompts": 4}},
+    },
+    "likeness": {
+        "lora": {"train": {"steps": 1200}, "method": {"rank": 16}},
+        "oft": {"train": {"steps": 1500}},
+        "selective": {"train": {"steps": 1000}},
+        "perfusion": {"train": {"steps": 600}},
+        "token": {"train": {"steps": 3000}, "method": {"vectors": 4}},
+    },
+    "keep": {
+        "lora": {"train": {"steps": 800, "learning_rate": 5e-5, "prior_pictures": 200}},
+        "oft": {"train": {"steps": 1000, "learning_rate": 3e-5}},
+        "selective": {"train": {"steps": 600, "learning_rate": 2e-6}},
+        "perfusion": {"train": {"steps": 400}},
+        "token": {"train": {"steps": 2000}},
+    },
+    "small": {
+        "lora": {"train": {"roles": ("cross_attention.*",)}, "method": {"rank": 1}},
+        "oft": {"train": {"roles": ("cross_attention.*",)}},
+        "selective": {"train": {"learning_rate": 1e-4}, "method": {"train": "bias"}},
+        "perfusion": {"train": {"steps": 400}},
+        "token": {"train": {"steps": 2000}, "method": {"vectors": 1}},
+    },
+}
+
+
+def own_settings(base: str, method: str, preset: str = "") -> dict[str, Any]:
     """The settings of `train_subject` that a method on a base takes unless it is told otherwise.
 
     Args:
         base: as it is named: "embedded", or anything else, which is taken for Stable Diffusion.
         method: its name.
+        preset: one of `PRESETS`, or empty for the method's own settings alone.
 
     Returns:
         option of `SubjectConfig` -> value, only those that differ from the recipe's defaults
+
+    Raises:
+        Refused: an unknown preset, or one that the method does not have.
     """
-    return dict((_SMALL if base == "embedded" else _STABLE_DIFFUSION).get(method, {}))
+    own = (_SMALL if base == "embedded" else _STABLE_DIFFUSION).get(method, {})
+    return {**own, **_preset(base, method, preset).get("train", {})}
 
 
-def own_config(base: str, method: str) -> SubjectConfig:
-    """The same as a whole config."""
-    return SubjectConfig(**own_settings(base, method))
+def own_options(base: str, method: str, preset: str = "") -> dict[str, Any]:
+    """The method's options that a preset sets, such as a rank; {} without one. Arguments as of `own_settings`."""
+    return dict(_preset(base, method, preset).get("method", {}))
+
+
+def _preset(base: str, method: str, preset: str) -> Mapping[str, Mapping[str, Any]]:
+    if not preset:
+        return {}
+    if preset not in PRESETS:
+        raise Refused(f"train.preset: expected {' or '.join(PRESETS)}, got {preset!r}")
+    known = (_SMALL_PRESETS if base == "embedded" else _STABLE_DIFFUSION_PRESETS)[preset]
+    if method not in known:
+        raise Refused(f"train.preset: there is no {preset!r} for {method}; there are presets for {', '.join(known)}")
+    return known[method]
+
+
+def own_config(base: str, method: str, preset: str = "") -> SubjectConfig:
+    """The settings as a whole config: `train_subject(base, concept, method=..., config=own_config(...))`."""
+    return SubjectConfig(**own_settings(base, method, preset))
