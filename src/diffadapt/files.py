@@ -161,6 +161,12 @@ def text_lines(text: str) -> list[str]:
     return lines[:-1] if lines[-1] == "" else lines
 
 
+def filled_lines(path: str | Path) -> list[str]:
+    """The lines of a text file that are not blank, without the space around them; refused as by `read_text`."""
+    lines = (line.strip() for line in text_lines(read_text(Path(path).expanduser())))
+    return [line for line in lines if line]
+
+
 def write_json(path: str | Path, value: Any) -> Path:
     """Writes indented JSON atomically; a number that is not finite is an error, not a file others cannot read."""
     return write_atomic(path, json.dumps(value, indent=1, allow_nan=False) + "\n")

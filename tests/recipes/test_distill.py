@@ -130,7 +130,7 @@ def test_a_job_file_says_it_all(tiny_v_folder, teacher, tmp_path):
     run = read_job({**top, "distill": table, "train": train}).run("cpu")
     assert (run.folder / "adapter.safetensors").is_file()
     (tmp_path / "captions.txt").unlink()
-    with pytest.raises(Refused, match=r"captions\.txt cannot be read"):
+    with pytest.raises(Refused, match=r"cannot read .*captions\.txt"):
         read_job({**top, "distill": table, "train": train}).run("cpu")
 
 

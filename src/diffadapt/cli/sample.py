@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from ..errors import Refused
-from ..files import read_text, text_lines
+from ..files import filled_lines
 from .arguments import adapters, add_adapters, add_base, add_bias, load, read_bias
 
 MANY = "prompt"
@@ -109,11 +109,9 @@ def read_prompts(file: str) -> list[str]:
     Raises:
         Refused: it cannot be read, or holds no prompt.
     """
-    path = Path(file).expanduser()
-    lines = [line.strip() for line in text_lines(read_text(path))]
-    prompts = [line for line in lines if line and not line.startswith("#")]
+    prompts = [line for line in filled_lines(file) if not line.startswith("#")]
     if not prompts:
-        raise Refused(f"{path} holds no prompt; expected one a line")
+        raise Refused(f"{file} holds no prompt; expected one a line")
     return prompts
 
 

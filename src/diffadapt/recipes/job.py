@@ -34,11 +34,12 @@ from ..data.sequence import load_sequence
 from ..data.shards import load_shards
 from ..data.styles import load_styles
 from ..errors import Refused
+from ..files import filled_lines
 from ..training.run import Run
 from .classify import ClassifyConfig, train_classify
 from .control import ControlConfig, train_control
 from .distill import DistillConfig, train_distill
-from .own_settings import PRESETS, own_options, own_settings
+from .own_settings import PRESET_OPTION, own_options, own_settings
 from .sequence import SequenceConfig, train_sequence
 from .style import StyleConfig, train_style
 from .subject import SubjectConfig, train_subject
@@ -186,8 +187,8 @@ def _start_transfer(job: "Job", device: str | None) -> Run:
 
 def _start_distill(job: "Job", device: str | None) -> Run:
     table: DistillTable = job.data
-    captions = _lines(table.captions)
-    taught = _lines(table.teacher_captions) if table.teacher_captions else None
+    captions = filled_lines(table.captions)
+    taught = filled_lines(table.teacher_captions) if table.teacher_captions else None
     pictures = load_captioned(table.pictures) if table.pictures else None
     base = job.load_base(device)
     named = [(Path(teacher).name, teacher) for teacher in (table.folder, *table.also)]
@@ -198,15 +199,6 @@ def _start_distill(job: "Job", device: str | None) -> Run:
         base, teachers, captions, teacher_captions=taught, pictures=pictures, source=asdict(table), method=job.method,
         out=job.out, seed=job.top.seed, config=job.train,
     )  # fmt: skip
-
-
-def _lines(path: str) -> list[str]:
-    """The lines of a text file that are not blank."""
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise Refused(f"{path} cannot be read ({error}); expected a text file in UTF-8, one caption a line") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _start_sequence(job: "Job", device: str | None) -> Run:
@@ -263,9 +255,6 @@ RECIPES: dict[str, Recipe] = {
 }  # fmt: skip
 
 
-PREDICTIONS = ("epsilon", "v_prediction")
-
-
 @dataclass(frozen=True, kw_only=True)
 class TopLevel:
     """The keys above the tables."""
@@ -276,7 +265,9 @@ class TopLevel:
         "", "for a .safetensors base: a diffusers folder with its configuration and tokenizer", path=True
     )
     prediction_type: str = option(
-        "", "epsilon or v_prediction, for files that do not say; empty believes the base", choices=("", *PREDICTIONS)
+        "",
+        "epsilon or v_prediction, for files that do not say; empty believes the base",
+        choices=("", "epsilon", "v_prediction"),
     )
     out: str = option("", "the run's folder; empty means runs/NAME, with the name of the data's folder", path=True)
     seed: int = option(0, "of everything random", low=0, high=2**63 - 1)
@@ -385,8 +376,7 @@ def job_options(method_class: type[Method], recipe: Recipe) -> list[Option]:
     name = Option("method.name", "text", method_class.name, "what may change, and how", choices=tuple(recipe.methods))
     data, train = options(recipe.data, recipe.table), options(recipe.settings, "train")
     if recipe.settings is SubjectConfig:
-        doc = "settings for a purpose, under what is set beside it; empty takes the method's own"
-        train = [Option("train.preset", "text", "", doc, choices=("", *PRESETS)), *train]
+        train = [PRESET_OPTION, *train]
     return [*options(TopLevel), *data, name, *options(method_class, "method"), *train]
 
 

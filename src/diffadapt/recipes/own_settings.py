@@ -7,10 +7,15 @@ those of the papers and of the configs in configs/. A method that is not listed 
 from collections.abc import Mapping
 from typing import Any
 
+from ..config import Option
 from ..errors import Refused
 from .subject import SubjectConfig
 
 PRESETS = ("quick", "likeness", "keep", "small")
+PRESET_OPTION = Option(
+    "train.preset", "text", "", "settings for a purpose, under what is set beside it; empty takes the method's own",
+    choices=("", *PRESETS),
+)  # fmt: skip
 
 _PERFUSION = {
     "learning_rate": 0.03, "token_learning_rate": 0.006, "schedule": "constant", "warmup": 0, "weight_decay": 0.0,
