@@ -4,6 +4,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -35,9 +36,12 @@ class Network:
         fingerprint: a short name of the weights as given; see `fingerprint.py`.
         attachments: the attachments on it now, innermost first.
         tokenizer: None, since there are no words to learn; a `Base` with a text encoder has one.
+        word_tables: role of each embedding table in which new words are learned -> where the base's pipeline has the
+            tokenizer that makes its identities; several tables learn each word together.
     """
 
     tokenizer: Any = None
+    word_tables: Mapping[str, str] = MappingProxyType({})
     world: Mapping[str, tuple[str, ...]] | None = None
 
     def __init__(self, modules: Mapping[str, nn.Module], rules: Rules, *, name: str) -> None:
@@ -147,19 +151,23 @@ class Network:
         if on:
             raise Refused(f"{self.name!r} keeps what its layers compute; train without gradient_checkpointing")
 
-    # --- words: a network has none ------------------------------------------------------------------------------------
+    # --- the one text encoder: a network has none, some bases have several --------------------------------------------
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts -> token ids (N, L); raises Refused where there is no text encoder."""
-        raise Refused(f"{self.name!r} has no text encoder")
+        """Prompts -> token ids (N, L); raises Refused where there is not one text encoder."""
+        raise self._not_one_encoder()
 
     def encode_ids(self, ids: Tensor) -> Tensor:
-        """Token ids (N, L) -> text (N, L, D); raises Refused where there is no text encoder."""
-        raise Refused(f"{self.name!r} has no text encoder")
+        """Token ids (N, L) -> text (N, L, D); raises Refused where there is not one text encoder."""
+        raise self._not_one_encoder()
 
     def covariance(self) -> Any:
-        """The second moment of the text encoder's outputs; raises Refused where there is no text encoder."""
-        raise Refused(f"{self.name!r} has no text encoder")
+        """The second moment of the text encoder's outputs; raises Refused where there is not one text encoder."""
+        raise self._not_one_encoder()
+
+    def _not_one_encoder(self) -> Refused:
+        found = {0: "no text encoder", 2: "two text encoders"}[len(self.word_tables)]
+        return Refused(f"{self.name!r} has {found}, and this works on a base with one, such as Stable Diffusion 1.x")
 
 
 def find_roles(modules: Mapping[str, nn.Module], rules: Rules) -> dict[str, tuple[str, ...]]:

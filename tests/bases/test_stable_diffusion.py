@@ -96,7 +96,7 @@ def test_the_pipeline_samples_without_progress_bars(fixture, request, capfd):
 def test_a_token_of_several_vectors_is_spelled_out(tiny_base):
     tokenizer = copy.deepcopy(tiny_base.tokenizer)
     tokenizer.add_tokens(["<biscuit>", "<biscuit>_1"])
-    tiny_base.tokenizer = tokenizer
+    tiny_base.pipeline.tokenizer = tokenizer
     assert tiny_base.pipeline.tokenizer is tokenizer
     known = len(tokenizer)
     assert tiny_base.tokenize(["a <biscuit> cat"])[0, 2:4].tolist() == [known - 2, known - 1]
@@ -108,7 +108,7 @@ def test_a_base_with_new_tokens_merged_is_saved_with_them(tiny_base, tmp_path):
     tokenizer.add_tokens(["<biscuit>"])
     longer = nn.Embedding.from_pretrained(torch.cat([table.weight, torch.full((1, 32), 0.5)]))
     tiny_base.replace_(path, longer)
-    tiny_base.tokenizer = tokenizer
+    tiny_base.pipeline.tokenizer = tokenizer
     tiny_base.save(tmp_path / "merged")
     again = load_base(tmp_path / "merged", device="cpu")
     assert torch.equal(again.condition(["a <biscuit> cat"]).text, tiny_base.condition(["a <biscuit> cat"]).text)

@@ -36,10 +36,9 @@ from .adapter import (
 from .class_rows import ClassRows, class_rows
 from .tasks import fold_, observing
 from .token import TokenAdapter
-from .tokenizer import RANDOM_START, expand_vectors, initial_vectors, innermost, renew_tokenizer, table_with_rows
+from .tokenizer import expand_vectors, innermost, renew_tokenizer, table_with_rows, token_adapters
 
 FORMAT_VERSION = 1
-TOKEN_ROLE = "text.token_embedding"
 
 
 class Attachment:
@@ -353,9 +352,8 @@ def attach(
     tokens = dict(tokens or {})
     if method.needs_word and not tokens:
         raise Refused(f'{method.title} needs at least one new token, for example tokens={{"<biscuit>": "cat"}}')
-    if tokens and base.tokenizer is None:
-        advice = "with one text encoder; take a rare word (for a subject train.train_token=false concept.token=sks)"
-        raise Refused(f"{base.name!r} cannot learn the new token {min(tokens)!r}, as bases do {advice}")
+    if tokens and not base.word_tables:
+        raise Refused(f"{base.name!r} cannot learn the new token {min(tokens)!r}: it has no text encoder")
     base.freeze_()
     patterns = list(method.default_roles(base.roles) if roles is None else roles)
     selected = {} if method.words_only else base.select(patterns)
@@ -375,14 +373,11 @@ def attach(
         raise Refused(f"{method.name} can adapt none of the {len(selected)} layers of {', '.join(patterns)}")
     if tokens:
         tokens = expand_vectors(base, tokens, method.vectors_per_word())
-        for path in base.roles.get(TOKEN_ROLE, ()):
-            if path in adapters:
-                raise Refused(
-                    f"{path} cannot be adapted and learn new tokens at once; leave {TOKEN_ROLE} out of the roles"
-                )
-            start = initial_vectors(base, path, tokens, generator)
-            drawn = RANDOM_START in tokens.values()
-            adapters[path] = TokenAdapter(base.module(path), start, drawn=drawn)
+        words = token_adapters(base, tokens, generator)
+        if taken := sorted(words.keys() & adapters.keys()):
+            role = selected[taken[0]]
+            raise Refused(f"{taken[0]} cannot be adapted and learn new tokens at once; leave {role} out of the roles")
+        adapters |= words
     if classes:
         adapters |= class_rows(base, classes)
     attachment = Attachment(base, method, patterns, tokens, adapters, classes)

@@ -1,8 +1,11 @@
-"""The tokenizer and embedding table of a base, as the new tokens of its attachments need them."""
+"""The tokenizers and embedding tables of a base, as the new tokens of its attachments need them.
+
+A base with several text encoders learns each word in all of them: a row in each table, under the same name.
+"""
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +17,15 @@ from .token import TokenAdapter
 
 _TWINS = "the tokens {} differ in the case of letters alone, which the tokenizer of {!r} does not see; rename one"
 RANDOM_START = "<random>"  # as the text that a new token starts from: none, a random vector
+
+
+def word_tables(base: Any) -> dict[str, Any]:
+    """Path of each embedding table that learns new words -> the tokenizer that makes its identities."""
+    return {
+        path: getattr(base.pipeline, name)
+        for role, name in base.word_tables.items()
+        for path in base.roles.get(role, ())
+    }  # fmt: skip
 
 
 def expand_vectors(base: Any, tokens: Mapping[str, str], vectors: int) -> dict[str, str]:
@@ -94,21 +106,33 @@ def initial_vectors(base: Any, path: str, tokens: Mapping[str, str], generator: 
             row = held.mean(0) + held.std(0) * drawn
             rows.append(row * (held.norm(dim=1).median() / row.norm()))
             continue
-        ids = base.tokenizer(text, add_special_tokens=False).input_ids
+        ids = word_tables(base)[path](text, add_special_tokens=False).input_ids
         if not ids:
             raise Refused(f"token {token!r} cannot start from {text!r}: the tokenizer knows no word of it")
         rows.append(table[ids].float().mean(0))
     return torch.stack(rows)
 
 
+def token_adapters(base: Any, tokens: Mapping[str, str], generator: torch.Generator) -> dict[str, Adapter]:
+    """Path of each embedding table -> an adapter with a new row for every token, where it starts."""
+    drawn = RANDOM_START in tokens.values()
+    return {
+        path: TokenAdapter(base.module(path), initial_vectors(base, path, tokens, generator), drawn=drawn)
+        for path in word_tables(base)
+    }
+
+
 def renew_tokenizer(base: Any) -> None:
-    """Gives the base a tokenizer that knows the tokens of all its attachments, and each adapter its identities."""
-    if base.tokenizer is None:
-        return
-    original = getattr(base.tokenizer, "diffadapt_original", base.tokenizer)
+    """Gives the base tokenizers that know the tokens of all its attachments, and each adapter its identities."""
+    for role, name in base.word_tables.items():
+        setattr(base.pipeline, name, _renewed(base, getattr(base.pipeline, name), base.roles.get(role, ())))
+
+
+def _renewed(base: Any, tokenizer: Any, paths: Sequence[str]) -> Any:
+    """One of a base's tokenizers, which serves the embedding tables at these paths."""
+    original = getattr(tokenizer, "diffadapt_original", tokenizer)
     if not any(attachment.tokens for attachment in base.attachments):
-        base.tokenizer = original
-        return
+        return original
     tokenizer = copy.deepcopy(original)
     for attachment in base.attachments:
         if not attachment.tokens:
@@ -119,11 +143,11 @@ def renew_tokenizer(base: Any) -> None:
             raise Refused(
                 f"one of the tokens {', '.join(names)} is taught by another attachment already; detach it first"
             )
-        for adapter in attachment.adapters.values():
-            if isinstance(adapter, TokenAdapter):
+        for path in paths:
+            if isinstance(adapter := attachment.adapters.get(path), TokenAdapter):
                 adapter.first = before
     tokenizer.diffadapt_original = original
-    base.tokenizer = tokenizer
+    return tokenizer
 
 
 def table_with_rows(layer: nn.Module, rows: Tensor) -> nn.Embedding:

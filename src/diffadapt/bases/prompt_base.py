@@ -1,17 +1,85 @@
 """Bases whose pictures a diffusers pipeline makes from encoded prompts, with pooled text beside them or without."""
 
-from collections.abc import Sequence
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..conditioning import Conditioning
+from ..errors import Refused
 from .base import Base
 
 
 class PromptBase(Base):
-    """A base whose pipeline takes `prompt_embeds`; unconditional rows come first."""
+    """A base whose pipeline takes `prompt_embeds`; unconditional rows come first.
+
+    New words are learned in its CLIP text encoders, in all of them together.
+    """
+
+    word_tables: Mapping[str, str] = MappingProxyType({"text.token_embedding": "tokenizer"})
+
+    @property
+    def tokenizer(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The first text encoder's."""
+        return self.pipeline.tokenizer
+
+    def check_parts(self) -> None:
+        for tokenizer, encoder in self._encoders():
+            # CLIP's pooled text is that of the end token. Files of before transformers 4.30 say 2 for it, which is read
+            # as "the largest identity": a new word's would be taken for the end.
+            if encoder.config.eos_token_id == 2 != tokenizer.eos_token_id:
+                encoder.config.eos_token_id = tokenizer.eos_token_id
+                for module in encoder.modules():
+                    if getattr(module, "eos_token_id", None) == 2:
+                        module.eos_token_id = tokenizer.eos_token_id
+
+    def _encoders(self) -> Iterable[tuple[Any, Any]]:
+        """The tokenizer and the text encoder of each table of words."""
+        for name in self.word_tables.values():
+            yield getattr(self.pipeline, name), getattr(self.pipeline, name.replace("tokenizer", "text_encoder"))
+
+    # --- prompts ------------------------------------------------------------------------------------------------------
+
+    def spelled(self, prompt: str) -> str:
+        """A token of several vectors becomes "<t> <t>_1 <t>_2", as diffusers' own pipeline does."""
+        added = self.tokenizer.added_tokens_encoder
+        for token in [token for token in added if f"{token}_1" in added]:
+            first = re.compile(_as_a_word(token), re.IGNORECASE)  # as the tokenizer finds it
+            if re.search(_as_a_word(f"{token}_1"), prompt, re.IGNORECASE):
+                continue
+            further = itertools.takewhile(added.__contains__, (f"{token}_{i}" for i in itertools.count(1)))
+            whole = " ".join([token, *further])
+            prompt = first.sub(lambda _, whole=whole: whole, prompt)
+        return prompt
+
+    def without_new_words(self, prompt: str) -> str:
+        """A prompt as an encoder reads it that learns none: "a <biscuit> cat" becomes "a cat"."""
+        added = [str(token) for token in self.tokenizer.added_tokens_decoder.values() if not token.special]
+        for token in sorted(added, key=len, reverse=True):  # "<t>_1" before "<t>"
+            prompt = re.sub(_as_a_word(token) + r"\s*", "", prompt, flags=re.IGNORECASE)
+        return prompt.strip()
+
+    def encode_clip(self, tokenizer: Any, encoder: Any, prompts: Sequence[str], length: int) -> tuple[Tensor, Any]:
+        """Token ids (N, length) and the output of a CLIP text encoder, hidden states included."""
+        spelled = [self.spelled(prompt) for prompt in prompts]
+        found = tokenizer(spelled, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        ids = found.input_ids.to(self.device)
+        return ids, encoder(ids, output_hidden_states=True)
+
+    def check_noun(self, noun: str) -> None:
+        """Raises Refused when the base cannot know a class noun."""
+        ids = self.tokenizer(noun, add_special_tokens=False).input_ids
+        unknown = getattr(self.tokenizer, "unk_token_id", None)
+        special = self.tokenizer.eos_token_id
+        if not ids or (unknown is not None and unknown != special and unknown in ids):
+            raise Refused(f"class noun {noun!r} has no word in the tokenizer of {self.name!r}; use a plain word: 'dog'")
+
+    # --- pictures and files -------------------------------------------------------------------------------------------
 
     def generate(
         self,
@@ -41,8 +109,13 @@ class PromptBase(Base):
             output_type="pt",
         ).images.float()
 
-    def encode_clip(self, tokenizer: Any, encoder: Any, prompts: Sequence[str], length: int) -> tuple[Tensor, Any]:
-        """Token ids (N, length) and the output of a CLIP text encoder, hidden states included."""
-        found = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        ids = found.input_ids.to(self.device)
-        return ids, encoder(ids, output_hidden_states=True)
+    def save_pipeline(self, folder: Path) -> None:
+        for _, encoder in self._encoders():
+            encoder.config.vocab_size = encoder.get_input_embeddings().weight.shape[0]
+        super().save_pipeline(folder)
+
+
+def _as_a_word(token: str) -> str:
+    """The pattern of a token where it stands by itself: one that begins or ends in a letter is no part of a word."""
+    before = r"(?<!\w)" if re.match(r"\w", token) else ""
+    return before + re.escape(token) + (r"(?!\w)" if re.search(r"\w$", token) else "")

@@ -8,8 +8,8 @@
 block has one stream of picture patches and one of text, which attend to both together. Its layers have the roles of
 other families where they do the same: keys and values of the text stream bring the text to the picture, so they are
 `cross_attention.key` and `.value`; the text's own way through the block is `context.*`. The T5 encoder may be missing,
-as its pipeline allows: its places are then zeros. A new word would have to be learned in three encoders at once: there
-is no tokenizer to bring one to, and methods that need a word are refused.
+as its pipeline allows: its places are then zeros. A new word is learned in both CLIP encoders together; T5 reads the
+prompt without it.
 
 The denoiser's time is T times the noise's share s, so training step t stands for s = t / T, and steps are drawn evenly.
 The scheduler's shift moves the steps of sampling towards the noise; `generate` leaves that to the pipeline.
@@ -17,6 +17,7 @@ The scheduler's shift moves the steps of sampling towards the noise; `generate` 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -91,6 +92,7 @@ class StableDiffusion3(PromptBase):
     }  # fmt: skip
     parts: ClassVar[tuple[str, ...]] = ("transformer", "text_encoder", "text_encoder_2")
     prediction_types: ClassVar[tuple[str, ...]] = ("flow",)
+    word_tables = MappingProxyType({"text.token_embedding": "tokenizer", "text_2.token_embedding": "tokenizer_2"})
 
     def modules(self) -> Mapping[str, nn.Module]:
         third = self.pipeline.text_encoder_3
@@ -123,7 +125,11 @@ class StableDiffusion3(PromptBase):
         if self.pipeline.text_encoder_3 is None:
             return None
         found = self.pipeline.tokenizer_3(
-            list(prompts), padding="max_length", max_length=T5_PLACES, truncation=True, return_tensors="pt"
+            [self.without_new_words(prompt) for prompt in prompts],
+            padding="max_length",
+            max_length=T5_PLACES,
+            truncation=True,
+            return_tensors="pt",
         )
         return self.pipeline.text_encoder_3(found.input_ids.to(self.device)).last_hidden_state
 

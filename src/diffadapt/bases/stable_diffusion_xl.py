@@ -6,13 +6,13 @@
 
 (Podell et al. 2023, arXiv:2307.01952, section 2.2.) Pictures are trained on as they are: their size is that of the
 latents, and nothing is cropped. The base of version 1.0 reads the empty prompt as zeros, which its pipeline's
-`force_zeros_for_empty_prompt` says. A new word would have to be learned in two encoders at once: there is no tokenizer
-to bring one to, and methods that need a word are refused.
+`force_zeros_for_empty_prompt` says. A new word is learned in both encoders together.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -51,20 +51,21 @@ class StableDiffusionXL(PromptBase):
     }  # fmt: skip
     parts: ClassVar[tuple[str, ...]] = ("unet", "text_encoder", "text_encoder_2")
     prediction_types: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction")
+    word_tables = MappingProxyType({"text.token_embedding": "tokenizer", "text_2.token_embedding": "tokenizer_2"})
 
     @property
     def side_step(self) -> int:
         return math.lcm(self.downsampling, 8)  # diffusers' pipeline refuses anything else
 
     def check_parts(self) -> None:
+        super().check_parts()
         if self.denoiser.config.addition_embed_type != "text_time":
             raise Refused(f"{self.name} is no text-to-image model of SDXL: its UNet takes no pooled text and sizes")
 
     def condition(self, prompts: Sequence[str]) -> Conditioning:
         """N prompts -> `token_ids` (N, L) of the first tokenizer, `text` (N, L, D1 + D2), `pooled_text` (N, P)."""
         pipeline, states, ids, pooled = self.pipeline, [], [], None
-        encoders = ((pipeline.tokenizer, pipeline.text_encoder), (pipeline.tokenizer_2, pipeline.text_encoder_2))
-        for tokenizer, encoder in encoders:
+        for tokenizer, encoder in self._encoders():
             length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
             found, output = self.encode_clip(tokenizer, encoder, prompts, length)
             ids.append(found)

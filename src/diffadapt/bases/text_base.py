@@ -1,12 +1,9 @@
 """Bases with one CLIP text encoder: prompts, tokens, class nouns and the second moment of the encodings."""
 
 import difflib
-import itertools
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -21,34 +18,14 @@ class TextBase(PromptBase):
 
     _covariance: Covariance | None = None
 
-    @property
-    def tokenizer(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.pipeline.tokenizer
-
-    @tokenizer.setter
-    def tokenizer(self, tokenizer: Any) -> None:
-        self.pipeline.tokenizer = tokenizer
-
     # --- prompts ------------------------------------------------------------------------------------------------------
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """N prompts -> identities (N, L); a token of several vectors is spelled out, a long prompt is cut."""
-        spelled = [self._spelled(prompt) for prompt in prompts]
+        spelled = [self.spelled(prompt) for prompt in prompts]
         length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
         ids = self.tokenizer(spelled, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         return ids.input_ids.to(self.device)
-
-    def _spelled(self, prompt: str) -> str:
-        """A token of several vectors becomes "<t> <t>_1 <t>_2", as diffusers' own pipeline does."""
-        added = self.tokenizer.added_tokens_encoder
-        for token in [token for token in added if f"{token}_1" in added]:
-            first = re.compile(_as_a_word(token), re.IGNORECASE)  # as the tokenizer finds it
-            if re.search(_as_a_word(f"{token}_1"), prompt, re.IGNORECASE):
-                continue
-            further = itertools.takewhile(added.__contains__, (f"{token}_{i}" for i in itertools.count(1)))
-            whole = " ".join([token, *further])
-            prompt = first.sub(lambda _, whole=whole: whole, prompt)
-        return prompt
 
     def encode_ids(self, ids: Tensor) -> Tensor:
         """Identities (N, L) -> text (N, L, D), with gradient where it is enabled."""
@@ -71,15 +48,7 @@ class TextBase(PromptBase):
                     f"It knows the kinds {', '.join(kinds)} and the nouns {', '.join(nouns)}"
                 )
             return
-        ids = self.tokenizer(noun, add_special_tokens=False).input_ids
-        unknown = getattr(self.tokenizer, "unk_token_id", None)
-        special = self.tokenizer.eos_token_id
-        if not ids or (unknown is not None and unknown != special and unknown in ids):
-            raise Refused(f"class noun {noun!r} has no word in the tokenizer of {self.name!r}; use a plain word: 'dog'")
-
-    def save_pipeline(self, folder: Path) -> None:
-        self.text_encoder.config.vocab_size = self.text_encoder.get_input_embeddings().weight.shape[0]
-        super().save_pipeline(folder)
+        super().check_noun(noun)
 
     # --- the text encoder's second moment -----------------------------------------------------------------------------
 
@@ -112,9 +81,3 @@ class TextBase(PromptBase):
                 )
             self._covariance = found
         return self._covariance
-
-
-def _as_a_word(token: str) -> str:
-    """The pattern of a token where it stands by itself: one that begins or ends in a letter is no part of a word."""
-    before = r"(?<!\w)" if re.match(r"\w", token) else ""
-    return before + re.escape(token) + (r"(?!\w)" if re.search(r"\w$", token) else "")

@@ -1,10 +1,12 @@
 """New words in the files of textual inversion, written and read: a tensor (vectors, D) for each word.
 
     emb_params         what the A1111 family writes; the word is the file's name
-    clip_l             what ComfyUI and kohya's scripts write for one encoder of several; the same
+    clip_l, clip_g     what ComfyUI, kohya's scripts and diffusers write for the two encoders of Stable Diffusion XL
+                       and 3; the same. clip_l may stand alone
     any single key     what diffusers writes; the word is the key
 
-Written is the last form, which all of them read. ComfyUI calls a word by its file: `embedding:<file name>`.
+Written is the last form for one encoder and the second for two, which all of them read. ComfyUI calls a word by its
+file: `embedding:<file name>`.
 """
 
 import re
@@ -15,12 +17,13 @@ import torch
 from torch import Tensor
 
 from ..adapters import Attachment, Token, attach
-from ..adapters.attach import TOKEN_ROLE
+from ..adapters.tokenizer import word_tables
 from ..errors import Refused
 from ..files import save_tensors
 from ..network import Network
 
 _NAMELESS = ("emb_params", "clip_l")
+_OF_TWO = ("clip_l", "clip_g")
 _MOST = 16  # vectors of one word, as in Token
 
 
@@ -39,14 +42,15 @@ def word_files(attachment: Attachment, beside: Path) -> dict[Path, dict[str, Ten
     words = list(attachment.tokens)[::vectors]  # "<t>", "<t>_1", ... stand one behind the other
     files: dict[Path, dict[str, Tensor]] = {}
     taken: set[str] = set()
-    for word, own in zip(words, rows[0].split(vectors), strict=True):
+    for word, *own in zip(words, *(each.split(vectors) for each in rows), strict=True):
         plain = first = re.sub(r"\W+", "-", word).strip("-") or "word"
         number = 1
         while plain.lower() in taken:  # two words that differ in signs alone, or in the case of letters
             number += 1
             plain = f"{first}-{number}"
         taken.add(plain.lower())
-        files[beside.with_name(f"{name}-{plain}.safetensors")] = {word: own}
+        keys = (word,) if len(own) == 1 else _OF_TWO
+        files[beside.with_name(f"{name}-{plain}.safetensors")] = dict(zip(keys, own, strict=True))
     for path in files:
         if path.exists():
             raise Refused(f"{path}, where a new word would go, exists already; choose another name for all")
@@ -59,7 +63,7 @@ def write_words(files: Mapping[Path, Mapping[str, Tensor]]) -> list[Path]:
 
 
 def is_word(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a file is textual inversion, by its one tensor of one or several vectors."""
+    """Whether a file is textual inversion, by its tensor of one or several vectors for each encoder."""
     own = [name for name in tensors if name not in ("clip_g",)]
     return len(own) == 1 and tensors[own[0]].ndim in (1, 2) and (own[0] in _NAMELESS or "." not in own[0])
 
@@ -74,27 +78,33 @@ def attach_word(base: Network, source: Path, tensors: Mapping[str, Tensor], toke
         token: what the word is to be called; None: as the file says, in the signs <>.
 
     Raises:
-        Refused: it is of SDXL, of another width, or longer than a token of diffadapt.
+        Refused: it is for another number of encoders, of another width, or longer than a token of diffadapt.
     """
-    if len(tensors) > 1:
-        raise Refused(f"{source} is textual inversion for SDXL, which has two text encoders; no such base is known")
-    (key,) = tensors
-    vectors = torch.atleast_2d(tensors[key].float())
-    (path,) = base.roles[TOKEN_ROLE]
-    width = base.module(path).get_parameter("weight").shape[1]
-    if vectors.shape[1] != width:
+    paths = list(word_tables(base))
+    keys = _OF_TWO if len(tensors) > 1 else tuple(tensors)
+    if len(keys) != len(paths):
         raise Refused(
-            f"{source} is textual inversion of width {vectors.shape[1]}, and the text encoder of {base.name!r} has "
-            f"{width}; it was trained on another kind of base"
+            f"{source} is textual inversion for {len(keys)} text encoder(s), and {base.name!r} has {len(paths)}; "
+            "it was trained on another kind of base"
         )
-    if not 1 <= len(vectors) <= _MOST:
-        raise Refused(f"{source} has {len(vectors)} vectors; a token of diffadapt has 1 to {_MOST}")
+    vectors = {path: torch.atleast_2d(tensors[key].float()) for path, key in zip(paths, keys, strict=True)}
+    for path, rows in vectors.items():
+        width = base.module(path).get_parameter("weight").shape[1]
+        if rows.shape[1] != width:
+            raise Refused(
+                f"{source} is textual inversion of width {rows.shape[1]}, and the text encoder of {base.name!r} has "
+                f"{width}; it was trained on another kind of base"
+            )
+    counts, key = {len(rows) for rows in vectors.values()}, keys[0]
+    if len(counts) > 1 or not 1 <= min(counts) <= _MOST:
+        listed = " and ".join(map(str, sorted(counts)))
+        raise Refused(f"{source} has {listed} vectors; a token of diffadapt has 1 to {_MOST}, as many for each encoder")
     word = source.stem if key in _NAMELESS else key
     plain = re.sub(r"\W+", " ", word).strip()
     word = token or (word if word.startswith("<") else f"<{'-'.join(plain.split())}>")
-    attachment = attach(base, Token(vectors=len(vectors)), tokens={word: plain or "a"})
+    attachment = attach(base, Token(vectors=counts.pop()), tokens={word: plain or "a"})
     try:
-        attachment.load_state_dict({f"{path}.vectors": vectors})
+        attachment.load_state_dict({f"{path}.vectors": rows for path, rows in vectors.items()})
     except Refused:
         attachment.detach()
         raise
