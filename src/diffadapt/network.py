@@ -151,6 +151,10 @@ class Network:
         if on:
             raise Refused(f"{self.name!r} keeps what its layers compute; train without gradient_checkpointing")
 
+    def original_names(self) -> dict[str, str]:
+        """Path of a denoiser's layer -> its name before diffusers, where files of other tools have that one."""
+        return {}
+
     # --- the one text encoder: a network has none, some bases have several --------------------------------------------
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:

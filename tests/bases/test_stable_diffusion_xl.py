@@ -9,11 +9,13 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from diffadapt.adapters import LoRA, attach
+from diffadapt.adapters import LoRA, attach, load_adapter
 from diffadapt.bases import load_base
+from diffadapt.bases.original_layout import unet_name
 from diffadapt.bases.quiet import quiet
 from diffadapt.data.styles import load_styles
-from diffadapt.interchange import export_adapter
+from diffadapt.files import save_tensors
+from diffadapt.interchange import export_adapter, import_adapter
 from diffadapt.recipes.style import train_style
 from diffadapt.sampling.sample import sample
 
@@ -137,3 +139,112 @@ def test_lora_is_trained_sampled_and_exported(base, tmp_path):
     assert {name.split("_text_model_")[0] for name in load_file(file)} == {"lora_te1", "lora_te2"}
     saved = base.save(tmp_path / "saved")
     assert load_base(saved, device="cpu").fingerprint == base.fingerprint
+
+
+# a layer -> its name in the files of sd-scripts, which has the original checkpoint's names for the UNet of XL
+SGM = {
+    "unet.down_blocks.0.resnets.0.conv1": "lora_unet_input_blocks_1_0_in_layers_2",
+    "unet.down_blocks.0.downsamplers.0.conv": "lora_unet_input_blocks_2_0_op",
+    "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k":
+        "lora_unet_input_blocks_3_1_transformer_blocks_0_attn2_to_k",
+    "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q":
+        "lora_unet_middle_block_1_transformer_blocks_0_attn1_to_q",
+    "unet.up_blocks.0.attentions.1.transformer_blocks.0.ff.net.2":
+        "lora_unet_output_blocks_1_1_transformer_blocks_0_ff_net_2",
+    "unet.up_blocks.0.upsamplers.0.conv": "lora_unet_output_blocks_1_2_conv",
+    "text_encoder.encoder.layers.0.self_attn.q_proj": "lora_te1_text_model_encoder_layers_0_self_attn_q_proj",
+    "text_encoder.encoder.layers.0.self_attn.out_proj": "lora_te1_text_model_encoder_layers_0_self_attn_out_proj",
+    "text_encoder_2.text_model.encoder.layers.1.self_attn.out_proj":
+        "lora_te2_text_model_encoder_layers_1_self_attn_out_proj",
+    "text_encoder_2.text_model.encoder.layers.1.mlp.fc1": "lora_te2_text_model_encoder_layers_1_mlp_fc1",
+}  # fmt: skip
+
+
+def sgm_file(base, path: Path, layers) -> Path:
+    """A LoRA of rank 2 and alpha 1 on these layers, as sd-scripts writes it."""
+    generator, tensors = torch.Generator().manual_seed(3), {}
+    for layer in layers:
+        out, inside, *kernel = base.module(layer).weight.shape
+        draw = {"down": (2, inside, *kernel), "up": (out, 2, *[1] * len(kernel))}
+        for part, shape in draw.items():
+            tensors[f"{SGM[layer]}.lora_{part}.weight"] = 0.3 * torch.randn(*shape, generator=generator)
+        tensors[f"{SGM[layer]}.alpha"] = torch.tensor(1.0)
+    return save_tensors(path, tensors)
+
+
+def test_a_lora_of_sd_scripts_is_read_layer_by_layer(base, tmp_path):
+    (file,), _ = import_adapter(
+        base, sgm_file(base, tmp_path / "theirs.safetensors", SGM), tmp_path / "ours.safetensors"
+    )
+    theirs, ours = load_file(tmp_path / "theirs.safetensors"), load_file(file)
+    for layer, name in SGM.items():
+        down, up = (theirs[f"{name}.lora_{part}.weight"] for part in ("down", "up"))
+        product = 0.5 * up.flatten(1) @ down.flatten(1)  # alpha / rank
+        adapter = load_adapter(base, file)
+        weight = adapter.adapters[layer].weight(base.module(layer).innermost().weight)
+        torch.testing.assert_close((weight - adapter.adapters[layer].innermost().weight).flatten(1), product)
+        adapter.detach()
+    assert len(ours) >= 2 * len(SGM)
+
+
+def test_a_lora_of_sd_scripts_draws_what_it_draws_in_diffusers(base, folder, tmp_path):
+    from diffusers import StableDiffusionXLPipeline
+
+    attention = [layer for layer in SGM if "attn" in layer or "ff" in layer or "mlp" in layer]
+    file = sgm_file(base, tmp_path / "theirs.safetensors", attention)
+    with quiet():
+        plain = StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
+        plain.set_progress_bar_config(disable=True)
+        plain.load_lora_weights(str(tmp_path), weight_name=file.name)
+        expected = plain(
+            ["a red cat"], num_inference_steps=2, guidance_scale=4.0, width=32, height=24,
+            generator=[torch.Generator().manual_seed(5)],
+        ).images  # fmt: skip
+    (ours,), _ = import_adapter(base, file, tmp_path / "ours.safetensors")
+    before = sample(base, "a red cat", seed=5, guidance=4.0, width=32, height=24)[0]
+    found = sample(base, "a red cat", seed=5, guidance=4.0, width=32, height=24, adapters=[(ours, 1.0)])[0]
+    assert np.abs(pixels(found) - pixels(expected[0])).max() <= 1 < np.abs(pixels(before) - pixels(found)).max()
+
+
+def test_the_original_names_of_xl_are_those_of_its_checkpoint():
+    """Three levels of two blocks, as in the published configuration: places counted by hand."""
+    attention = [True, True, False]
+    for name, original in {
+        "down_blocks.1.attentions.0.proj_in": "input_blocks.4.1.proj_in",
+        "down_blocks.2.attentions.1.proj_in": "input_blocks.8.1.proj_in",
+        "down_blocks.1.downsamplers.0.conv": "input_blocks.6.0.op",
+        "mid_block.resnets.1.conv2": "middle_block.2.out_layers.3",
+        "up_blocks.0.attentions.0.proj_out": "output_blocks.0.1.proj_out",
+        "up_blocks.1.attentions.2.proj_out": "output_blocks.5.1.proj_out",
+        "up_blocks.0.upsamplers.0.conv": "output_blocks.2.2.conv",
+        "up_blocks.2.resnets.2.conv_shortcut": "output_blocks.8.0.skip_connection",
+        "add_embedding.linear_2": "label_emb.0.2",
+        "time_embedding.linear_1": "time_embed.0",
+    }.items():
+        assert unet_name(f"{name}.weight", 3, attention) == f"{original}.weight"
+
+
+def test_a_lora_that_leaves_draws_in_diffusers_what_it_draws_here(base, folder, tmp_path):
+    from diffusers import StableDiffusionXLPipeline
+
+    roles = ["cross_attention.*", "feed_forward.*", "text.self_attention.*", "text_2.self_attention.*"]
+    attachment = attach(base, LoRA(rank=2, alpha=1.0), roles)
+    generator = torch.Generator().manual_seed(6)
+    for adapter in attachment.adapters.values():
+        adapter.up.data = 0.3 * torch.randn(adapter.up.shape, generator=generator)
+    found = sample(base, "a red cat", seed=5, guidance=4.0, width=32, height=24)[0]
+    saved = attachment.save(tmp_path / "ours.safetensors")
+    attachment.detach()
+    (file,), _ = export_adapter(base, saved, tmp_path / "theirs.safetensors", to="lora")
+    with quiet():
+        plain = StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
+        plain.set_progress_bar_config(disable=True)
+        plain.load_lora_weights(str(tmp_path), weight_name=file.name)
+        generators = [torch.Generator().manual_seed(5)]
+        expected = plain("a red cat", num_inference_steps=2, guidance_scale=4.0, width=32, height=24,
+                         generator=generators).images[0]  # fmt: skip
+    before = sample(base, "a red cat", seed=5, guidance=4.0, width=32, height=24)[0]
+    assert np.abs(pixels(found) - pixels(expected)).max() <= 1 < np.abs(pixels(before) - pixels(found)).max()
+    (back,), _ = import_adapter(base, file, tmp_path / "back.safetensors")
+    again = sample(base, "a red cat", seed=5, guidance=4.0, width=32, height=24, adapters=[(back, 1.0)])[0]
+    assert np.abs(pixels(found) - pixels(again)).max() <= 1

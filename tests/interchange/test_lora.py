@@ -324,7 +324,7 @@ REFUSED_TO_READ = {
     "lora_unet_conv_in.oft_blocks": "oft_blocks",
     "lora_unet_conv_in.on_input": "IA3",
     "bundle_emb.cat.string_to_param.*": "words bundled into it",
-    "lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": "SDXL, which has two text encoders",
+    "lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": "it is of SDXL, and this base is not",
     "lora_unet_nowhere.lora_up.weight": "a layer 'lora_unet_nowhere', which base .* does not have",
 }
 

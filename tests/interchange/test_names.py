@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -16,7 +18,10 @@ def test_kohya_names_are_as_its_scripts_write_them():
 @pytest.mark.parametrize("path", [UNET, TEXT])
 def test_every_spelling_of_a_layer_leads_to_it(path):
     bare = path.partition(".")[2]
-    names = known_names([UNET, TEXT])
+    base = SimpleNamespace(
+        modules=lambda: {"unet": None, "text_encoder": None}, roles={"any": (UNET, TEXT)}, original_names=dict
+    )
+    names = known_names(base)
     assert {names[bare], names[path], names[kohya_name(path)]} == {path}
     if path == TEXT:
         assert names[f"text_model.{bare}"] == names[f"clip_l.text_model.{bare}"] == path

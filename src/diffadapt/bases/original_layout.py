@@ -1,4 +1,4 @@
-"""A base as one .safetensors file in the layout of the original Stable Diffusion 1.x checkpoints.
+"""A base as one .safetensors file in the layout of the original Stable Diffusion 1.x checkpoints, and its names.
 
     unet            model.diffusion_model.input_blocks.1.1.transformer_blocks.0. ...
     vae             first_stage_model.encoder.down.0.block.0. ...
@@ -25,6 +25,7 @@ _RESIDUAL = {
 }  # fmt: skip
 _ENDS = {
     "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
     "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
 }  # fmt: skip
 _ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}

@@ -22,6 +22,7 @@ from ..conditioning import Conditioning
 from ..errors import Refused
 from ..network import Rules
 from .local_folder import open_pipeline
+from .original_layout import unet_name
 from .prompt_base import PromptBase
 from .stable_diffusion import RULES as STABLE_DIFFUSION
 
@@ -87,6 +88,14 @@ class StableDiffusionXL(PromptBase):
             "sample": noisy, "timestep": timesteps, "encoder_hidden_states": condition.text,
             "added_cond_kwargs": added,
         }  # fmt: skip
+
+    def original_names(self) -> dict[str, str]:
+        config, names = self.denoiser.config, {}
+        attention = ["Attn" in kind for kind in config.up_block_types]
+        for path in (path for paths in self.roles.values() for path in paths if path.startswith("unet.")):
+            original = unet_name(f"{path.removeprefix('unet.')}.weight", int(config.layers_per_block) + 1, attention)
+            names[path] = original.removesuffix(".weight")
+        return names
 
     @classmethod
     def open_(cls, folder: Path, dtype: torch.dtype) -> Any:

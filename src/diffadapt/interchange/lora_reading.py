@@ -75,7 +75,7 @@ def add_pairs(
         base: whose layers the names are held against.
         alpha: (a layer's path, its rank) -> alpha, where the file holds no tensor of it.
     """
-    names = known_names(path for paths in base.roles.values() for path in paths)
+    names = known_names(base)
     layers: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for key, tensor in tensors.items():
         match = _KEY.fullmatch(key) or _MAGNITUDE.fullmatch(key)
@@ -83,7 +83,7 @@ def add_pairs(
             raise Refused(f"{source} holds {key}, which is no part of LoRA as diffadapt knows it")
         name = _plain(match[1])
         if name not in names:
-            more = "; it is of SDXL, which has two text encoders" if name.startswith("lora_te2_") else ""
+            more = "; it is of SDXL, and this base is not" if name.startswith("lora_te2_") else ""
             raise Refused(f"{source} is about a layer {name!r}, which base {base.name!r} does not have{more}")
         part = match[2] or _PARTS.get(match[3], match[3])
         layers[names[name]][part] = tensor

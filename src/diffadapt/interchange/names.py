@@ -4,18 +4,20 @@ ours        unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q
             text_encoder.encoder.layers.0.self_attn.q_proj
             transformer.transformer_blocks.0.attn.to_q
 PEFT        what follows the first dot, as a PEFT model wraps one part
-kohya       lora_unet_down_blocks_0_..., lora_te_text_model_encoder_...
+kohya       lora_unet_down_blocks_0_..., lora_te_text_model_encoder_...; of Stable Diffusion XL lora_te1_, lora_te2_
+            and the original names, lora_unet_input_blocks_4_1_...
 original    input_blocks.1.1.transformer_blocks.0.attn1.to_q: the checkpoints that came before diffusers
 """
 
 import re
-from collections.abc import Iterable
+
+from ..network import Network
 
 # Before version 5 of transformers the text encoder's layers were one level further down.
 _TEXT = "text_model."
 _PREFIXES = {
     "unet": ("", "unet.", "lora_unet."),
-    "text_encoder": ("", "text_encoder.", "lora_te.", "clip_l."),
+    "text_encoder": ("", "text_encoder.", "lora_te.", "lora_te1.", "clip_l."),
     "text_encoder_2": ("text_encoder_2.", "lora_te2.", "clip_g."),
     "text_encoder_3": ("text_encoder_3.",),
     "transformer": ("", "transformer."),
@@ -30,14 +32,17 @@ def kohya_name(path: str) -> str:
     return (prefix + name.removeprefix(_TEXT)).replace(".", "_")
 
 
-def known_names(paths: Iterable[str]) -> dict[str, str]:
-    """{name: path}: every name that PEFT, kohya's scripts and OneTrainer have for the layers."""
-    names = {}
-    for path in paths:
+def known_names(base: Network) -> dict[str, str]:
+    """{name: path}: every name that PEFT, kohya's scripts and OneTrainer have for the layers of a base."""
+    names = {f"lora_unet_{name}".replace(".", "_"): path for path, name in base.original_names().items()}
+    two = "text_encoder_2" in base.modules()
+    for path in (path for paths in base.roles.values() for path in paths):
         part, _, name = path.partition(".")
         bare = name.removeprefix(_TEXT)
         names |= {prefix + each: path for prefix in _PREFIXES[part] for each in (bare, _TEXT + bare)}
         names[kohya_name(path)] = path
+        if two:
+            names[kohya_name(path).replace("lora_te_", "lora_te1_")] = path
     return names
 
 

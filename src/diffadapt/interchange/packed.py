@@ -47,7 +47,7 @@ def by_layer(source: Path, tensors: Mapping[str, Tensor], base: Network) -> tupl
     Raises:
         Refused: a tensor that is no part of OFT, or a layer that the base does not have.
     """
-    names = known_names(path for paths in base.roles.values() for path in paths)
+    names = known_names(base)
     packed, scaled = {}, set()
     for key, tensor in tensors.items():
         match = _KEY.fullmatch(key)
