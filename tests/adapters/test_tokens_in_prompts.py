@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffadapt.adapters import Token, attach, load_adapter
-from diffadapt.adapters.tokenizer import word_tables
+from diffadapt.adapters.tokenizer import tokenizers_by_table
 from diffadapt.errors import Refused
 from diffadapt.files import load_tensors, save_tensors
 
@@ -122,4 +122,4 @@ def test_an_adapter_of_whole_numbers_or_flags_is_refused(base, tmp_path):
         save_tensors(path, {key: value.to(dtype) for key, value in tensors.items()}, header)
         with pytest.raises(Refused, match="no numbers of an adapter"):
             load_adapter(base, path)
-    assert word_tables(base)
+    assert tokenizers_by_table(base)

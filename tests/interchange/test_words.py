@@ -55,6 +55,20 @@ def test_words_of_other_bases_are_refused(base, tmp_path, tensors, says):
     assert not base.attachments and not (tmp_path / "ours.safetensors").exists()
 
 
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"emb_params": VECTORS, "clip_g": VECTORS.clone()},
+        {"clip_g": VECTORS},
+        {"clip_l": VECTORS, "clip_g": torch.ones(1, 2, 3)},
+    ],
+)
+def test_files_that_are_almost_textual_inversion_are_refused(base, tmp_path, tensors):
+    theirs = save_tensors(tmp_path / "word.safetensors", tensors)
+    with pytest.raises(Refused, match="word.safetensors"):
+        import_adapter(base, theirs, tmp_path / "ours.safetensors")
+
+
 def test_a_token_goes_with_a_word_only(base, saved, tmp_path):
     export_adapter(base, saved(LoRA(rank=2)), tmp_path / "lora.safetensors")
     with pytest.raises(Refused, match="a token goes with textual inversion"):

@@ -19,7 +19,7 @@ _TWINS = "the tokens {} differ in the case of letters alone, which the tokenizer
 RANDOM_START = "<random>"  # as the text that a new token starts from: none, a random vector
 
 
-def word_tables(base: Any) -> dict[str, Any]:
+def tokenizers_by_table(base: Any) -> dict[str, Any]:
     """Path of each embedding table that learns new words -> the tokenizer that makes its identities."""
     return {
         path: getattr(base.pipeline, name)
@@ -106,7 +106,7 @@ def initial_vectors(base: Any, path: str, tokens: Mapping[str, str], generator: 
             row = held.mean(0) + held.std(0) * drawn
             rows.append(row * (held.norm(dim=1).median() / row.norm()))
             continue
-        ids = word_tables(base)[path](text, add_special_tokens=False).input_ids
+        ids = tokenizers_by_table(base)[path](text, add_special_tokens=False).input_ids
         if not ids:
             raise Refused(f"token {token!r} cannot start from {text!r}: the tokenizer knows no word of it")
         rows.append(table[ids].float().mean(0))
@@ -118,7 +118,7 @@ def token_adapters(base: Any, tokens: Mapping[str, str], generator: torch.Genera
     drawn = RANDOM_START in tokens.values()
     return {
         path: TokenAdapter(base.module(path), initial_vectors(base, path, tokens, generator), drawn=drawn)
-        for path in word_tables(base)
+        for path in tokenizers_by_table(base)
     }
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..adapters import Attachment, Token, attach
-from ..adapters.tokenizer import word_tables
+from ..adapters.tokenizer import tokenizers_by_table
 from ..errors import Refused
 from ..files import save_tensors
 from ..network import Network
@@ -64,8 +64,9 @@ def write_words(files: Mapping[Path, Mapping[str, Tensor]]) -> list[Path]:
 
 def is_word(tensors: Mapping[str, Tensor]) -> bool:
     """Whether a file is textual inversion, by its tensor of one or several vectors for each encoder."""
-    own = [name for name in tensors if name not in ("clip_g",)]
-    return len(own) == 1 and tensors[own[0]].ndim in (1, 2) and (own[0] in _NAMELESS or "." not in own[0])
+    names = set(tensors)
+    known = names == set(_OF_TWO) or (len(names) == 1 and names != {"clip_g"} and "." not in min(names))
+    return known and all(tensor.ndim in (1, 2) for tensor in tensors.values())
 
 
 def attach_word(base: Network, source: Path, tensors: Mapping[str, Tensor], token: str | None) -> Attachment:
@@ -80,7 +81,7 @@ def attach_word(base: Network, source: Path, tensors: Mapping[str, Tensor], toke
     Raises:
         Refused: it is for another number of encoders, of another width, or longer than a token of diffadapt.
     """
-    paths = list(word_tables(base))
+    paths = list(tokenizers_by_table(base))
     keys = _OF_TWO if len(tensors) > 1 else tuple(tensors)
     if len(keys) != len(paths):
         raise Refused(
