@@ -13,6 +13,7 @@ _RESIDUAL = (
 )  # fmt: skip
 _UNET = {
     "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "conv_in": "input_blocks.0.0",
+    "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
     "conv_norm_out": "out.0", "conv_out": "out.2",
 }  # fmt: skip
 _ATTENTION = (("group_norm", "norm"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out"))
@@ -84,14 +85,22 @@ def tiny_2x_file(tiny_file: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         of_text = name.startswith("cond_stage_model.")
         (text if of_text else theirs)[name.removeprefix("cond_stage_model.transformer.text_model.")] = value
     width = text["final_layer_norm.weight"].shape[0]
+    model = open_clip(text) | {"text_projection": torch.eye(width)}
+    theirs |= {f"cond_stage_model.model.{name}": value for name, value in model.items()}
+    path = tmp_path_factory.mktemp("single-2x") / "tiny-2x.safetensors"
+    save_file({name: value.contiguous() for name, value in theirs.items()}, path)
+    return path
+
+
+def open_clip(text: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A CLIP text encoder's weights, by their names in transformers, in OpenCLIP's layout."""
     top = {
         "token_embedding.weight": "embeddings.token_embedding.weight",
         "positional_embedding": "embeddings.position_embedding.weight",
         "ln_final.weight": "final_layer_norm.weight",
         "ln_final.bias": "final_layer_norm.bias",
     }
-    model = {new: text[old] for new, old in top.items()}
-    model |= {"text_projection": torch.eye(width), "logit_scale": torch.zeros(())}
+    model = {new: text[old] for new, old in top.items()} | {"logit_scale": torch.zeros(())}
     layers = {name.split(".")[2] for name in text if name.startswith("encoder.layers.")}
     of_layer = {
         "ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2",
@@ -103,7 +112,26 @@ def tiny_2x_file(tiny_file: Path, tmp_path_factory: pytest.TempPathFactory) -> P
                 model[f"transformer.resblocks.{i}.{new}.{kind}"] = text[f"encoder.layers.{i}.{old}.{kind}"]
             parts = [text[f"encoder.layers.{i}.self_attn.{each}_proj.{kind}"] for each in "qkv"]
             model[f"transformer.resblocks.{i}.attn.in_proj_{kind}"] = torch.cat(parts)
-    theirs |= {f"cond_stage_model.model.{name}": value for name, value in model.items()}
-    path = tmp_path_factory.mktemp("single-2x") / "tiny-2x.safetensors"
-    save_file({name: value.contiguous() for name, value in theirs.items()}, path)
+    return model
+
+
+def xl_file(folder: Path, path: Path, levels: int) -> Path:
+    """The weights of a Stable Diffusion XL in one file; its folder is a configuration for it."""
+
+    def weights(part: str, stem: str) -> dict[str, torch.Tensor]:
+        return load_file(folder / part / f"{stem}.safetensors")
+
+    tensors = {}
+    for name, value in weights("unet", "diffusion_pytorch_model").items():
+        tensors[f"model.diffusion_model.{unet_name(name)}"] = value
+    for name, value in weights("vae", "diffusion_pytorch_model").items():
+        old = vae_name(name, levels)
+        convolution = "attn_1" in old and value.ndim == 2
+        tensors[f"first_stage_model.{old}"] = value[:, :, None, None] if convolution else value
+    for name, value in weights("text_encoder", "model").items():
+        tensors[f"conditioner.embedders.0.transformer.text_model.{name.removeprefix('text_model.')}"] = value
+    text = {name.removeprefix("text_model."): value for name, value in weights("text_encoder_2", "model").items()}
+    model = open_clip(text) | {"text_projection": text["text_projection.weight"].T}
+    tensors |= {f"conditioner.embedders.1.model.{name}": value for name, value in model.items()}
+    save_file({name: value.contiguous() for name, value in tensors.items()}, path)
     return path

@@ -160,7 +160,7 @@ def test_a_text_file(tmp_path):
     [
         ("lora_unet_down_blocks_0.lora_down", "an adapter"),
         ("model.diffusion_model.double_blocks.0", "FLUX"),
-        ("conditioner.embedders.0.transformer", "SDXL"),
+        ("conditioner.embedders.0.transformer", "holds no UNet .* second text encoder; expected all of .* XL"),
         ("down_blocks.0.resnets.0.conv1", "one part of a diffusers pipeline"),
         ("something", "holds no UNet and no autoencoder and no text encoder"),
     ],

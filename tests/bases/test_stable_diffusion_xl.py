@@ -14,12 +14,14 @@ from diffadapt.bases import load_base
 from diffadapt.bases.original_layout import unet_name
 from diffadapt.bases.quiet import quiet
 from diffadapt.data.styles import load_styles
+from diffadapt.errors import Refused
 from diffadapt.files import save_tensors
 from diffadapt.interchange import export_adapter, import_adapter
 from diffadapt.recipes.style import train_style
 from diffadapt.sampling.sample import sample
 
 from ..conftest import make_tokenizer
+from .conftest import xl_file
 
 
 def make_sdxl(place: Path) -> Path:
@@ -248,3 +250,32 @@ def test_a_lora_that_leaves_draws_in_diffusers_what_it_draws_here(base, folder, 
     (back,), _ = import_adapter(base, file, tmp_path / "back.safetensors")
     again = sample(base, "a red cat", seed=5, guidance=4.0, width=32, height=24, adapters=[(back, 1.0)])[0]
     assert np.abs(pixels(found) - pixels(again)).max() <= 1
+
+
+def test_a_single_file_gives_the_same_base_as_its_folder(base, folder, tmp_path, capfd):
+    file = xl_file(folder, tmp_path / "xl.safetensors", levels=2)
+    again = load_base(file, config=folder, device="cpu")
+    assert capfd.readouterr() == ("", "")
+    assert type(again) is type(base) and again.name == str(file)
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        weights, expected = (getattr(each.pipeline, part).state_dict() for each in (again, base))
+        assert weights.keys() == expected.keys()
+        assert all(torch.equal(weights[name], expected[name]) for name in weights), part
+    assert again.fingerprint == base.fingerprint and again.given == {"base_config": str(folder)}
+    pair = [sample(each, "a red cat", seed=0, steps=2, width=32, height=32)[0] for each in (again, base)]
+    assert pair[0].tobytes() == pair[1].tobytes()
+
+
+def test_a_single_file_that_does_not_fit_is_refused_in_a_sentence(folder, tiny_file, tiny_folder, tmp_path):
+    file = xl_file(folder, tmp_path / "xl.safetensors", levels=2)
+    for path, config in ((file, tiny_folder), (tiny_file, folder)):
+        with pytest.raises(Refused, match="is a stable_diffusion(_xl)?, and .* is the configuration of a"):
+            load_base(path, config=config, device="cpu")
+    tensors = load_file(file)
+    for gone, says in (
+        ("conditioner.embedders.1.", "holds no second text encoder; expected all of a Stable Diffusion XL model"),
+        ("model.diffusion_model.label_emb.0.2.weight", "part.safetensors does not fit the configuration"),
+    ):
+        save_tensors(tmp_path / "part.safetensors", {k: v for k, v in tensors.items() if not k.startswith(gone)})
+        with pytest.raises(Refused, match=says):
+            load_base(tmp_path / "part.safetensors", config=folder, device="cpu")

@@ -335,6 +335,11 @@ class Base(Network):
         """The pipeline of a folder in diffusers' format whose components were found to be there."""
         raise NotImplementedError
 
+    @classmethod
+    def open_file(cls, path: Path, configuration: Path, dtype: torch.dtype) -> Any:
+        """The pipeline of one checked .safetensors file, of a family that has such."""
+        raise NotImplementedError
+
     def move_(self, device: torch.device, dtype: torch.dtype) -> None:
         """Puts all weights on a device and in a dtype; large pictures go through the autoencoder one at a time."""
         self.pipeline.to(device, dtype)

@@ -13,7 +13,7 @@ from .dit import DiT
 from .hub import fetch_pipeline, looks_like_hub_id
 from .local_folder import INDEX, PICKLES, check_class, check_components
 from .quiet import quiet
-from .single_file import check_file, configuration_of, open_single_file
+from .single_file import check_file, configuration_of
 from .stable_diffusion import StableDiffusion
 from .stable_diffusion_3 import StableDiffusion3
 from .stable_diffusion_xl import StableDiffusionXL
@@ -77,15 +77,13 @@ def _open(name: str, dtype: torch.dtype, config: str | os.PathLike[str] | None, 
         if not (path / INDEX).is_file():
             raise Refused(f"the base {name} is missing in this installation ({path}); install diffadapt again")
     elif is_there(path) and path.is_file():
-        check_file(path)
+        kind = check_file(path)
         folder = configuration_of(path) if config is None else Path(config).expanduser()
         family = _family(folder)
-        if family is not StableDiffusion:
-            raise Refused(
-                f"{name} is a {family.family}, which is read from folders alone; save it with diffusers first"
-            )
+        if family.family != kind:
+            raise Refused(f"{name} is a {kind}, and {folder} is the configuration of a {family.family}; give its own")
         check_components(folder, family.components, {})
-        pipeline = open_single_file(path, folder, dtype)
+        pipeline = family.open_file(path, folder, dtype)
         return family(pipeline, name=name, defaults=Defaults(), prediction_type=prediction_type)
     elif not is_there(path):
         if config is not None:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from torch import Tensor
 from ..conditioning import Conditioning
 from ..errors import Refused
 from .base import Base
+from .local_folder import open_pipeline
+from .single_file import open_single_file
 
 
 class PromptBase(Base):
@@ -21,6 +23,7 @@ class PromptBase(Base):
     New words are learned in its CLIP text encoders, in all of them together.
     """
 
+    without: ClassVar[Mapping[str, Any]] = {}  # what its pipeline is opened with: components left out, and the like
     word_tables: Mapping[str, str] = MappingProxyType({"text.token_embedding": "tokenizer"})
 
     @property
@@ -108,6 +111,19 @@ class PromptBase(Base):
             generator=list(generators),
             output_type="pt",
         ).images.float()
+
+    @staticmethod
+    def pipeline_class() -> Any:
+        """The class of its pipeline; imported here, since diffusers takes seconds."""
+        raise NotImplementedError
+
+    @classmethod
+    def open_(cls, folder: Path, dtype: torch.dtype) -> Any:
+        return open_pipeline(cls.pipeline_class(), folder, dtype, cls.weights, **cls.without)
+
+    @classmethod
+    def open_file(cls, path: Path, configuration: Path, dtype: torch.dtype) -> Any:
+        return open_single_file(cls.pipeline_class(), path, configuration, dtype, cls.weights, **cls.without)
 
     def save_pipeline(self, folder: Path) -> None:
         for _, encoder in self._encoders():

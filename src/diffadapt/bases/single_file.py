@@ -1,5 +1,6 @@
-"""Stable Diffusion as one .safetensors file, in the layout of the original checkpoints."""
+"""Stable Diffusion 1.x, 2.x and XL as one .safetensors file, in the layout of the original checkpoints."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ from .hub import fetch_configuration
 from .local_folder import LOAD_ERRORS, PICKLES, first_line, tensor_names
 
 _PARTS = {"model.diffusion_model.": "UNet", "first_stage_model.": "autoencoder", "cond_stage_model.": "text encoder"}
+_PARTS_OF_XL = {
+    "model.diffusion_model.": "UNet", "first_stage_model.": "autoencoder",
+    "conditioner.embedders.0.": "first text encoder", "conditioner.embedders.1.": "second text encoder",
+}  # fmt: skip
 _OTHERS = (
     ("lora", "an adapter (LoRA); load a base and attach it there"),
-    ("conditioner.embedders.", "an SDXL checkpoint"),
     ("double_blocks.", "a FLUX checkpoint"),
     ("joint_blocks.", "a Stable Diffusion 3 checkpoint"),
     ("control_model.", "a ControlNet"),
@@ -23,22 +27,31 @@ _TEXT_WIDTH = "model.diffusion_model.input_blocks.{}.1.transformer_blocks.0.attn
 _REPOSITORIES = {
     1: "stable-diffusion-v1-5/stable-diffusion-v1-5",
     2: "stabilityai/stable-diffusion-2-1",
+    "xl": "stabilityai/stable-diffusion-xl-base-1.0",
 }
 
 
-def check_file(path: Path) -> None:
-    """Raises Refused for a file that is a pickle, cut short, or no whole Stable Diffusion 1.x / 2.x checkpoint."""
+def check_file(path: Path) -> str:
+    """The family of a checkpoint: "stable_diffusion" or "stable_diffusion_xl".
+
+    Raises:
+        Refused: it is a pickle, cut short, or no whole checkpoint of these.
+    """
     if path.suffix.lower() in PICKLES:
         raise Refused(f"{path} is a pickle, which can run code when read; convert it to .safetensors")
     if path.suffix.lower() != ".safetensors":
         raise Refused(f"{path} is no base: expected a .safetensors file or a folder with model_index.json")
     names = tensor_names(path)
-    missing = [part for prefix, part in _PARTS.items() if not any(name.startswith(prefix) for name in names)]
+    xl = any(name.startswith("conditioner.embedders.") for name in names)
+    parts = _PARTS_OF_XL if xl else _PARTS
+    missing = [part for prefix, part in parts.items() if not any(name.startswith(prefix) for name in names)]
     kind = next((kind for mark, kind in _OTHERS if any(mark in name for name in names)), None)
     if missing and kind:
-        raise Refused(f"{path} is {kind}; expected a Stable Diffusion 1.x or 2.x checkpoint in one file")
+        raise Refused(f"{path} is {kind}; expected a Stable Diffusion 1.x, 2.x or XL checkpoint in one file")
     if missing:
-        raise Refused(f"{path} holds no {' and no '.join(missing)}; expected all of a Stable Diffusion 1.x / 2.x model")
+        which = "XL" if xl else "1.x / 2.x"
+        raise Refused(f"{path} holds no {' and no '.join(missing)}; expected all of a Stable Diffusion {which} model")
+    return "stable_diffusion_xl" if xl else "stable_diffusion"
 
 
 def configuration_of(path: Path) -> Path:
@@ -52,7 +65,8 @@ def configuration_of(path: Path) -> Path:
         width = next(
             (file.get_slice(key).get_shape()[-1] for i in (1, 2, 4) if (key := _TEXT_WIDTH.format(i)) in names), None
         )
-    repository = _REPOSITORIES[2 if width == 1024 else 1]
+        xl = any(name.startswith("conditioner.embedders.") for name in names)
+    repository = _REPOSITORIES["xl" if xl else 2 if width == 1024 else 1]
     try:
         return fetch_configuration(repository)
     except Refused as error:
@@ -70,22 +84,29 @@ def _single_file_errors() -> tuple[type[Exception], ...]:
     return (error,) if isinstance(error, type) and issubclass(error, Exception) else ()
 
 
-def open_single_file(path: Path, configuration: Path, dtype: Any) -> Any:
-    """The StableDiffusionPipeline of a checked file, without its safety checker.
+def open_single_file(
+    pipeline_class: Any, path: Path, configuration: Path, dtype: Any, parts: Collection[str], **without: Any
+) -> Any:
+    """The pipeline of a checked file.
+
+    Args:
+        pipeline_class: of diffusers.
+        path: the file.
+        configuration: a folder with the configuration and the tokenizers of its kind.
+        dtype: of the weights.
+        parts: components that must have all their weights.
+        without: components that the base does without, each None, and what else the class takes.
 
     Raises:
         Refused: file and configuration do not fit, or weights are missing.
     """
-    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-
     try:
-        pipeline = StableDiffusionPipeline.from_single_file(
-            str(path), config=str(configuration), torch_dtype=dtype, local_files_only=True,
-            safety_checker=None, feature_extractor=None, image_encoder=None, requires_safety_checker=False,
-        )  # fmt: skip
+        pipeline = pipeline_class.from_single_file(
+            str(path), config=str(configuration), torch_dtype=dtype, local_files_only=True, **without
+        )
     except (*LOAD_ERRORS, *_single_file_errors()) as error:
         raise Refused(f"{path} does not fit the configuration {configuration}: {first_line(error)}") from error
-    for part in ("unet", "vae", "text_encoder"):
+    for part in parts:
         empty = [name for name, weight in getattr(pipeline, part).named_parameters() if weight.is_meta]
         if empty:
             raise Refused(f"{path} lacks {len(empty)} weights of the {part}, the first: {empty[0]}")

@@ -6,17 +6,14 @@ layer, and a CLIP text encoder (`text_encoder`). Every leaf module that owns par
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from ..conditioning import Conditioning
 from ..errors import Refused
 from ..network import Rules
 from .encoder_copy import EncoderCopy
-from .local_folder import open_pipeline
 from .text_base import TextBase
 
 RULES: Rules = (
@@ -63,6 +60,9 @@ class StableDiffusion(TextBase):
     }  # fmt: skip
     parts: ClassVar[tuple[str, ...]] = ("unet", "text_encoder")
     prediction_types: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction")
+    without: ClassVar[Mapping[str, Any]] = {
+        "safety_checker": None, "feature_extractor": None, "image_encoder": None, "requires_safety_checker": False
+    }  # fmt: skip
 
     @property
     def side_step(self) -> int:
@@ -81,11 +81,8 @@ class StableDiffusion(TextBase):
     def copy_encoder(self, *, channels: Sequence[int], blocks: int, copy_weights: bool, seed: int) -> nn.Module:
         return EncoderCopy(self.denoiser, channels=channels, blocks=blocks, copy_weights=copy_weights, seed=seed)
 
-    @classmethod
-    def open_(cls, folder: Path, dtype: torch.dtype) -> Any:
+    @staticmethod
+    def pipeline_class() -> Any:
         from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
-        without = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
-        return open_pipeline(
-            StableDiffusionPipeline, folder, dtype, cls.weights, requires_safety_checker=False, **without
-        )
+        return StableDiffusionPipeline

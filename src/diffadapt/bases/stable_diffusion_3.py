@@ -158,10 +158,14 @@ class StableDiffusion3(PromptBase):
 
     # --- files --------------------------------------------------------------------------------------------------------
 
-    @classmethod
-    def open_(cls, folder: Path, dtype: torch.dtype) -> Any:
+    @staticmethod
+    def pipeline_class() -> Any:
         from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
 
+        return StableDiffusion3Pipeline
+
+    @classmethod
+    def open_(cls, folder: Path, dtype: torch.dtype) -> Any:
         weights, without = dict(cls.weights), dict.fromkeys(("image_encoder", "feature_extractor"))
         third = read_json(folder / INDEX, MODEL_INDEX).get("text_encoder_3")
         if isinstance(third, list) and third and third[0] is not None:
@@ -169,4 +173,4 @@ class StableDiffusion3(PromptBase):
             check_components(folder, ("text_encoder_3", "tokenizer_3"), weights)
         else:
             without |= dict.fromkeys(("text_encoder_3", "tokenizer_3"))
-        return open_pipeline(StableDiffusion3Pipeline, folder, dtype, weights, **without)
+        return open_pipeline(cls.pipeline_class(), folder, dtype, weights, **without)

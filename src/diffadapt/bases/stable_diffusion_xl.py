@@ -11,7 +11,6 @@ latents, and nothing is cropped. The base of version 1.0 reads the empty prompt 
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -21,7 +20,6 @@ from torch import Tensor
 from ..conditioning import Conditioning
 from ..errors import Refused
 from ..network import Rules
-from .local_folder import open_pipeline
 from .original_layout import unet_name
 from .prompt_base import PromptBase
 from .stable_diffusion import RULES as STABLE_DIFFUSION
@@ -52,6 +50,7 @@ class StableDiffusionXL(PromptBase):
     }  # fmt: skip
     parts: ClassVar[tuple[str, ...]] = ("unet", "text_encoder", "text_encoder_2")
     prediction_types: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction")
+    without: ClassVar[Mapping[str, Any]] = {"feature_extractor": None, "image_encoder": None, "add_watermarker": False}
     word_tables = MappingProxyType({"text.token_embedding": "tokenizer", "text_2.token_embedding": "tokenizer_2"})
 
     @property
@@ -97,9 +96,8 @@ class StableDiffusionXL(PromptBase):
             names[path] = original.removesuffix(".weight")
         return names
 
-    @classmethod
-    def open_(cls, folder: Path, dtype: torch.dtype) -> Any:
+    @staticmethod
+    def pipeline_class() -> Any:
         from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 
-        without = {"feature_extractor": None, "image_encoder": None}
-        return open_pipeline(StableDiffusionXLPipeline, folder, dtype, cls.weights, add_watermarker=False, **without)
+        return StableDiffusionXLPipeline
