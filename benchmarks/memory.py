@@ -1,6 +1,6 @@
-"""Memory of a training step at Stable Diffusion 1.5's true shapes, counted on fake tensors: no GPU, no weights.
+"""Memory of a training step at true shapes of Stable Diffusion 1.5 or XL, counted on fake tensors: no GPU, no weights.
 
-python benchmarks/memory.py [--side 512]
+python benchmarks/memory.py [--model sd15 | sdxl] [--side 512]
 
 The frozen base in float32 and in bfloat16, with autocast to bfloat16; one concept picture and one of its class a step.
 Counted are weights, activations, gradients and AdamW's moments; a GPU's context and its allocator's rounding come on
@@ -21,8 +21,21 @@ from diffadapt.adapters.lora import LoRA
 from diffadapt.adapters.oft import OFT
 from diffadapt.training.memory import counted_step
 
-SD15 = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}  # the rest are the class's defaults
-OTHERS = 123_060_480 + 83_653_863  # parameters of the text encoder and of the autoencoder
+# The configurations of the published UNets; the rest are the class's defaults.
+UNETS = {
+    "sd15": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+    "sdxl": {
+        "sample_size": 128, "cross_attention_dim": 2048, "attention_head_dim": (5, 10, 20),
+        "block_out_channels": (320, 640, 1280), "transformer_layers_per_block": (1, 2, 10),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), "use_linear_projection": True,
+        "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+}  # fmt: skip
+SIDES = {"sd15": 512, "sdxl": 1024}
+# parameters of the text encoders and of the autoencoder
+OTHERS = {"sd15": 123_060_480 + 83_653_863, "sdxl": 123_060_480 + 694_659_840 + 83_653_863}
 METHODS = {"lora, rank 16": LoRA(rank=16), "oft, 4 blocks": OFT(blocks=4), "full": None}
 ATTENTION = (".to_q", ".to_k", ".to_v", ".to_out.0")
 
@@ -45,40 +58,45 @@ def trained(unet: nn.Module, method: LoRA | OFT | None) -> list[nn.Parameter]:
     return own
 
 
-def row(method: LoRA | OFT | None, base: torch.dtype, checkpointing: bool, side: int, rows: int) -> float:
+def row(model: str, method: LoRA | OFT | None, base: torch.dtype, checkpointing: bool, side: int, rows: int) -> float:
     """GB at the peak."""
     with FakeTensorMode():
         torch.set_default_dtype(base)
-        unet = UNet2DConditionModel(**SD15).train(False)
+        unet = UNet2DConditionModel(**UNETS[model]).train(False)
         torch.set_default_dtype(torch.float32)
         parameters = trained(unet, method)
         if checkpointing:
             unet.enable_gradient_checkpointing()
             unet.train()
         noisy = torch.randn(rows, 4, side // 8, side // 8)
-        text, times = torch.randn(rows, 77, 768, dtype=base), torch.full((rows,), 500)
+        text = torch.randn(rows, 77, UNETS[model]["cross_attention_dim"], dtype=base)
+        times, beside = torch.full((rows,), 500), None
+        if model == "sdxl":
+            beside = {"text_embeds": torch.randn(rows, 1280, dtype=base), "time_ids": torch.randn(rows, 6)}
 
         def loss() -> torch.Tensor:
             with torch.autocast("cpu", torch.bfloat16):
-                predicted = unet(noisy.to(base), times, encoder_hidden_states=text).sample
+                predicted = unet(noisy.to(base), times, encoder_hidden_states=text, added_cond_kwargs=beside).sample
             return F.mse_loss(predicted.float(), noisy)
 
         everything = [*unet.parameters(), *unet.buffers(), noisy, text]
         peak = counted_step(everything, torch.optim.AdamW(parameters, foreach=False), loss)
-    return (peak + OTHERS * base.itemsize) / 1e9
+    return (peak + OTHERS[model] * base.itemsize) / 1e9
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", type=int, default=512, help="pixels (default 512)")
+    parser.add_argument("--model", choices=tuple(UNETS), default="sd15")
+    parser.add_argument("--side", type=int, help="pixels (default: 512, of sdxl 1024)")
     parser.add_argument("--rows", type=int, default=2, help="pictures a step, class pictures included (default 2)")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), help="of " + "; ".join(METHODS))
     arguments = parser.parse_args()
+    side = arguments.side or SIDES[arguments.model]
     print("| method | checkpointing | base in float32 | base in bfloat16 |\n|---|---|---|---|")
     for name in arguments.methods:
         for checkpointing in (False, True):
             figures = [
-                row(METHODS[name], dtype, checkpointing, arguments.side, arguments.rows)
+                row(arguments.model, METHODS[name], dtype, checkpointing, side, arguments.rows)
                 for dtype in (torch.float32, torch.bfloat16)
                 if name != "full" or dtype == torch.float32  # what trains stays in float32
             ]
