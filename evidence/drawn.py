@@ -16,8 +16,8 @@ from diffadapt.bases import Base
 from diffadapt.data.drawn_styles import HELD_OUT, SEEN, draw_in_style
 from diffadapt.data.picture import to_picture, write_png
 from diffadapt.data.prompts import drift_prompts
-from diffadapt.data.scenes import world_of
 from diffadapt.data.styles import Styles, load_styles
+from diffadapt.data.wide_scenes import world_of
 from diffadapt.evidence import Comparison, Contender, Results, Table, Unit, tuned
 from diffadapt.files import write_atomic
 from diffadapt.metrics import interval_of_nested_mean

@@ -24,9 +24,9 @@ from diffadapt.data.scenes import (
     caption,
     load_sprites,
     place,
+    plain_world_of,
     render,
     sample_scene,
-    world_of,
 )
 from diffadapt.evaluation.held_out_loss import held_out_loss
 from diffadapt.evaluation.judge import Judge
@@ -54,7 +54,7 @@ class SubjectJudge(Judge):
     """
 
     def __init__(self, base: Base, concept: Concept, noun: str, style: str, emoji: Path, shared: Path) -> None:
-        self.world = world_of(base) or World()
+        self.world = plain_world_of(base)
         super().__init__(base, concept, prompts=PROMPTS, per_prompt=PER_PROMPT, steps=SAMPLING_STEPS, world=self.world)
         self.noun, self.style, self.emoji = noun, style, emoji
         self.encoder, self.reader = ProbeFeatures("probe", torch.device("cpu")), load_reader()

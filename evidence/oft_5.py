@@ -21,7 +21,7 @@ from diffadapt.adapters.control_net import ControlNet
 from diffadapt.controls import SIGNALS
 from diffadapt.data.control_pairs import ControlPairs
 from diffadapt.data.picture import to_picture, write_png
-from diffadapt.data.scenes import KIND_OF, Scene, World, caption, load_sprites, render, sample_scene, world_of
+from diffadapt.data.scenes import KIND_OF, Scene, caption, load_sprites, plain_world_of, render, sample_scene
 from diffadapt.evaluation.evaluate_control import evaluate_control
 from diffadapt.evidence import (
     Claim,
@@ -130,7 +130,7 @@ def scene_pairs(context: Context, signal: str, count: int, *, seed: int) -> Cont
 
 
 def drawn(context: Context, signal: str, count: int, seed: int) -> tuple[Tensor, Tensor, list[str]]:
-    world = world_of(context.base) or World()
+    world = plain_world_of(context.base)
     sprites = load_sprites(context.data / "emoji", world)
     rng = np.random.default_rng(seed)
     scenes: list[Scene] = [sample_scene(rng, world) for _ in range(count)]

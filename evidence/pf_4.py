@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 from diffadapt.adapters import Perfusion
 from diffadapt.data.picture import to_picture
 from diffadapt.data.prompts import benchmark_prompts, spread
-from diffadapt.data.scenes import world_of
+from diffadapt.data.wide_scenes import world_of
 from diffadapt.evidence import (
     Claim,
     Comparison,

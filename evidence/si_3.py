@@ -10,7 +10,7 @@ from unit_cost import WHOLE, cost
 from diffadapt.adapters import Selective, load_adapter
 from diffadapt.bases import Base, load_base
 from diffadapt.data.prompts import drift_prompts
-from diffadapt.data.scenes import world_of
+from diffadapt.data.wide_scenes import world_of
 from diffadapt.evaluation.evaluate_style import evaluate_style
 from diffadapt.evidence import Claim, Context, Design, Results, Settings, Unit, Verdict
 from diffadapt.recipes.distill import train_distill

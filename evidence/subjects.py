@@ -22,7 +22,8 @@ from diffadapt.data.concept import Concept, load_concept
 from diffadapt.data.picture import to_picture
 from diffadapt.data.prompts import benchmark_prompts
 from diffadapt.data.scene_concept import write_scene_concept
-from diffadapt.data.scenes import KIND_OF, world_of
+from diffadapt.data.scenes import KIND_OF
+from diffadapt.data.wide_scenes import world_of
 from diffadapt.evidence import Contender, Context, Finished, Results, Unit, rates_to_try, tuned
 from diffadapt.metrics.bootstrap import Interval
 from diffadapt.metrics.following import share_of_perfect

@@ -17,7 +17,7 @@ import numpy as np
 from diffadapt.bases import load_base
 from diffadapt.controls import SIGNALS
 from diffadapt.data.picture import to_picture, write_png
-from diffadapt.data.scenes import KIND_OF, World, caption, load_sprites, render, sample_scene
+from diffadapt.data.scenes import KIND_OF, caption, load_sprites, plain_world_of, render, sample_scene
 from diffadapt.files import write_atomic
 
 
@@ -29,8 +29,7 @@ def main() -> None:
     parser.add_argument("--signal", choices=[name for name, each in SIGNALS.items() if each.from_scene])
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    words = load_base("embedded").world or {}
-    world = World(nouns=words["nouns"], styles=words["styles"])
+    world = plain_world_of(load_base("embedded"))
     sprites, rng = load_sprites(args.data, world), np.random.default_rng(args.seed)
     scenes = [sample_scene(rng, world) for _ in range(args.count)]
     pictures, masks = render(scenes, sprites)

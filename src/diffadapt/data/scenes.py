@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -57,6 +57,12 @@ class World:
             unknown = [word for word in given if word not in known]
             if unknown or not given:
                 raise Refused(f"World: unknown {kind} {unknown or given!r}; known: {', '.join(known)}")
+
+
+def plain_world_of(base: Any) -> World:
+    """What plain scenes of a base's world are made of; the full world for a base of general vocabulary."""
+    words = base.world or {}
+    return World(**{key: tuple(words[key]) for key in ("nouns", "styles", "backgrounds") if key in words})
 
 
 @dataclass(frozen=True, kw_only=True)

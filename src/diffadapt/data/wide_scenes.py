@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .drawn_styles import SEEN
-from .scenes import Box, World, box_at, choose, square
+from .scenes import Box, World, box_at, choose, plain_world_of, square
 from .wide_world import (
     ACCESSORIES,
     CLASSES,
@@ -74,7 +74,7 @@ def world_of(base: Any) -> World | WideWorld | None:
     if not words:
         return None
     if "colours" not in words:
-        return World(**{key: tuple(words[key]) for key in ("nouns", "styles", "backgrounds") if key in words})
+        return plain_world_of(base)
     core = tuple(row for row in NOUNS if row[0] in set(words["nouns"]))
     tail = tuple((name, "thing", name) for name in words.get("tail", ()))
     return WideWorld(core=core, tail=tail, styles=tuple(words["styles"]), drawn=tuple(words.get("drawn", ())))
