@@ -98,6 +98,7 @@ def initial_vectors(base: Any, path: str, tokens: Mapping[str, str], generator: 
     scaled to the table's median norm.
     """
     table = innermost(base.module(path)).get_parameter("weight").detach()
+    tokenizer = tokenizers_by_table(base)[path]
     rows = []
     for token, text in tokens.items():
         if text == RANDOM_START:
@@ -106,7 +107,7 @@ def initial_vectors(base: Any, path: str, tokens: Mapping[str, str], generator: 
             row = held.mean(0) + held.std(0) * drawn
             rows.append(row * (held.norm(dim=1).median() / row.norm()))
             continue
-        ids = tokenizers_by_table(base)[path](text, add_special_tokens=False).input_ids
+        ids = tokenizer(text, add_special_tokens=False).input_ids
         if not ids:
             raise Refused(f"token {token!r} cannot start from {text!r}: the tokenizer knows no word of it")
         rows.append(table[ids].float().mean(0))

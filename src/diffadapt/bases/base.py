@@ -143,6 +143,9 @@ class Base(Network):
     def side_step(self) -> int:
         return self.downsampling
 
+    def check_size(self, width: int, height: int) -> None:
+        """Raises Refused for a size of pictures, in steps of `side_step`, that it cannot make."""
+
     def freeze_(self) -> None:
         """No parameter of the base trains; those of adapters stay as they are. All is in evaluation mode."""
         for part in self.all_parts():

@@ -101,6 +101,10 @@ class DiT(Base):
     def downsampling(self) -> int:
         return 2 ** (len(self.vae.config.get("block_out_channels") or self.vae.config.decoder_block_out_channels) - 1)
 
+    def check_size(self, width: int, height: int) -> None:
+        if (width, height) != (self.resolution, self.resolution):
+            raise Refused(f"{self.name!r} makes pictures of {self.resolution}x{self.resolution}, not {width}x{height}")
+
     @torch.no_grad()
     def generate(
         self,
@@ -113,8 +117,6 @@ class DiT(Base):
         generators: Sequence[torch.Generator],
     ) -> Tensor:
         """DiT's own pipeline knows the null class as number 1000 only, so the loop is here."""
-        if (width, height) != (self.resolution, self.resolution):
-            raise Refused(f"{self.name!r} makes pictures of {self.resolution}x{self.resolution}, not {width}x{height}")
         config, scheduler = self.denoiser.config, self.pipeline.scheduler
         shape = (int(config.in_channels), int(config.sample_size), int(config.sample_size))
         x = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(self.device)

@@ -78,7 +78,7 @@ def _open(name: str, dtype: torch.dtype, config: str | os.PathLike[str] | None, 
             raise Refused(f"the base {name} is missing in this installation ({path}); install diffadapt again")
     elif is_there(path) and path.is_file():
         kind = check_file(path)
-        folder = configuration_of(path) if config is None else Path(config).expanduser()
+        folder = configuration_of(path, kind) if config is None else Path(config).expanduser()
         family = _family(folder)
         if family.family != kind:
             raise Refused(f"{name} is a {kind}, and {folder} is the configuration of a {family.family}; give its own")

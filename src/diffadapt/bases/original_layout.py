@@ -54,10 +54,9 @@ def save_single_file(base: Any, path: Path) -> Path:
     _check(base)
     words = sum(len(attachment.tokens) for attachment in base.attachments)
     tensors: dict[str, Tensor] = {}
-    rows = int(base.denoiser.config.layers_per_block) + 1
-    attention = ["Attn" in kind for kind in base.denoiser.config.up_block_types]
+    layout = unet_layout(base.denoiser.config)
     for name, value in base.denoiser.named_parameters():
-        tensors[f"model.diffusion_model.{unet_name(name, rows, attention)}"] = value
+        tensors[f"model.diffusion_model.{unet_name(name, *layout)}"] = value
     levels = len(base.vae.config.block_out_channels)
     for name, value in base.vae.named_parameters():
         old = vae_name(name, levels)
@@ -89,6 +88,11 @@ def _check(base: Any) -> None:
     own = base.alphas_cumprod.double().cpu()
     if own.shape != usual.shape or not torch.allclose(own, usual, rtol=1e-3, atol=1e-5):
         raise Refused(f"{base.name!r} has another noise schedule than Stable Diffusion's; {_SUPPORTED}")
+
+
+def unet_layout(config: Any) -> tuple[int, list[bool]]:
+    """`rows` and `attention` of `unet_name`, of a UNet's configuration."""
+    return int(config.layers_per_block) + 1, ["Attn" in kind for kind in config.up_block_types]
 
 
 def unet_name(name: str, rows: int, attention: Sequence[bool]) -> str:

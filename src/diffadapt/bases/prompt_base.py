@@ -16,6 +16,8 @@ from .base import Base
 from .local_folder import open_pipeline
 from .single_file import open_single_file
 
+TWO_CLIPS = MappingProxyType({"text.token_embedding": "tokenizer", "text_2.token_embedding": "tokenizer_2"})
+
 
 class PromptBase(Base):
     """A base whose pipeline takes `prompt_embeds`; unconditional rows come first.
@@ -67,11 +69,15 @@ class PromptBase(Base):
             prompt = re.sub(_as_a_word(token) + r"\s*", "", prompt, flags=re.IGNORECASE)
         return prompt.strip()
 
-    def encode_clip(self, tokenizer: Any, encoder: Any, prompts: Sequence[str], length: int) -> tuple[Tensor, Any]:
-        """Token ids (N, length) and the output of a CLIP text encoder, hidden states included."""
+    def identities(self, tokenizer: Any, prompts: Sequence[str], length: int) -> Tensor:
+        """N prompts -> token ids (N, length); a token of several vectors is spelled out, a long prompt is cut."""
         spelled = [self.spelled(prompt) for prompt in prompts]
         found = tokenizer(spelled, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        ids = found.input_ids.to(self.device)
+        return found.input_ids.to(self.device)
+
+    def encode_clip(self, tokenizer: Any, encoder: Any, prompts: Sequence[str], length: int) -> tuple[Tensor, Any]:
+        """Token ids (N, length) and the output of a CLIP text encoder, hidden states included."""
+        ids = self.identities(tokenizer, prompts, length)
         return ids, encoder(ids, output_hidden_states=True)
 
     def check_noun(self, noun: str) -> None:

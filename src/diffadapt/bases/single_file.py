@@ -54,8 +54,12 @@ def check_file(path: Path) -> str:
     return "stable_diffusion_xl" if xl else "stable_diffusion"
 
 
-def configuration_of(path: Path) -> Path:
+def configuration_of(path: Path, kind: str) -> Path:
     """The folder of configuration files that a checkpoint needs, out of the local cache or from the hub (2 MB).
+
+    Args:
+        path: the file.
+        kind: as `check_file` returned it.
 
     Raises:
         Refused: they cannot be had.
@@ -65,8 +69,7 @@ def configuration_of(path: Path) -> Path:
         width = next(
             (file.get_slice(key).get_shape()[-1] for i in (1, 2, 4) if (key := _TEXT_WIDTH.format(i)) in names), None
         )
-        xl = any(name.startswith("conditioner.embedders.") for name in names)
-    repository = _REPOSITORIES["xl" if xl else 2 if width == 1024 else 1]
+    repository = _REPOSITORIES["xl" if kind == "stable_diffusion_xl" else 2 if width == 1024 else 1]
     try:
         return fetch_configuration(repository)
     except Refused as error:

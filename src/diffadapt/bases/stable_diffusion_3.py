@@ -17,7 +17,6 @@ The scheduler's shift moves the steps of sampling towards the noise; `generate` 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -30,7 +29,7 @@ from ..files import read_json
 from ..network import Rules
 from ..shapes import MODEL_INDEX
 from .local_folder import INDEX, check_components, open_pipeline
-from .prompt_base import PromptBase
+from .prompt_base import TWO_CLIPS, PromptBase
 from .stable_diffusion import RULES as STABLE_DIFFUSION
 
 BLOCK = r"transformer\.transformer_blocks\.\d+\."
@@ -92,7 +91,7 @@ class StableDiffusion3(PromptBase):
     }  # fmt: skip
     parts: ClassVar[tuple[str, ...]] = ("transformer", "text_encoder", "text_encoder_2")
     prediction_types: ClassVar[tuple[str, ...]] = ("flow",)
-    word_tables = MappingProxyType({"text.token_embedding": "tokenizer", "text_2.token_embedding": "tokenizer_2"})
+    word_tables = TWO_CLIPS
 
     def modules(self) -> Mapping[str, nn.Module]:
         third = self.pipeline.text_encoder_3
@@ -139,22 +138,10 @@ class StableDiffusion3(PromptBase):
             "pooled_projections": condition.pooled_text,
         }  # fmt: skip
 
-    def generate(
-        self,
-        condition: Conditioning,
-        *,
-        guidance: float,
-        steps: int,
-        width: int,
-        height: int,
-        generators: Sequence[torch.Generator],
-    ) -> Tensor:
+    def check_size(self, width: int, height: int) -> None:
         largest = self.side_step * int(self.denoiser.config.pos_embed_max_size)
         if max(width, height) > largest:
             raise Refused(f"{self.name!r} knows places in pictures of up to {largest} px a side, not {width}x{height}")
-        return super().generate(
-            condition, guidance=guidance, steps=steps, width=width, height=height, generators=generators
-        )
 
     # --- files --------------------------------------------------------------------------------------------------------
 

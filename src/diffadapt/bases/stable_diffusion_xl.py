@@ -11,7 +11,6 @@ latents, and nothing is cropped. The base of version 1.0 reads the empty prompt 
 
 import math
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -20,8 +19,8 @@ from torch import Tensor
 from ..conditioning import Conditioning
 from ..errors import Refused
 from ..network import Rules
-from .original_layout import unet_name
-from .prompt_base import PromptBase
+from .original_layout import unet_layout, unet_name
+from .prompt_base import TWO_CLIPS, PromptBase
 from .stable_diffusion import RULES as STABLE_DIFFUSION
 
 RULES: Rules = (
@@ -51,7 +50,7 @@ class StableDiffusionXL(PromptBase):
     parts: ClassVar[tuple[str, ...]] = ("unet", "text_encoder", "text_encoder_2")
     prediction_types: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction")
     without: ClassVar[Mapping[str, Any]] = {"feature_extractor": None, "image_encoder": None, "add_watermarker": False}
-    word_tables = MappingProxyType({"text.token_embedding": "tokenizer", "text_2.token_embedding": "tokenizer_2"})
+    word_tables = TWO_CLIPS
 
     @property
     def side_step(self) -> int:
@@ -89,12 +88,10 @@ class StableDiffusionXL(PromptBase):
         }  # fmt: skip
 
     def original_names(self) -> dict[str, str]:
-        config, names = self.denoiser.config, {}
-        attention = ["Attn" in kind for kind in config.up_block_types]
-        for path in (path for paths in self.roles.values() for path in paths if path.startswith("unet.")):
-            original = unet_name(f"{path.removeprefix('unet.')}.weight", int(config.layers_per_block) + 1, attention)
-            names[path] = original.removesuffix(".weight")
-        return names
+        layout = unet_layout(self.denoiser.config)
+        paths = (path for paths in self.roles.values() for path in paths if path.startswith("unet."))
+        named = {path: unet_name(f"{path.removeprefix('unet.')}.weight", *layout) for path in paths}
+        return {path: name.removesuffix(".weight") for path, name in named.items()}
 
     @staticmethod
     def pipeline_class() -> Any:

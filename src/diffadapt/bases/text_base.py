@@ -22,10 +22,8 @@ class TextBase(PromptBase):
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """N prompts -> identities (N, L); a token of several vectors is spelled out, a long prompt is cut."""
-        spelled = [self.spelled(prompt) for prompt in prompts]
         length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
-        ids = self.tokenizer(spelled, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        return ids.input_ids.to(self.device)
+        return self.identities(self.tokenizer, prompts, length)
 
     def encode_ids(self, ids: Tensor) -> Tensor:
         """Identities (N, L) -> text (N, L, D), with gradient where it is enabled."""

@@ -143,9 +143,10 @@ def _scene_prompts(world: World | WideWorld, count: int, rng: np.random.Generato
     backgrounds = tuple(word for word in world.backgrounds if not banned & set(_words(BACKGROUNDS[word][0])))
     if not (nouns and styles and backgrounds):
         return []
-    rest: World | WideWorld = World(nouns=nouns, styles=styles, backgrounds=backgrounds)
     if isinstance(world, WideWorld):
         rest = WideWorld(core=tuple(row for row in world.core if row[0] in nouns), styles=styles, drawn=())
+    else:
+        rest = World(nouns=nouns, styles=styles, backgrounds=backgrounds)
     prompts: dict[str, None] = {}
     for _ in range(50 * count):  # a small world repeats itself: enough draws to see all of it
         if len(prompts) == count:

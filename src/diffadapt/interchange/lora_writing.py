@@ -79,9 +79,7 @@ def write_lora(attachment: Attachment, out: Path, dtype: torch.dtype, rank: int 
     tensors: dict[str, Tensor] = {}
     for pair in pairs:
         down, up = pair.shaped()
-        name = kohya_name(pair.path)
-        if "text_encoder_2" in attachment.base.modules():
-            name = name.replace("lora_te_", "lora_te1_")
+        name = kohya_name(pair.path, of_two="text_encoder_2" in attachment.base.modules())
         tensors |= {f"{name}.lora_down.weight": down.to(dtype), f"{name}.lora_up.weight": up.to(dtype)}
         tensors[f"{name}.alpha"] = torch.tensor(pair.alpha)
         if pair.magnitude is not None:

@@ -25,10 +25,12 @@ _PREFIXES = {
 _ORIGINAL = re.compile(r"(input_blocks|middle_block|output_blocks)\.(\d+)\.(?:1\.)?(transformer_blocks\..+)")
 
 
-def kohya_name(path: str) -> str:
-    """The name of a layer in kohya's files, LyCORIS' and the web UIs'."""
+def kohya_name(path: str, *, of_two: bool = False) -> str:
+    """The name of a layer in kohya's files, LyCORIS' and the web UIs'; of two text encoders the first is lora_te1."""
     part, _, name = path.partition(".")
     prefix = "lora_unet." if part == "unet" else f"{part.replace('text_encoder', 'lora_te').replace('_2', '2')}.{_TEXT}"
+    if of_two and part == "text_encoder":
+        prefix = prefix.replace("lora_te.", "lora_te1.")
     return (prefix + name.removeprefix(_TEXT)).replace(".", "_")
 
 
@@ -40,9 +42,7 @@ def known_names(base: Network) -> dict[str, str]:
         part, _, name = path.partition(".")
         bare = name.removeprefix(_TEXT)
         names |= {prefix + each: path for prefix in _PREFIXES[part] for each in (bare, _TEXT + bare)}
-        names[kohya_name(path)] = path
-        if two:
-            names[kohya_name(path).replace("lora_te_", "lora_te1_")] = path
+        names |= dict.fromkeys((kohya_name(path), kohya_name(path, of_two=two)), path)
     return names
 
 

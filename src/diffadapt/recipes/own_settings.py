@@ -62,8 +62,8 @@ _STABLE_DIFFUSION: Mapping[str, Mapping[str, Any]] = {
 }  # fmt: skip
 
 
-# A preset -> method -> "train" or "method" -> option -> value, beside the method's own settings. What each one gives on
-# the embedded base stands in docs/presets.md (benchmarks/presets.py); those of Stable Diffusion are not measured.
+# A preset -> method -> "train" or "method" -> option -> value, beside the method's own settings; {} leaves those alone.
+# First values: benchmarks/presets.py measures what each one gives on the embedded base, see docs/presets.md.
 _WHOLE = ("self_attention.*", "cross_attention.*", "feed_forward.*", "residual.conv")
 _LITTLE = {"evaluation_prompts": 6, "evaluation_pictures": 2, "prior_pictures": 24, "sample_every": 0}
 _Presets = Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]
@@ -122,15 +122,15 @@ _STABLE_DIFFUSION_PRESETS: _Presets = {
         "lora": {"train": {"steps": 800, "learning_rate": 5e-5, "prior_pictures": 200}},
         "oft": {"train": {"steps": 1000, "learning_rate": 3e-5}},
         "selective": {"train": {"steps": 600, "learning_rate": 2e-6}},
-        "perfusion": {"train": {"steps": 400}},
-        "token": {"train": {"steps": 2000}},
+        "perfusion": {},
+        "token": {},
     },
     "small": {
         "lora": {"train": {"roles": ("cross_attention.*",)}, "method": {"rank": 1}},
         "oft": {"train": {"roles": ("cross_attention.*",)}},
         "selective": {"train": {"learning_rate": 1e-4}, "method": {"train": "bias"}},
-        "perfusion": {"train": {"steps": 400}},
-        "token": {"train": {"steps": 2000}, "method": {"vectors": 1}},
+        "perfusion": {},
+        "token": {"method": {"vectors": 1}},
     },
 }
 

@@ -255,6 +255,7 @@ def _generate_batch(base: Base, lines: list[PromptLine], hand_back: float) -> Te
         prompts = negative + prompts if base.unconditional_first else prompts + negative
     condition = replace(base.condition(prompts), control=_control(lines, first.guidance > 1))
     switched_on = [each for each in base.attachments if each.enabled]
+    base.check_size(first.width, first.height)
     watching = [a for a in switched_on if any("timesteps" in adapter.needs for adapter in a.adapters.values())]
     for attachment in switched_on:
         if attachment not in watching:
