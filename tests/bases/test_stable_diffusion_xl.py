@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from diffadapt.adapters import LoRA, attach, load_adapter
-from diffadapt.bases import load_base
+from diffadapt.bases import load_base, single_file
 from diffadapt.bases.original_layout import unet_name
 from diffadapt.bases.quiet import quiet
 from diffadapt.data.styles import load_styles
@@ -279,3 +279,15 @@ def test_a_single_file_that_does_not_fit_is_refused_in_a_sentence(folder, tiny_f
         save_tensors(tmp_path / "part.safetensors", {k: v for k, v in tensors.items() if not k.startswith(gone)})
         with pytest.raises(Refused, match=says):
             load_base(tmp_path / "part.safetensors", config=folder, device="cpu")
+
+
+def test_the_configuration_of_a_file_is_that_of_its_kind(folder, tiny_file, tiny_folder, tmp_path, monkeypatch):
+    kinds = {
+        "stabilityai/stable-diffusion-xl-base-1.0": folder,
+        "stable-diffusion-v1-5/stable-diffusion-v1-5": tiny_folder,
+    }
+    asked = []
+    monkeypatch.setattr(single_file, "fetch_configuration", lambda name: asked.append(name) or kinds[name])
+    for file in (xl_file(folder, tmp_path / "xl.safetensors", levels=2), tiny_file):
+        load_base(file, device="cpu")
+    assert asked == list(kinds)
