@@ -69,7 +69,9 @@ def has_bf16() -> bool:
 
 
 class HeldBack:
-    """Plain scenes of old nouns, of new core nouns and of sprites that training never shows, and wide scenes.
+    """Plain scenes of old nouns, of new core nouns, of sprites that training never shows, wide scenes, upright ones.
+
+    In the first four sets half of the things are mirrored; "upright" has core nouns as their artists drew them.
 
     The error is the mean squared error of v at each noise level, with the same noise every time. What was never shown
     is captioned by its kind ("a flat animal on a red background").
@@ -80,7 +82,9 @@ class HeldBack:
         new = WideWorld(core=world.core[48:], drawn=())
         unseen = WideWorld(core=tuple((kind, kind, stem) for _, kind, stem in HELD_OUT_NOUNS), drawn=())
         self.sets: dict[str, tuple[list[str], Tensor, Tensor]] = {}
-        for name, its_world in (("old", old), ("new", new), ("unseen", unseen), ("wide", world)):
+        upright = WideWorld(core=world.core, drawn=(), mirrored=0.0, looks=0.0)
+        worlds = {"old": old, "new": new, "unseen": unseen, "wide": world, "upright": upright}
+        for name, its_world in worlds.items():
             rng = np.random.default_rng([HELD_BACK, len(self.sets)])
             scenes = [sample_wide_scene(rng, its_world, plain=name != "wide") for _ in range(count)]
             latents = encode(draw_wide_scenes(scenes, sprites)[0])
@@ -204,8 +208,9 @@ def keep(work: Path, out: Path) -> None:
 def train(args: argparse.Namespace) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     world = WideWorld(
-        tail=tail_nouns(args.data), core_share=args.core_share, single_share=args.single_share, looks=args.looks
-    )
+        tail=tail_nouns(args.data), core_share=args.core_share, single_share=args.single_share,
+        mirrored=args.mirrored, looks=args.looks,
+    )  # fmt: skip
     begin(args, wide_grammar_words(world.tail))
     sprites = load_wide_sprites(args.data, world, HELD_OUT_NOUNS)
     tokenizer = build_tokenizer(args.work)
@@ -357,9 +362,8 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3, help="AdamW's rate after the warm-up")
     parser.add_argument("--core-share", type=float, default=0.5, help="share of the things that are of the core")
     parser.add_argument("--single-share", type=float, default=0.55, help="share of scenes with one undressed thing")
-    parser.add_argument(
-        "--looks", type=float, default=1.0, help="how often things are mirrored, tilted or turned in hue"
-    )
+    parser.add_argument("--mirrored", type=float, default=0.5, help="share of things that are mirrored")
+    parser.add_argument("--looks", type=float, default=1.0, help="how often things are tilted or turned in hue")
     parser.add_argument("--decay-from", type=int, default=None, help="pictures after which the rate falls")
     parser.add_argument("--decay-over", type=int, default=500_000, help="pictures within which it falls to zero")
     parser.add_argument("--seed", type=int, default=0)

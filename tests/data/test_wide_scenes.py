@@ -279,10 +279,10 @@ def test_the_share_of_single_things_is_what_the_world_says_and_the_rest_keeps_it
     assert shares(WideWorld(single_share=0.8)) == pytest.approx((0.8, 0.107), abs=0.02)
 
 
-@pytest.mark.parametrize("looks", [1.0, 0.3])
-def test_things_are_mirrored_tilted_and_turned_in_hue_as_often_as_the_world_says(looks: float):
-    world = WideWorld(looks=looks)
+@pytest.mark.parametrize(("mirrored", "looks"), [(0.5, 1.0), (0.0, 0.3), (0.2, 0.0)])
+def test_things_are_mirrored_tilted_and_turned_in_hue_as_often_as_the_world_says(mirrored: float, looks: float):
+    world = WideWorld(mirrored=mirrored, looks=looks)
     things = [sample_wide_scene(np.random.default_rng(seed), world).things[0] for seed in range(3000)]
-    for name in ("mirrored", "tilt", "hue"):
-        share = sum(bool(getattr(thing, name)) for thing in things) / len(things)
-        assert share == pytest.approx(0.5 * looks, abs=0.03), name
+    for name, share in (("mirrored", mirrored), ("tilt", 0.5 * looks), ("hue", 0.5 * looks)):
+        found = sum(bool(getattr(thing, name)) for thing in things) / len(things)
+        assert found == pytest.approx(share, abs=0.03), name

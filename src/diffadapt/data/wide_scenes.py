@@ -42,7 +42,8 @@ class WideWorld:
         drawn: words of `drawn_styles.SEEN` (or of HELD_OUT where a style is to be taught).
         core_share: probability that a thing is of the core, in [0, 1].
         single_share: share of scenes with one undressed thing, in [0, 1); the others keep their proportions.
-        looks: how often a thing is not as its artist drew it, in [0, 1]: at 1 half of the things are mirrored, half are
+        mirrored: share of things that are their own mirror image, in [0, 1].
+        looks: how often a thing is not as its artist drew it in other ways, in [0, 1]: at 1 half of the things are
             tilted and half have their hue turned.
     """
 
@@ -52,6 +53,7 @@ class WideWorld:
     drawn: tuple[str, ...] = SEEN
     core_share: float = 0.5
     single_share: float = 0.55
+    mirrored: float = 0.5
     looks: float = 1.0
 
     @property
@@ -256,7 +258,7 @@ def _looks(rng: np.random.Generator, world: WideWorld) -> dict[str, Any]:
     """Mirror, tilt and hue: at least eight looks of each sprite, so that a seed changes something."""
     share = 0.5 * world.looks
     return {
-        "mirrored": bool(rng.random() < share),
+        "mirrored": bool(rng.random() < world.mirrored),
         "tilt": float(rng.normal(0, 7)) if rng.random() < share else 0.0,
         "hue": float(rng.normal(0, 9)) if rng.random() < share else 0.0,
     }
