@@ -108,11 +108,12 @@ class Network:
             # An adapter on a block hides the block's own layers one step further down.
             while name not in module._modules and isinstance(getattr(module, "layer", None), nn.Module):
                 module = module.get_submodule("layer")
-            if module._modules.get(name) is None:
+            found = module._modules.get(name)
+            if found is None:
                 known = [known for paths in self.roles.values() for known in paths]
                 near = difflib.get_close_matches(path, known, n=1, cutoff=0.0)
                 raise Refused(f"no layer {path!r} in base {self.name!r}; the nearest is {''.join(near)}")
-            holder, last, module = module, name, module.get_submodule(name)
+            holder, last, module = module, name, found
         return holder, last
 
     def freeze_(self) -> None:

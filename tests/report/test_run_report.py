@@ -251,7 +251,9 @@ def test_any_one_part_alone_makes_a_report(run: Path, tmp_path: Path, kept: str)
 )
 def test_a_file_cut_short_is_left_out(run: Path, broken: str) -> None:
     content = (run / broken).read_bytes()
-    (run / broken).write_bytes(content[: len(content) // 2 + 1])
+    # Half of a table may be a whole one.
+    end = content.rindex(b"=") + 1 if broken == "run.toml" else len(content) // 2 + 1
+    (run / broken).write_bytes(content[:end])
     words = read(run).words
     assert "While it learned" in words
     assert Path(broken).suffix == ".png" or f"{Path(broken).name} is not whole" in words
