@@ -307,7 +307,7 @@ def train(args: argparse.Namespace) -> None:
         if not math.isfinite(norm):
             raise FloatingPointError(f"gradient norm {norm} at step {step}; {args.work} keeps the last saved state")
         optimizer.step()
-        decay = min(0.9995, (step + 1) / (step + 10))
+        decay = min(args.ema, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(ema.values()), [v.detach() for v in weights.values()], 1 - decay)
         return float(loss.detach()), float(each.detach().mean())
 
@@ -360,6 +360,9 @@ def main() -> None:
     parser.add_argument("--until", type=int, default=None, help="stop after so many pictures in all")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3, help="AdamW's rate after the warm-up")
+    parser.add_argument(
+        "--ema", type=float, default=0.9995, help="decay of the average of weights that is measured and exported"
+    )
     parser.add_argument("--core-share", type=float, default=0.5, help="share of the things that are of the core")
     parser.add_argument("--single-share", type=float, default=0.55, help="share of scenes with one undressed thing")
     parser.add_argument("--mirrored", type=float, default=0.5, help="share of things that are mirrored")
