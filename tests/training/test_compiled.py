@@ -28,7 +28,7 @@ def small_base(tiny_base, tmp_path):
     torch.manual_seed(0)
     tiny_base.pipeline.unet = UNet2DConditionModel(
         sample_size=8, in_channels=4, out_channels=4, block_out_channels=(16,), layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",),
+        down_block_types=("CrossAttnDownBlock2D",), mid_block_type=None, up_block_types=("CrossAttnUpBlock2D",),
         cross_attention_dim=32, attention_head_dim=4, norm_num_groups=8,
     )  # fmt: skip
     tiny_base.pipeline.save_pretrained(tmp_path / "small")
