@@ -137,8 +137,9 @@ def test_lora_is_trained_sampled_and_exported(base, tmp_path):
         adapter.up.data.fill_(1.0)
     words = attachment.save(tmp_path / "words.safetensors")
     attachment.detach()
-    (file,), _ = export_adapter(base, words, tmp_path / "words-lora.safetensors", to="lora")
-    assert {name.split("_text_model_")[0] for name in load_file(file)} == {"lora_te1", "lora_te2"}
+    for to in ("lora", "diff"):
+        (file,), _ = export_adapter(base, words, tmp_path / f"words-{to}.safetensors", to=to)
+        assert {name.split("_text_model_")[0] for name in load_file(file)} == {"lora_te1", "lora_te2"}
     saved = base.save(tmp_path / "saved")
     assert load_base(saved, device="cpu").fingerprint == base.fingerprint
 

@@ -1,6 +1,7 @@
 """Weight differences, LyCORIS' "full" format: what ComfyUI, the A1111 family of web UIs and LyCORIS read.
 
     lora_unet_<path with underscores>.diff      W' - W, in W's shape       .diff_b of its bias
+    lora_te_..., of two encoders lora_te1_... and lora_te2_...
     the same                        .w_norm     of a normalisation         .b_norm of its bias
 
 Any method whose effect is a change of the weight fits, exactly but for rounding. The tool multiplies the difference by
@@ -31,6 +32,7 @@ def write_diff(attachment: Attachment, out: Path, dtype: torch.dtype) -> tuple[l
     """
     tensors: dict[str, Tensor] = {}
     unread: list[str] = []
+    of_two = "text_encoder_2" in attachment.base.modules()
     for path, adapter in attachment.layers.items():
         if not isinstance(adapter, Mergeable):
             raise Refused(
@@ -41,16 +43,16 @@ def write_diff(attachment: Attachment, out: Path, dtype: torch.dtype) -> tuple[l
         if not any(value.any() for value in changes.values()):
             continue
         norm = "w_norm" in changes
-        if norm and path.startswith("text_encoder."):
+        if norm and path.startswith("text_encoder"):
             unread.append(path)
         kept = {name: value for name, value in changes.items() if norm or value.any()}
-        tensors |= {f"{kohya_name(path)}.{name}": value.to(dtype) for name, value in kept.items()}
+        tensors |= {f"{kohya_name(path, of_two=of_two)}.{name}": value.to(dtype) for name, value in kept.items()}
     if not tensors and not attachment.tokens:
         raise Refused(f"this adapter changes nothing at strength {attachment.strength:g}; there is nothing to write")
     notes = []
     if unread:
         notes.append(
-            f"ComfyUI has no names for the text encoder's normalisations and passes over {len(unread)} layers, the "
+            f"ComfyUI has no names for normalisations of a text encoder and passes over {len(unread)} layers, the "
             f"first {unread[0]}; diffadapt merge reaches it"
         )
     header = {"format": "pt", "method": attachment.method.name, "strength": f"{attachment.strength:g}"}
