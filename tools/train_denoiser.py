@@ -207,7 +207,9 @@ def keep(work: Path, out: Path) -> None:
 
 def train(args: argparse.Namespace) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    core = WideWorld().core
     world = WideWorld(
+        core=core + (args.animals - 1) * tuple(row for row in core if row[1] == "animal"),  # a row of its own each time
         tail=tail_nouns(args.data), core_share=args.core_share, single_share=args.single_share,
         mirrored=args.mirrored, looks=args.looks,
     )  # fmt: skip
@@ -317,7 +319,7 @@ def train(args: argparse.Namespace) -> None:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     standard = WideWorld(tail=world.tail)  # whatever is trained on, the same scenes are held back
-    held_back, captions = HeldBack(standard, sprites, encode, device), grid_captions(world)
+    held_back, captions = HeldBack(standard, sprites, encode, device), grid_captions(standard)
     began = saved = time.time()
     first, sums, count = seen, np.zeros(2), 0
     print(
@@ -365,6 +367,7 @@ def main() -> None:
     )
     parser.add_argument("--core-share", type=float, default=0.5, help="share of the things that are of the core")
     parser.add_argument("--single-share", type=float, default=0.55, help="share of scenes with one undressed thing")
+    parser.add_argument("--animals", type=int, default=1, help="so many times as often as other nouns of the core")
     parser.add_argument("--mirrored", type=float, default=0.5, help="share of things that are mirrored")
     parser.add_argument("--looks", type=float, default=1.0, help="how often things are tilted or turned in hue")
     parser.add_argument("--decay-from", type=int, default=None, help="pictures after which the rate falls")
