@@ -14,6 +14,7 @@ SETS = {
     "new": "the other core nouns",
     "unseen": "sprites never shown, by class",
     "wide": "everything the world holds",
+    "upright": "core nouns, never mirrored",
 }
 
 
@@ -23,7 +24,8 @@ def draw(rows: list[dict], path: Path) -> None:
     figure, axes = plt.subplots(2, -(-len(levels) // 2), figsize=(11, 6), sharex=True)
     for i, (level, axis) in enumerate(zip(levels, axes.flat, strict=False)):
         for name, words in SETS.items():
-            axis.plot([row["pictures"] / 1000 for row in rows], [row[name][i] for row in rows], marker=".", label=words)
+            measured = [(row["pictures"] / 1000, row[name][i]) for row in rows if name in row]
+            axis.plot(*zip(*measured, strict=True), marker=".", label=words)
         axis.set_title(f"t = {level}", fontsize=10)
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)

@@ -131,10 +131,8 @@ def grid_captions(world: WideWorld) -> list[str]:
 
 
 @torch.no_grad()
-def draw_grid(path: Path, captions: list[str], unet: nn.Module, embed, decode, device: torch.device) -> None:
-    """16 steps of DPM-Solver++ with guidance 4, the same starting noise every time; ten pictures a row."""
-    from PIL import Image
-
+def pictures_of(captions: list[str], unet: nn.Module, embed, decode, device: torch.device) -> Tensor:
+    """(N, 3, 64, 64) in [0, 1]: 16 steps of DPM-Solver++ with guidance 4, the same starting noise every time."""
     scheduler = build_scheduler()
     scheduler.set_timesteps(16)
     text = torch.cat([embed([""] * len(captions)), embed(captions)])
@@ -142,8 +140,14 @@ def draw_grid(path: Path, captions: list[str], unet: nn.Module, embed, decode, d
     for t in scheduler.timesteps:
         empty, full = unet(torch.cat([x, x]), t.to(device), text).sample.float().chunk(2)
         x = scheduler.step(empty + 4.0 * (full - empty), t, x).prev_sample
-    pictures = (decode(x).clamp(0, 1) * 255).round().byte().cpu()
-    rows = [torch.cat(list(row), dim=2) for row in pictures.split(10)]
+    return decode(x).clamp(0, 1).cpu()
+
+
+def write_grid(path: Path, pictures: Tensor, across: int = 10) -> None:
+    """So many pictures a row, at twice their size."""
+    from PIL import Image
+
+    rows = [torch.cat(list(row), dim=2) for row in (pictures * 255).round().byte().split(across)]
     page = torch.cat(rows, dim=1).permute(1, 2, 0).numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(page).resize((page.shape[1] * 2, page.shape[0] * 2), Image.Resampling.LANCZOS).save(path)
@@ -270,6 +274,10 @@ def train(args: argparse.Namespace) -> None:
         with open(args.work / "errors.jsonl", "a", encoding="utf-8") as log:
             log.write(json.dumps(row) + "\n")
 
+    def draw_grid() -> None:
+        pictures = pictures_of(captions, averaged["unet"], embed, decode, device)
+        write_grid(args.work / "grids" / f"{seen:08}.png", pictures)
+
     def save() -> None:
         tensors = {f"model.{k}": v.half() for k, v in weights.items()} | {f"ema.{k}": v.half() for k, v in ema.items()}
         save_tensors(args.work / "state.safetensors", tensors, {"step": str(step), "pictures": str(seen)})
@@ -342,7 +350,7 @@ def train(args: argparse.Namespace) -> None:
             if seen // 25_000 > (seen - args.batch) // 25_000:
                 measure()
             if seen // 100_000 > (seen - args.batch) // 100_000:
-                draw_grid(args.work / "grids" / f"{seen:08}.png", captions, averaged["unet"], embed, decode, device)
+                draw_grid()
             if time.time() - saved > 600:
                 save()
                 saved = time.time()
@@ -350,7 +358,7 @@ def train(args: argparse.Namespace) -> None:
         print("stopped", flush=True)
     save()
     measure()
-    draw_grid(args.work / "grids" / f"{seen:08}.png", captions, averaged["unet"], embed, decode, device)
+    draw_grid()
 
 
 def main() -> None:
