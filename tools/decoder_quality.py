@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
-from train_embedded_base import build_autoencoder
+from train_embedded_base import load_autoencoder
 
 from diffadapt.data.wide_pictures import draw_wide_scenes, load_wide_sprites
 from diffadapt.data.wide_scenes import WideWorld, sample_wide_scene
@@ -45,8 +44,7 @@ def main() -> None:
         "everything": pictures(wide, plain=False),
     }
     for file in args.files:
-        model = build_autoencoder().eval()
-        model.load_state_dict(load_file(file))
+        model = load_autoencoder(file)
         for name, shown in sets.items():
             with torch.no_grad():
                 back = torch.cat([(model.decoder(model.encoder(part * 2 - 1)) + 1) / 2 for part in shown.split(64)])

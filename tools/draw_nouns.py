@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from train_denoiser import pictures_of, write_grid
-from train_embedded_base import build_autoencoder, build_text_encoder, build_tokenizer, build_unet
+from train_embedded_base import build_text_encoder, build_tokenizer, build_unet, load_autoencoder
 
 from diffadapt.data.wide_scenes import WideWorld
 from diffadapt.metrics import interval_of_mean
@@ -28,10 +28,10 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=60, help="nouns, the first of the core")
     parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="averaged, or of the moment")
     args = parser.parse_args()
-    tokenizer, autoencoder, unet = build_tokenizer(args.folder), build_autoencoder().eval(), build_unet().eval()
+    tokenizer, unet = build_tokenizer(args.folder), build_unet().eval()
     decoder = args.folder / "decoder" / "vae.safetensors"
     plain = args.folder / "autoencoder" / "vae.safetensors"
-    autoencoder.load_state_dict(load_file(decoder if decoder.exists() else plain))
+    autoencoder = load_autoencoder(decoder if decoder.exists() else plain)
     text_encoder, state = build_text_encoder(tokenizer).eval(), load_file(args.folder / "state.safetensors")
     for name, model in (("unet", unet), ("text_encoder", text_encoder)):
         prefix = f"{args.weights}.{name}."

@@ -34,11 +34,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from train_embedded_base import (
     TEXT_LENGTH,
-    build_autoencoder,
     build_scheduler,
     build_text_encoder,
     build_tokenizer,
     build_unet,
+    load_autoencoder,
     train_tokenizer,
 )
 
@@ -220,8 +220,8 @@ def train(args: argparse.Namespace) -> None:
     begin(args, wide_grammar_words(world.tail))
     sprites = load_wide_sprites(args.data, world, HELD_OUT_NOUNS)
     tokenizer = build_tokenizer(args.work)
-    autoencoder = build_autoencoder().to(device, memory_format=torch.channels_last).requires_grad_(False)
-    autoencoder.load_state_dict(load_file(args.work / "autoencoder" / "vae.safetensors"))
+    autoencoder = load_autoencoder(args.work / "autoencoder" / "vae.safetensors").requires_grad_(False)
+    autoencoder.to(device, memory_format=torch.channels_last)
     models = {"unet": build_unet(), "text_encoder": build_text_encoder(tokenizer)}
     averaged = {"unet": build_unet(), "text_encoder": build_text_encoder(tokenizer)}
     bf16 = has_bf16()

@@ -35,22 +35,23 @@ from diffadapt.data.world import BACKGROUNDS
 from diffadapt.files import save_tensors
 
 LATENT_CHANNELS, TEXT_LENGTH, TEXT_WIDTH = 6, 32, 192
+DECODERS = {40: (1, 1, 0), 64: (3, 2, 0)}  # channels: blocks from the latents' level to full size
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
-def build_autoencoder() -> nn.Module:
+def build_autoencoder(decoder_channels: int = 40) -> nn.Module:
     from diffusers import AutoencoderTiny
     from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
 
-    # No normalisation layers: group norm over few channels erases flat colour. One block per level below full size.
+    # No normalisation layers: group norm over few channels erases flat colour. Blocks at the levels below full size.
     autoencoder = AutoencoderTiny(
         encoder_block_out_channels=(40,) * 3,
-        decoder_block_out_channels=(40,) * 3,
+        decoder_block_out_channels=(decoder_channels,) * 3,
         latent_channels=LATENT_CHANNELS,
         num_encoder_blocks=(0, 1, 1),
-        num_decoder_blocks=(1, 1, 0),
+        num_decoder_blocks=DECODERS[decoder_channels],
     )
     # torch's default shrinks the signal in each of the twenty layers: keep its variance, start blocks near identity.
     for layer in autoencoder.modules():
@@ -64,6 +65,14 @@ def build_autoencoder() -> nn.Module:
             nn.init.kaiming_normal_(block.conv[2].weight, nonlinearity="relu")
             block.conv[4].weight.data.mul_(0.1)
     return autoencoder
+
+
+def load_autoencoder(file: Path) -> nn.Module:
+    """The autoencoder whose weights a file has, with a decoder of its width."""
+    weights = load_file(file)
+    autoencoder = build_autoencoder(len(weights["decoder.layers.0.weight"]))
+    autoencoder.load_state_dict(weights)
+    return autoencoder.eval()
 
 
 def build_tokenizer(work: Path):
@@ -311,10 +320,13 @@ def train(stage: str, models: dict[str, nn.Module], loss_of, crew: Crew, args, *
 def train_autoencoder(crew: Crew, args, *, decoder_only: bool) -> None:
     world = WideWorld(tail=tail_nouns(args.data))  # every sprite and ground, so that subjects decode well
     sprites = load_wide_sprites(args.data, world)
-    autoencoder = build_autoencoder().to(crew.device, memory_format=torch.channels_last)
+    autoencoder = build_autoencoder(args.decoder_channels).to(crew.device, memory_format=torch.channels_last)
     if decoder_only:
-        autoencoder.load_state_dict(load_file(args.work / "autoencoder" / "vae.safetensors"))
+        first = load_autoencoder(args.work / "autoencoder" / "vae.safetensors")
+        autoencoder.encoder.load_state_dict(first.encoder.state_dict())
         autoencoder.encoder.requires_grad_(False)
+        if args.decoder_channels == 40:  # a wider one begins anew
+            autoencoder.decoder.load_state_dict(first.decoder.state_dict())
 
     def loss_of(step: int):
         rng = np.random.default_rng([args.seed, crew.rank, step, decoder_only])
@@ -342,11 +354,9 @@ def export(args) -> None:
 
     world = WideWorld(tail=tail_nouns(args.data))
     tokenizer = build_tokenizer(args.work)
-    autoencoder, text_encoder, unet = build_autoencoder(), build_text_encoder(tokenizer), build_unet()
+    text_encoder, unet = build_text_encoder(tokenizer), build_unet()
     decoder = args.work / "decoder" / "vae.safetensors"
-    autoencoder.load_state_dict(
-        load_file(decoder if decoder.exists() else args.work / "autoencoder" / "vae.safetensors")
-    )
+    autoencoder = load_autoencoder(decoder if decoder.exists() else args.work / "autoencoder" / "vae.safetensors")
     averaged = load_file(args.work / "state.safetensors")  # of tools/train_denoiser.py; its EMA is what ships
     for name, model in (("unet", unet), ("text_encoder", text_encoder)):
         prefix = f"ema.{name}."
@@ -397,6 +407,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="pictures per process and step")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate of AdamW")
     parser.add_argument("--muon-lr", type=float, default=0.02, help="peak learning rate of Muon")
+    parser.add_argument("--decoder-channels", type=int, choices=tuple(DECODERS), default=40)
     parser.add_argument("--save-every", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
