@@ -18,19 +18,19 @@ from torch import Tensor
 from diffadapt.bases import load_base
 from diffadapt.data.picture import to_tensor
 from diffadapt.data.wide_pictures import draw_wide_scenes, load_wide_sprites
-from diffadapt.data.wide_scenes import WideScene, WideWorld, sample_wide_scene, wide_caption
+from diffadapt.data.wide_scenes import WideWorld, sample_wide_scene, wide_caption
 from diffadapt.data.world import NOUNS
 from diffadapt.metrics import interval_of_mean
 from diffadapt.metrics.probe import Probe, load_probe
 from diffadapt.sampling.sample import sample
 
 
-def named_right(probe: Probe, pixels: Tensor, scenes: list[WideScene]) -> Tensor:
-    """(N,) 1.0 where the object of a picture is the noun of its scene."""
+def named_right(probe: Probe, pixels: Tensor, nouns: list[str]) -> Tensor:
+    """(N,) 1.0 where the object that the probe names in a picture is the noun that was asked for."""
     with torch.no_grad():
         read = torch.cat([probe.image(part)[0]["object"] for part in pixels.split(64)]).argmax(1).tolist()
     labels = probe.shape.labels["object"]
-    return torch.tensor([float(labels[i] == scene.things[0].noun) for i, scene in zip(read, scenes, strict=True)])
+    return torch.tensor([float(labels[i] == noun) for i, noun in zip(read, nouns, strict=True)])
 
 
 def main() -> None:
@@ -52,8 +52,9 @@ def main() -> None:
         pictures = sample(load_base(name, device="cpu"), captions, seed=0)
         shown[name] = torch.stack([to_tensor(picture) for picture in pictures]).float() / 255
     animals = torch.tensor([scene.things[0].kind == "animal" for scene in scenes])
+    nouns = [scene.things[0].noun for scene in scenes]
     for name, pixels in shown.items():
-        right = named_right(probe, pixels, scenes)
+        right = named_right(probe, pixels, nouns)
         found = interval_of_mean(right)
         print(f"{name}: {found.value:.3f} [{found.low:.3f}, {found.high:.3f}], animals {right[animals].mean():.3f}")
 

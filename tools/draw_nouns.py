@@ -10,10 +10,10 @@ import argparse
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from compare_bases import named_right
 from torch import Tensor
 from train_denoiser import pictures_of, write_grid
-from train_embedded_base import build_text_encoder, build_tokenizer, build_unet, load_autoencoder
+from train_embedded_base import build_tokenizer, load_trained
 
 from diffadapt.data.wide_scenes import WideWorld
 from diffadapt.metrics import interval_of_mean
@@ -28,15 +28,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=60, help="nouns, the first of the core")
     parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="averaged, or of the moment")
     args = parser.parse_args()
-    tokenizer, unet = build_tokenizer(args.folder), build_unet().eval()
-    decoder = args.folder / "decoder" / "vae.safetensors"
-    plain = args.folder / "autoencoder" / "vae.safetensors"
-    autoencoder = load_autoencoder(decoder if decoder.exists() else plain)
-    text_encoder, state = build_text_encoder(tokenizer).eval(), load_file(args.folder / "state.safetensors")
-    for name, model in (("unet", unet), ("text_encoder", text_encoder)):
-        prefix = f"{args.weights}.{name}."
-        weights = {key.removeprefix(prefix): value.float() for key, value in state.items() if key.startswith(prefix)}
-        model.load_state_dict(weights, strict=False)  # all but positions, which are no weights
+    tokenizer, (autoencoder, text_encoder, unet) = build_tokenizer(args.folder), load_trained(args.folder, args.weights)
 
     def embed(captions: list[str]) -> Tensor:
         ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
@@ -50,10 +42,7 @@ def main() -> None:
     captions = [f"a large {style} {noun} on a white background" for noun, style in asked]
     parts = [captions[i : i + 60] for i in range(0, len(captions), 60)]
     pictures = torch.cat([pictures_of(part, unet, embed, decode, torch.device("cpu")) for part in parts])
-    with torch.no_grad():
-        read = torch.cat([probe.image(part)[0]["object"] for part in pictures.split(60)]).argmax(1).tolist()
-    labels = probe.shape.labels["object"]
-    right = torch.tensor([float(labels[i] == noun) for i, (noun, _) in zip(read, asked, strict=True)])
+    right = named_right(probe, pictures, [noun for noun, _ in asked])
     found = interval_of_mean(right)
     print(f"{args.folder}: {found.value:.3f} [{found.low:.3f}, {found.high:.3f}] of {len(asked)} pictures named right")
     write_grid(args.out, pictures, across=4 * len(world.styles))

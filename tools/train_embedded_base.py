@@ -75,6 +75,23 @@ def load_autoencoder(file: Path) -> nn.Module:
     return autoencoder.eval()
 
 
+def load_trained(folder: Path, weights: str = "ema") -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Autoencoder (with the decoder that was trained further, if there is one), text encoder and UNet of a training.
+
+    `weights` is "ema" for the averaged ones of tools/train_denoiser.py, "model" for those of the moment.
+    """
+    decoder = folder / "decoder" / "vae.safetensors"
+    autoencoder = load_autoencoder(decoder if decoder.exists() else folder / "autoencoder" / "vae.safetensors")
+    text_encoder, unet = build_text_encoder(build_tokenizer(folder)).eval(), build_unet().eval()
+    state = load_file(folder / "state.safetensors")
+    for name, model in (("unet", unet), ("text_encoder", text_encoder)):
+        prefix = f"{weights}.{name}."
+        found = {key.removeprefix(prefix): value.float() for key, value in state.items() if key.startswith(prefix)}
+        missing = model.load_state_dict(found, strict=False)
+        assert not missing.unexpected_keys and not any("weight" in key for key in missing.missing_keys), missing
+    return autoencoder, text_encoder, unet
+
+
 def build_tokenizer(work: Path):
     from transformers import CLIPTokenizer
 
@@ -354,15 +371,7 @@ def export(args) -> None:
 
     world = WideWorld(tail=tail_nouns(args.data))
     tokenizer = build_tokenizer(args.work)
-    text_encoder, unet = build_text_encoder(tokenizer), build_unet()
-    decoder = args.work / "decoder" / "vae.safetensors"
-    autoencoder = load_autoencoder(decoder if decoder.exists() else args.work / "autoencoder" / "vae.safetensors")
-    averaged = load_file(args.work / "state.safetensors")  # of tools/train_denoiser.py; its EMA is what ships
-    for name, model in (("unet", unet), ("text_encoder", text_encoder)):
-        prefix = f"ema.{name}."
-        weights = {key.removeprefix(prefix): value.float() for key, value in averaged.items() if key.startswith(prefix)}
-        missing = model.load_state_dict(weights, strict=False)
-        assert not missing.unexpected_keys and not any("weight" in key for key in missing.missing_keys), missing
+    autoencoder, text_encoder, unet = load_trained(args.work)
     pipeline = StableDiffusionPipeline(
         vae=autoencoder, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=build_scheduler(),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from diffadapt.adapters import LoRA, attach, load_adapter
+from diffadapt.adapters import LoRA, Selective, attach, load_adapter
 from diffadapt.bases import load_base, single_file
 from diffadapt.bases.original_layout import unet_name
 from diffadapt.bases.quiet import quiet
@@ -140,6 +140,12 @@ def test_lora_is_trained_sampled_and_exported(base, tmp_path):
     for to in ("lora", "diff"):
         (file,), _ = export_adapter(base, words, tmp_path / f"words-{to}.safetensors", to=to)
         assert {name.split("_text_model_")[0] for name in load_file(file)} == {"lora_te1", "lora_te2"}
+    attachment = attach(base, Selective(train="bias"), ["text_2.norm"])
+    for parameter in attachment.parameters():
+        parameter.data += 0.1
+    norms = attachment.save(tmp_path / "norms.safetensors")
+    attachment.detach()
+    assert "no names for normalisations" in export_adapter(base, norms, tmp_path / "n.safetensors", to="diff")[1]
     saved = base.save(tmp_path / "saved")
     assert load_base(saved, device="cpu").fingerprint == base.fingerprint
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..adapters import Attachment, Mergeable
 from ..errors import Refused
 from ..files import save_tensors
-from .names import kohya_name
+from .names import has_two_encoders, kohya_name
 
 
 @torch.no_grad()
@@ -32,7 +32,7 @@ def write_diff(attachment: Attachment, out: Path, dtype: torch.dtype) -> tuple[l
     """
     tensors: dict[str, Tensor] = {}
     unread: list[str] = []
-    of_two = "text_encoder_2" in attachment.base.modules()
+    of_two = has_two_encoders(attachment.base)
     for path, adapter in attachment.layers.items():
         if not isinstance(adapter, Mergeable):
             raise Refused(

@@ -31,7 +31,7 @@ from ..adapters.lora import LoRAAdapter, LowRank
 from ..adapters.tokenizer import innermost
 from ..errors import Refused
 from ..files import save_tensors, write_json
-from .names import kohya_name
+from .names import has_two_encoders, kohya_name
 
 _NOT_IN_SD_SCRIPTS = ("unet.conv_in", "unet.conv_out", "unet.time_embedding.")
 _DORA = (
@@ -79,7 +79,7 @@ def write_lora(attachment: Attachment, out: Path, dtype: torch.dtype, rank: int 
     tensors: dict[str, Tensor] = {}
     for pair in pairs:
         down, up = pair.shaped()
-        name = kohya_name(pair.path, of_two="text_encoder_2" in attachment.base.modules())
+        name = kohya_name(pair.path, of_two=has_two_encoders(attachment.base))
         tensors |= {f"{name}.lora_down.weight": down.to(dtype), f"{name}.lora_up.weight": up.to(dtype)}
         tensors[f"{name}.alpha"] = torch.tensor(pair.alpha)
         if pair.magnitude is not None:
@@ -224,7 +224,7 @@ def _header(attachment: Attachment, pairs: list[Pair], title: str) -> dict[str, 
     base = attachment.base
     text = innermost(base.module("unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"))
     second = text.get_parameter("weight").shape[1] == 1024  # 768 in 1.x, 2048 in XL
-    xl = "text_encoder_2" in base.modules()
+    xl = has_two_encoders(base)
     velocity = getattr(base, "prediction_type", "epsilon") == "v_prediction"
     kind = "xl-v1-base" if xl else "v2-768-v" if second and velocity else "v2-512" if second else "v1"
     side = getattr(base, "resolution", 512)

@@ -25,6 +25,11 @@ _PREFIXES = {
 _ORIGINAL = re.compile(r"(input_blocks|middle_block|output_blocks)\.(\d+)\.(?:1\.)?(transformer_blocks\..+)")
 
 
+def has_two_encoders(base: Network) -> bool:
+    """Whether a second CLIP text encoder stands beside the first, as in Stable Diffusion XL."""
+    return "text_encoder_2" in base.modules()
+
+
 def kohya_name(path: str, *, of_two: bool = False) -> str:
     """The name of a layer in kohya's files, LyCORIS' and the web UIs'; of two text encoders the first is lora_te1."""
     part, _, name = path.partition(".")
@@ -37,7 +42,7 @@ def kohya_name(path: str, *, of_two: bool = False) -> str:
 def known_names(base: Network) -> dict[str, str]:
     """{name: path}: every name that PEFT, kohya's scripts and OneTrainer have for the layers of a base."""
     names = {f"lora_unet_{name}".replace(".", "_"): path for path, name in base.original_names().items()}
-    two = "text_encoder_2" in base.modules()
+    two = has_two_encoders(base)
     for path in (path for paths in base.roles.values() for path in paths):
         part, _, name = path.partition(".")
         bare = name.removeprefix(_TEXT)
