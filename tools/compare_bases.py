@@ -1,6 +1,6 @@
 """Bases side by side on the first base's own nouns: does a wider one draw them as well?
 
-    python tools/compare_bases.py --data EMOJI --probe tools/wide_base/probe embedded BASE ...
+    python tools/compare_bases.py --data EMOJI embedded BASE ...
 
 192 plain scenes of one of the first 48 nouns, flat or 3d, medium or large, neither coloured nor mirrored, tilted or
 turned in hue. Each base draws a picture of each caption, seed 0, and the probe names the object. Printed are the share

@@ -1,8 +1,8 @@
 """How well an autoencoder gives pictures back: never-seen sprites on plain grounds, textured grounds, everything.
 
-    cd tools/wide_base
-    python ../decoder_quality.py --data EMOJI autoencoder/vae.safetensors decoder/vae.safetensors
+    python tools/decoder_quality.py --data EMOJI src/diffadapt/bases/embedded/vae/diffusion_pytorch_model.safetensors
 
+The files are those of an exported base or of `tools/train_embedded_base.py`.
 256 scenes a set; the peak signal to noise in dB of the mean squared error over a set.
 """
 

@@ -1,6 +1,6 @@
 """Nouns of the core in every style, large on white, drawn by a state of the base's training: a sheet to look at.
 
-    python tools/draw_nouns.py FOLDER --probe tools/wide_base/probe --out sheet.png
+    python tools/draw_nouns.py FOLDER --out sheet.png
 
 FOLDER is what `tools/train_denoiser.py --keep` writes, or its --work. Every picture begins at the same noise in every
 state, so that two sheets can be laid side by side. Printed is the share of pictures whose noun the probe names.

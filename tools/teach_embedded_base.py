@@ -7,7 +7,8 @@ Each is learned from five captioned pictures, once by full fine-tuning (150 step
 prior preservation. Then it is asked for on plain grounds, in purple, with a hat and beside a thing that the base knows.
 OUT/sheet.png has a row for each sprite and method: a picture that was learned from, then two pictures of each prompt.
 OUT/taught.json has, for each row, the probe's fidelity of the pictures on plain grounds and that of perfect ones: the
-sprite itself, drawn as the prompts ask and sent through the autoencoder. What a person can name is to be looked at.
+sprite itself, drawn as the prompts ask and sent through the autoencoder; and in which of the other pictures the probe
+reads the purple, the hat and the other thing. What a person can name is to be looked at.
 A sprite takes some four minutes on one core; those that are finished are not taught again.
 """
 
@@ -43,6 +44,7 @@ METHODS = {
     "lora": (da.LoRA(rank=11), dict(steps=250, learning_rate=8e-3)),
 }
 PER_PROMPT = 2
+LISTENED = ("purple", "hat", "next to")  # what the prompts after the plain ones ask for
 
 
 def prompts(kind: str, other: str) -> list[str]:
@@ -54,6 +56,18 @@ def prompts(kind: str, other: str) -> list[str]:
         f"a <it> {kind} wearing a hat on a white background",
         f"a <it> {kind} next to a {other} on a white background",
     ]
+
+
+def listened(probe: ProbeFeatures, made: Tensor, other: str) -> dict[str, list[float]]:
+    """Of LISTENED, 1.0 for each picture (PER_PROMPT of each, in that order) in which the probe reads it, else 0.0."""
+    told = probe.describe(made)
+    there = list(zip(told["colour"], told["wearing"], zip(told["object"], told["second"], strict=True), strict=True))
+    parts = [there[i * PER_PROMPT : (i + 1) * PER_PROMPT] for i in range(len(LISTENED))]
+    return {
+        "purple": [float(colour == "purple") for colour, _, _ in parts[0]],
+        "hat": [float(worn == "hat") for _, worn, _ in parts[1]],
+        "next to": [float(other in things) for _, _, things in parts[2]],
+    }
 
 
 def perfect(data: Path, noun: str, style: str, base: da.Base) -> Tensor:
@@ -97,7 +111,7 @@ def teach(args: argparse.Namespace, base: da.Base, noun: str, name: str) -> dict
     row = {
         "noun": noun, "style": style, "kind": kind, "method": name, **settings,
         "fidelity": [round(float(x), 4) for x in reached], "perfect": [round(float(x), 4) for x in ideal],
-        "seconds_train": run.metrics["seconds_train"],
+        "listened": listened(probe, made[len(plain) :], other), "seconds_train": run.metrics["seconds_train"],
     }  # fmt: skip
     write_json(folder / "row.json", row)
     return row
@@ -127,12 +141,21 @@ def main() -> None:
         ).as_row()
         for name in args.methods
     }
+    heard = {
+        name: {
+            asked: interval_of_mean(
+                torch.tensor([np.mean(row["listened"][asked]) for row in rows if row["method"] == name])
+            ).as_row()
+            for asked in LISTENED
+        }
+        for name in args.methods
+    }
     facts = {"unet_sha256": hashlib.sha256(weights).hexdigest(), "seed": args.seed, "hardware": processor()}
-    write_json(args.out / "taught.json", facts | {"share_of_perfect": shares, "rows": rows})
+    write_json(args.out / "taught.json", facts | {"share_of_perfect": shares, "listened": heard, "rows": rows})
     for row in rows:
         reached, ideal = (interval_of_mean(torch.tensor(row[key])).value for key in ("fidelity", "perfect"))
         print(f"{row['noun']:12} {row['method']:5} fidelity {reached:.3f} of {ideal:.3f}, {reached / ideal:.2f}")
-    print(f"{args.out / 'sheet.png'}, {args.out / 'taught.json'}: share of perfect {shares}")
+    print(f"{args.out / 'sheet.png'}, {args.out / 'taught.json'}: share of perfect {shares}; listened {heard}")
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ def test_plain_diffusers_opens_it_and_samples():
     assert picture.size == (64, 64)
 
 
-def test_all_its_files_are_at_most_25_mb_and_none_is_a_pickle():
+def test_all_its_files_are_at_most_40_mb_and_none_is_a_pickle():
     files = [path for path in EMBEDDED.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 25_000_000
+    assert sum(path.stat().st_size for path in files) <= 40_000_000
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".md", ".txt"}
 
 

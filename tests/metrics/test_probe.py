@@ -66,7 +66,10 @@ def test_subject_embeddings_follow_the_thing_and_not_the_background(probe, scene
 def test_probabilities_sum_to_one_and_describe_names_the_largest(probe, pixels):
     chances, named = probe.probabilities(pixels[:4]), probe.describe(pixels[:4])
     labels = probe.probe.shape.labels
-    assert set(named) == {"object", "second", "style", "background", "position", "size"}
+    assert set(named) == {
+        "object", "second", "style", "background", "position", "size",
+        "colour", "count", "wearing", "relation", "pattern", "drawn",
+    }  # fmt: skip
     for head in named:
         torch.testing.assert_close(chances[head].sum(1), torch.ones(4))
         assert named[head] == [labels[head][i] for i in chances[head].argmax(1)]
@@ -94,7 +97,7 @@ def test_an_empty_and_an_endless_text_are_read(probe):
 def test_the_probe_is_small_and_states_its_accuracy():
     assert sum(file.stat().st_size for file in WEIGHTS.iterdir()) <= 10_000_000
     accuracy = json.loads((WEIGHTS / "probe.json").read_text())["accuracy"]
-    assert accuracy["object"] >= 0.97 and accuracy["background"] >= 0.98
+    assert accuracy["object"] >= 0.85 and accuracy["background"] >= 0.98  # small, dressed and half-hidden things too
 
 
 def tiny(folder: Path) -> Path:

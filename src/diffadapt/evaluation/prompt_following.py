@@ -24,7 +24,13 @@ from ..metrics.following import followed, look
 from ..metrics.reader import RESOLUTION, load_reader
 from .figure import figure
 
-CARD = {"second": "second", "style": "style", "wearing": "wearing_where_there_is_one"}  # attribute -> its accuracy
+# attribute -> its accuracy; two copies of the subject, as a rendering has them, are a number and no relation to a head
+CARD = {
+    "second": "second",
+    "style": "style",
+    "wearing": "wearing_where_there_is_one",
+    "relation": "relation_where_there_is_one",
+}
 
 
 def following(
