@@ -28,7 +28,7 @@ def test_the_folder_is_a_concept_with_captions_and_masks(tmp_path: Path):
     concept = load_concept(draw_demo_subject(tmp_path), NOUN)
     assert len(concept) == len(POSES) >= 5
     assert concept.token == "<tuli>"
-    assert concept.caption(1) == "a large <tuli> animal on a blue background"
+    assert concept.caption(1) == "a <tuli> animal on a blue background"
     masks = concept.masks(64)
     assert masks is not None
     assert concept.notes == []

@@ -90,8 +90,11 @@ def draw_demo_subject(folder: str | Path, *, size: int = 256) -> Path:
 
 
 def caption(pose: Pose) -> str:
-    """The caption of a picture, in the words of the embedded base: "a [token] animal at night"."""
-    return f"a {'large ' if pose.height >= 0.72 else ''}[token] {NOUN} {BACKGROUNDS[pose.background][0]}"
+    """The caption of a picture, in the words of the embedded base: "a [token] animal at night".
+
+    It does not say how large Tuli is: a prompt without a size is to be answered with the size that was shown.
+    """
+    return f"a [token] {NOUN} {BACKGROUNDS[pose.background][0]}"
 
 
 def draw(
