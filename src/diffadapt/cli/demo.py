@@ -20,9 +20,9 @@ EXAMPLES = """\
 # What the demo trains with, beside the defaults: the character is unlike anything the base knows, so that attention
 # alone learns its colours and not its shape.
 SETTINGS: dict[str, Any] = {
-    "steps": 130,
+    "steps": 120,
     "roles": ["self_attention.*", "cross_attention.*", "feed_forward.*", "residual.conv"],
-    "sample_every": 65,
+    "sample_every": 60,
     "prior_pictures": 24,
     "evaluation_prompts": 6,
     "evaluation_pictures": 2,
