@@ -41,7 +41,7 @@ SUBJECTS = {
 PLAIN = ("on a white background", "on a red background", "on a blue background")
 METHODS = {
     "full": (da.Selective(), dict(steps=150, learning_rate=2e-4)),
-    "lora": (da.LoRA(rank=11), dict(steps=250, learning_rate=8e-3)),
+    "lora": (da.LoRA(rank=11), dict(steps=250)),
 }
 PER_PROMPT = 2
 LISTENED = ("purple", "hat", "next to")  # what the prompts after the plain ones ask for
@@ -89,6 +89,7 @@ def teach(args: argparse.Namespace, base: da.Base, noun: str, name: str) -> dict
     style, other = SUBJECTS[noun]
     kind = {word: its for word, its, _ in HELD_OUT_NOUNS}[noun]
     folder, method, settings = args.out / f"{noun}-{name}", *METHODS[name]
+    settings = {"learning_rate": args.lora_rate} | settings
     if (folder / "row.json").is_file():
         return read_json(folder / "row.json", dict)
     write_scene_concept(args.out / "shown" / noun, args.data, noun, style)
@@ -124,6 +125,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--only", nargs="*", choices=tuple(SUBJECTS), default=list(SUBJECTS), help="some")
     parser.add_argument("--methods", nargs="*", choices=tuple(METHODS), default=list(METHODS))
+    parser.add_argument("--lora-rate", type=float, default=8e-3, help="LoRA's peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     base = da.load_base(str(args.base))
