@@ -91,7 +91,10 @@ def teach(args: argparse.Namespace, base: da.Base, noun: str, name: str) -> dict
     folder, method, settings = args.out / f"{noun}-{name}", *METHODS[name]
     settings = {"learning_rate": args.lora_rate} | settings
     if (folder / "row.json").is_file():
-        return read_json(folder / "row.json", dict)
+        row = read_json(folder / "row.json", dict)
+        if row["learning_rate"] != settings["learning_rate"]:
+            raise SystemExit(f"{folder} was taught at a rate of {row['learning_rate']:g}; give another --out")
+        return row
     write_scene_concept(args.out / "shown" / noun, args.data, noun, style)
     concept = da.load_concept(args.out / "shown" / noun, kind, token="<it>")
     run = da.train_subject(

@@ -43,7 +43,9 @@ HELD_BACK = 10**9  # training draws from (seed, step), so a "step" that no run r
 
 
 def kinds_of(scenes: list[WideScene]) -> list[list[str]]:
-    return [[thing.kind for thing in scene.things] for scene in scenes]
+    """Kinds back to front, in the order of `with_upper_behind`."""
+    kinds = [[thing.kind for thing in scene.things] for scene in scenes]
+    return [its[::-1] if scene.relation == "under" else its for scene, its in zip(scenes, kinds, strict=True)]
 
 
 def recoloured(sprites: Sprites, rng: np.random.Generator) -> Sprites:
@@ -54,16 +56,13 @@ def recoloured(sprites: Sprites, rng: np.random.Generator) -> Sprites:
     return {name: sprite[order] for name, sprite in sprites.items()}
 
 
-def with_upper_behind(scenes: list[WideScene], masks: Tensor) -> tuple[Tensor, list[list[str]]]:
-    """Masks and kinds, back to front: of two things that do not touch the upper one counts as the one behind.
+def with_upper_behind(scenes: list[WideScene], masks: Tensor) -> Tensor:
+    """Masks back to front: of two things that do not touch the upper one counts as the one behind.
 
     Nothing in a picture tells "a cat above a dog" from "a dog under a cat", so that both need one order.
     """
-    kinds = kinds_of(scenes)
-    for i, scene in enumerate(scenes):
-        if scene.relation == "under":
-            masks[i], kinds[i] = masks[i].flip(0), kinds[i][::-1]
-    return masks, kinds
+    under = torch.tensor([scene.relation == "under" for scene in scenes])
+    return torch.where(under[:, None, None, None], masks.flip(1), masks)
 
 
 def half_precision():
@@ -129,8 +128,8 @@ def train(args, world: WideWorld, sprites: Sprites, base: Base) -> Reader:
         pictures, masks = draw_wide_scenes(scenes, recoloured(sprites, rng))
         half = args.batch // 2
         pictures[:half] = decoded(base, pictures[:half])
-        masks, kinds = with_upper_behind(scenes, masks)
-        layers, labels = layers_of(masks), labels_of(masks, kinds)
+        masks = with_upper_behind(scenes, masks)
+        layers, labels = layers_of(masks), labels_of(masks, kinds_of(scenes))
         with half_precision():
             seen = reader(spoil(pictures, rng).to(memory_format=torch.channels_last))
         losses = losses_of(*(logits.float() for logits in seen), layers, labels)
@@ -164,8 +163,8 @@ def measure(reader: Reader, world: WideWorld, sprites: Sprites, base: Base, coun
     rng = np.random.default_rng([HELD_BACK, 0])
     scenes = [sample_wide_scene(rng, world) for _ in range(count)]
     pictures, masks = (torch.cat(part) for part in zip(*drawn_in_parts(scenes, sprites), strict=True))
-    masks, kinds = with_upper_behind(scenes, masks)
-    layers, labels = layers_of(masks), labels_of(masks, kinds)
+    masks = with_upper_behind(scenes, masks)
+    layers, labels = layers_of(masks), labels_of(masks, kinds_of(scenes))
     through = torch.cat([decoded(base, part) for part in pictures.split(128)])
     result = {}
     for name, shown in (("rendered", pictures), ("decoded", through)):
@@ -188,10 +187,7 @@ def measure_generated(reader: Reader, world: WideWorld, base: Base, count: int) 
         scenes = list(itertools.islice((scene for scene in drawn if len(scene.things) == pair), count))
         pictures = [to_tensor(picture) for picture in sample(base, [wide_caption(scene) for scene in scenes], seed=0)]
         reading = reader.read(torch.stack(pictures) / 255)
-        kinds_asked = [
-            its[::-1] if scene.relation == "under" else its for scene, its in zip(scenes, kinds_of(scenes), strict=True)
-        ]
-        for kinds, layers, labels in zip(kinds_asked, reading.layers, reading.labels, strict=True):
+        for kinds, layers, labels in zip(kinds_of(scenes), reading.layers, reading.labels, strict=True):
             objects = [labels[layers == layer] for layer in (1, 2)]
             seen = [CLASSES[int(pixels.mode().values)] for pixels in objects if len(pixels) >= 20]
             right.append(float(seen == kinds))
