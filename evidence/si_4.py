@@ -89,7 +89,7 @@ def run(unit: Unit, context: Context) -> dict[str, Any]:
     made = train_style(
         context.base, pictures(context.base, context.shared, unit["style"]), method=contender.method,
         out=context.folder, seed=unit["seed"], steps=STEPS, learning_rate=unit["rate"], roles=contender.roles,
-        evaluation_pictures=16, quiet=True,
+        evaluation_pictures=16, sample_every=0, quiet=True,
     )  # fmt: skip
     return scores_of(made.metrics, unit["style"])
 

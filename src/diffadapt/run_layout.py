@@ -43,6 +43,16 @@ class RunLayout:
         return self.folder / "report.html"
 
     @property
+    def memory_banks(self) -> Path:
+        """What the untouched base made, beside the run's folder, for the runs beside it too."""
+        return self.folder.parent / "memory_banks"
+
+    @property
+    def untouched(self) -> Path:
+        """The untouched base's pictures of evaluations."""
+        return self.memory_banks / "untouched"
+
+    @property
     def adapter(self) -> Path:
         return self.folder / ADAPTERS[0]
 

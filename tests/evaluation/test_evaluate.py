@@ -2,18 +2,21 @@
 
 import pytest
 import torch
+from PIL import Image
 
 from diffadapt.adapters import LoRA, attach
+from diffadapt.data.cache import TensorCache
 from diffadapt.data.concept import load_concept
+from diffadapt.data.picture import to_picture, to_tensor
+from diffadapt.evaluation import judge
 from diffadapt.evaluation.evaluate import evaluate, picture_count
 from diffadapt.evaluation.forgetting import about_its_kind
+from diffadapt.evaluation.judge import class_prompt_count
 
 
 @pytest.fixture(scope="module")
 def scores(tiny_v_folder, tmp_path_factory):
     """(as it starts, moved): an adapter that changes nothing, and one that changes much."""
-    from PIL import Image
-
     from diffadapt.bases import load_base
 
     photos = tmp_path_factory.mktemp("photos")
@@ -77,8 +80,6 @@ def test_prompts_about_things_of_the_same_kind_are_near():
 
 
 def test_progress_counts_every_picture_that_an_evaluation_draws(tiny_v_base, tmp_path, capsys):
-    from PIL import Image
-
     Image.new("RGB", (32, 32), "red").save(tmp_path / "0.png")
     attachment = attach(tiny_v_base, LoRA(rank=1))
     few = {"prompts": 2, "per_prompt": 1, "drift_count": 3, "steps": 1, "features": ["probe"]}
@@ -86,3 +87,48 @@ def test_progress_counts_every_picture_that_an_evaluation_draws(tiny_v_base, tmp
     total = picture_count(2, 1, 3)
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == f"evaluate {total}/{total}"
+
+
+def test_the_base_s_own_pictures_are_drawn_once_for_all_that_is_measured_beside_them(
+    tiny_v_base, tmp_path, monkeypatch, capsys
+):
+    base, drawn = tiny_v_base, []
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "0.png")
+    concept = load_concept(tmp_path, "cat")
+    attachment = attach(base, LoRA(rank=1))
+    path = attachment.save(tmp_path / "adapter.safetensors")
+    attachment.detach()
+    generate = judge.generate
+    monkeypatch.setattr(judge, "generate", lambda base, lines, **more: drawn.append(len(lines)) or generate(
+        base, lines, **more
+    ))  # fmt: skip
+
+    def measured(adapter=path, kept=None, seed=0):
+        drawn.clear()
+        few = {"prompts": 2, "per_prompt": 1, "drift_count": 3, "steps": 1, "features": ["probe"], "seed": seed}
+        return dict(evaluate(base, concept, adapters=[(adapter, 1.0)], kept=kept, quiet=False, **few)), sum(drawn)
+
+    total, adapted = picture_count(2, 1, 3), 2 + class_prompt_count(2) + 3
+    plain, count = measured()
+    assert count == total
+    kept = TensorCache(tmp_path / "untouched")
+    assert measured(kept=kept) == (plain, total)
+    capsys.readouterr()
+    assert measured(kept=TensorCache(kept.folder)) == (plain, adapted)
+    assert capsys.readouterr().err.splitlines()[-1] == f"evaluate {total}/{total}"
+    assert measured(kept=kept, seed=1)[1] == total  # other pictures
+    for file in kept.folder.rglob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-1])
+    assert measured(kept=TensorCache(kept.folder)) == (plain, total)
+
+    attached = attach(base, LoRA(rank=1))
+    elsewhere = TensorCache(tmp_path / "elsewhere")
+    measured(attached, kept=elsewhere)
+    assert not (tmp_path / "elsewhere").exists()  # no untouched base: something is attached, at whatever strength
+    attached.detach()
+
+
+def test_pictures_are_judged_as_a_file_holds_them(tiny_v_base):
+    (pixels,) = judge.draw(tiny_v_base, ["a cat"], steps=1)
+    (raw,) = judge.generate(tiny_v_base, [judge.default_line(tiny_v_base, "a cat", 0, steps=1)])
+    assert torch.equal(pixels, to_tensor(to_picture(raw)) / 255) and not torch.equal(pixels, raw)

@@ -69,6 +69,11 @@ class TensorCache:
             self._memory[key] = value
         return self._memory[key]
 
+    def has(self, key: str) -> bool:
+        """Whether `get` would compute nothing, damage aside."""
+        path = self.path(key)
+        return key in self._memory or (path is not None and path.exists())
+
     def path(self, key: str) -> Path | None:
         """The file of a key, or None without a folder."""
         if len(key) < 8 or set(key) - set("0123456789abcdef"):

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..adapters import Attachment
 from ..bases import Base
 from ..data.asked import asked_of
+from ..data.cache import TensorCache
 from ..data.concept import Concept
 from ..data.picture import to_picture, write_png
 from ..data.wide_scenes import world_of
@@ -48,6 +49,7 @@ def evaluate(
     features: Sequence[str] = (),
     questions: str | None = None,
     steps: int | None = None,
+    kept: TensorCache | None = None,
     quiet: bool = True,
 ) -> "Evaluation":
     """Subject fidelity, text alignment, diversity and drift, each with its interval and the untouched base's figure.
@@ -65,6 +67,8 @@ def evaluate(
             on the embedded base, else CLIP ViT-B/32 and DINO ViT-S/16 from the hub as the paper's protocol has them.
         questions: hub id or folder of a model that answers questions about pictures, see `metrics.questions`.
         steps: denoising steps; None means the base's default.
+        kept: where the untouched base's pictures, three fifths of all, are kept for the next adapter that is measured
+            by the same prompts; None draws them anew.
         quiet: show no progress.
 
     Returns:
@@ -84,6 +88,7 @@ def evaluate(
     judge = Judge(
         base, concept, prompts=prompts, per_prompt=per_prompt, unrelated=drift_count, seed=seed, steps=steps
     )  # fmt: skip
+    judge.kept = kept
     judge.bar = Steps("evaluate", picture_count(prompts, per_prompt, drift_count), quiet=quiet)
     with judge.bar:
         with adapted(base, [(a, 0.0) for a, _ in adapters if isinstance(a, Attachment)]):

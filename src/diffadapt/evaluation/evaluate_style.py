@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..adapters import Attachment
 from ..bases import Base
+from ..data.cache import TensorCache
 from ..data.captioned import Captioned
 from ..data.picture import to_picture, write_png
 from ..data.prompts import drift_prompts, spread
@@ -30,9 +31,10 @@ from ..metrics.frechet import fid
 from ..metrics.preference import STAND_IN, load_preference
 from ..metrics.style import content_kept, style_distance
 from ..progress import Steps
-from ..sampling.sample import adapted, default_line, generate
+from ..sampling.sample import adapted, default_line
 from .agreement import SECOND
 from .held_out_loss import MOST, LossSet, loss_by_level, loss_figures, losses
+from .judge import draw_lines
 
 
 def evaluate_style(
@@ -47,6 +49,7 @@ def evaluate_style(
     preference: str = "",
     steps: int | None = None,
     out: str | Path | None = None,
+    kept: TensorCache | None = None,
     quiet: bool = True,
 ) -> dict[str, Any]:
     """Distance to each style, text alignment and drift, with the untouched base's figures beside them.
@@ -66,6 +69,7 @@ def evaluate_style(
             none elsewhere.
         steps: denoising steps; None means the base's default.
         out: folder for the pictures, `STYLE/NN-base.png` and `STYLE/NN-adapted.png`; None keeps none.
+        kept: where the untouched base's pictures are kept for the next adapter, as `evaluate` has it.
         quiet: show no progress.
 
     Returns:
@@ -88,18 +92,20 @@ def evaluate_style(
         for name, each in asked.items()
     }
     with Steps("evaluate", 2 * sum(map(len, lines.values())), quiet=quiet) as bar:
-        with adapted(base, [(a, 0.0) for a, _ in adapters]):  # the base, which knows the classes that they bring
-            before = {name: torch.stack(generate(base, each, bar=bar)) for name, each in lines.items()}
+        # The base itself; one of classes is told those that the adapters bring.
+        switched_off = [(a, 0.0) for a, _ in adapters if base.own_classes or isinstance(a, Attachment)]
+        with adapted(base, switched_off):
+            before = {name: draw_lines(base, each, bar=bar, kept=kept) for name, each in lines.items()}
             sets = _loss_sets(base, reference, unrelated, before[""])
             losses_before = losses(base, sets, seed=seed)
         with adapted(base, adapters):
-            after = {name: torch.stack(generate(base, each, bar=bar)) for name, each in lines.items()}
+            after = {name: draw_lines(base, each, bar=bar) for name, each in lines.items()}
             losses_after = losses(base, sets, seed=seed)
 
     second = load_features(SECOND, device=base.device) if base.encoder == "probe" and encoder.name != SECOND else None
     rows: dict[str, dict[str, tuple[Tensor, Tensor]]] = {name: {} for name in MEANINGS}  # (adapted, base)
     distances: dict[str, tuple[float, float]] = {}
-    kept: dict[str, Tensor] = {}
+    content: dict[str, Tensor] = {}
     for style, each in reference.items():
         own = each.pixels(range(len(each)), base.resolution)
         pair = (after[style], before[style])
@@ -110,7 +116,7 @@ def evaluate_style(
             rows[BY_SECOND][style] = _pair(style_distance(second.maps(made), style_maps) for made in pair)
         seen, target = [encoder.pictures(made) for made in pair], encoder.pictures(own)
         if not base.own_classes:  # the names of classes describe nothing
-            kept[style] = content_kept(*seen).float()
+            content[style] = content_kept(*seen).float()
             texts = encoder.texts(prompts[style])
             rows["text_alignment"][style] = _pair(text_alignment(made, texts) for made in seen)
         count = min(len(own), most)
@@ -125,8 +131,8 @@ def evaluate_style(
         meaning = MEANINGS[name]
         made, plain = (torch.cat(each) for each in zip(*rows[name].values(), strict=True))
         values[name] = _value(made, plain, *meaning, groups, seed)
-    if kept:
-        values["content_kept"] = _value(torch.cat([*kept.values()]), None, *KEPT, groups, seed)
+    if content:
+        values["content_kept"] = _value(torch.cat([*content.values()]), None, *KEPT, groups, seed)
     mean_fid = [sum(each[i] for each in distances.values()) / len(distances) for i in (0, 1)]
     values["style_fid"] = {
         "value": mean_fid[0], "low": None, "high": None, "n": most, "base": mean_fid[1], "better": "lower", "unit": "",
@@ -146,7 +152,7 @@ def evaluate_style(
     by_style = {
         style: {name: _two(*(float(one.mean()) for one in each[style])) for name, each in rows.items()}
         | {"style_fid": _two(*distances[style])}
-        | ({"content_kept": _two(float(kept[style].mean()), 1.0)} if kept else {})
+        | ({"content_kept": _two(float(content[style].mean()), 1.0)} if content else {})
         for style in reference
     }
     protocol = {"styles": len(reference), "pictures": most, "drift_prompts": drift_count, "seed": seed}

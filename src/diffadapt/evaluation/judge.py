@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..bases import Base
+from ..data.cache import TensorCache, content_key
 from ..data.concept import Concept
 from ..data.prompts import benchmark_prompts, drift_prompts, spread
 from ..data.scenes import World
@@ -18,7 +19,7 @@ from ..metrics.diversity import diversity
 from ..metrics.features import Features, load_features
 from ..metrics.fidelity import subject_fidelity
 from ..progress import Steps
-from ..sampling.sample import default_line, generate
+from ..sampling.sample import PromptLine, default_line, generate
 
 ANOTHER = 1000  # added to the seeds of pictures that are drawn again
 PHOTO_ENCODERS = ("clip:openai/clip-vit-base-patch32", "dino:facebook/dino-vits16")
@@ -36,6 +37,7 @@ def draw(
     controls: Sequence[Tensor] | None = None,
     batch: int = 8,
     bar: Steps | None = None,
+    kept: TensorCache | None = None,
 ) -> Tensor:
     """Pictures of prompts with whatever is attached now.
 
@@ -48,9 +50,10 @@ def draw(
         controls: the control signal (3, H, W) of each picture, for what follows one.
         batch: pictures made at once.
         bar: is advanced by every picture.
+        kept: where pictures are kept from call to call that are drawn while nothing is attached; None keeps none.
 
     Returns:
-        (len(prompts) * per_prompt, 3, H, W) in [0, 1]
+        (len(prompts) * per_prompt, 3, H, W) in [0, 1], in steps of 1 / 255 as a file holds them
     """
     lines = []
     for i in range(len(prompts) * per_prompt):
@@ -58,7 +61,30 @@ def draw(
         control = None if controls is None else controls[i]
         line = default_line(base, prompts[i // per_prompt], start, steps=steps, guidance=guidance, control=control)
         lines.append(line)
-    return torch.stack(generate(base, lines, batch=batch, bar=bar))
+    return draw_lines(base, lines, batch=batch, bar=bar, kept=kept)
+
+
+def draw_lines(
+    base: Base,
+    lines: Sequence[PromptLine],
+    *,
+    batch: int = 8,
+    bar: Steps | None = None,
+    kept: TensorCache | None = None,
+) -> Tensor:
+    """(len(lines), 3, H, W) the same of lines that `default_line` made; arguments as of `draw`."""
+
+    def make() -> Tensor:
+        return (torch.stack(generate(base, lines, batch=batch, bar=bar)) * 255).round().to(torch.uint8)
+
+    if kept is None or base.attachments:
+        return make().float() / 255
+    key = content_key("drawn", base.fingerprint, base.device.type, str(base.dtype), *map(str, lines))
+    there = kept.has(key)
+    pixels = kept.get(key, make)
+    if there and bar is not None:
+        bar.advance(by=len(lines))
+    return pixels.float() / 255
 
 
 def load_encoders(base: Base, names: Sequence[str] = ()) -> list[Features]:
@@ -98,6 +124,7 @@ class Judge:
         unrelated: the prompts that have nothing to do with the concept.
         groups: (N,) which prompt each picture of the concept belongs to.
         bar: is advanced by every picture that is drawn, if there is one.
+        kept: as `draw` has it.
     """
 
     def __init__(
@@ -116,6 +143,7 @@ class Judge:
         self.base, self.concept, self.per_prompt = base, concept, per_prompt
         self.seed, self.same_noise, self.steps = seed, same_noise, steps
         self.bar: Steps | None = None
+        self.kept: TensorCache | None = None
         world = world or world_of(base)
         self.prompts = spread(benchmark_prompts(concept.noun, concept.token, world), prompts)
         self.plain = spread(benchmark_prompts(concept.noun, "", world), prompts)
@@ -149,19 +177,22 @@ class Judge:
 
     def of_class(self, *, redrawn: bool = False) -> Tensor:
         """A picture of each class prompt, no two from the same noise; `redrawn` draws them from other seeds."""
-        seed = self.seed + ANOTHER * redrawn
-        return draw(self.base, self.class_prompts, 1, seed=seed, same_noise=False, steps=self.steps, bar=self.bar)
+        return self.draw(self.class_prompts, 1, redrawn=redrawn, same_noise=False)
 
     def of_unrelated(self, *, redrawn: bool = False) -> Tensor:
         """A picture of each unrelated prompt; `redrawn` draws them from other seeds."""
         return self.draw(self.unrelated, 1, redrawn=redrawn)
 
-    def draw(self, prompts: Sequence[str], per_prompt: int, *, redrawn: bool = False) -> Tensor:
+    def draw(
+        self, prompts: Sequence[str], per_prompt: int, *, redrawn: bool = False, same_noise: bool | None = None
+    ) -> Tensor:
         """Pictures of any prompts, (len(prompts) * per_prompt, 3, H, W); `redrawn` draws them from other seeds."""
         seed = self.seed + ANOTHER * redrawn
+        same_noise = self.same_noise if same_noise is None else same_noise
         return draw(
-            self.base, prompts, per_prompt, seed=seed, same_noise=self.same_noise, steps=self.steps, bar=self.bar
-        )
+            self.base, prompts, per_prompt, seed=seed, same_noise=same_noise, steps=self.steps, bar=self.bar,
+            kept=self.kept,
+        )  # fmt: skip
 
     def fidelity(self, encoder: Features, pictures: Tensor) -> Tensor:
         """(N,) likeness to the concept's pictures."""

@@ -24,6 +24,7 @@ from ..metrics.control_consistency import read_signal
 from ..metrics.reader import load_reader
 from ..objectives import Denoising, MatchingTheBase, MixedWithMemory, Objective
 from ..progress import say
+from ..run_layout import RunLayout
 from ..sampling.sample import PromptLine, generate
 from ..training.retention_config import RetentionConfig
 from ..training.sources import BankLatents, Source, Unconditioned
@@ -157,7 +158,7 @@ def memory_of(
         guidance=base.default_guidance if memory.guidance is None else memory.guidance,
         prompts=prompts,
     )
-    place = Path(memory.folder) if memory.folder else folder.parent / "memory_banks" / settings.fingerprint[:12]
+    place = Path(memory.folder) if memory.folder else RunLayout(folder).memory_banks / settings.fingerprint[:12]
     bank = LatentBank(place, settings)
 
     def make(rows: list[int]) -> tuple[Tensor, list[str]]:

@@ -185,7 +185,7 @@ def train_style(
         adapters = [(folder / "adapter.safetensors", 1.0)]
         found = evaluate_style(
             base, held_out, adapters=adapters, most=config.evaluation_pictures, preference=config.preference, seed=seed,
-            out=folder / "styles", quiet=quiet,
+            out=folder / "styles", kept=TensorCache(RunLayout(folder).untouched), quiet=quiet,
         )  # fmt: skip
         if isinstance(styles, ClassFolders):
             each = max(1, OWN // len(held_out))

@@ -24,6 +24,7 @@ from ..evaluation.evaluate import evaluate
 from ..evaluation.judge import load_encoders
 from ..objectives import Denoising, Masked, Objective, PriorPreservation
 from ..progress import say
+from ..run_layout import RunLayout
 from ..sampling.adapter_files import start_from
 from ..training.batches import Batches, Texts
 from ..training.class_pictures import class_pictures
@@ -248,12 +249,13 @@ def _measure(
     base: Base, concept: Concept, folder: Path, config: SubjectConfig, seed: int, quiet: bool
 ) -> dict[str, Any]:
     """The figures of the first concept, and under "also" those of each further one."""
+    untouched = TensorCache(RunLayout(folder).untouched)
 
     def of(part: Concept, out: Path | None) -> dict[str, Any]:
         return evaluate(
             base, part, adapters=[(folder, 1.0)], out=out, prompts=config.evaluation_prompts,
             per_prompt=config.evaluation_pictures, drift_count=min(25, 2 * config.evaluation_prompts), seed=seed,
-            quiet=quiet,
+            kept=untouched, quiet=quiet,
         )  # fmt: skip
 
     whole = of(concept.parts[0], folder)

@@ -10,6 +10,7 @@ from ..data.concept import Concept
 from ..data.memory_bank import BankSettings, MemoryBank
 from ..data.picture import to_picture
 from ..progress import Steps, say
+from ..run_layout import RunLayout
 from ..sampling.sample import PromptLine, generate
 
 
@@ -39,7 +40,7 @@ def class_pictures(
     name = f"{nouns}-{base.fingerprint.split(':')[-1][:8]}-{side}"
     if config.prior_prompts:
         name += f"-{len(prompts)}-prompts"
-    place = Path(config.memory_bank) if config.memory_bank else folder.parent / "memory_banks" / name
+    place = Path(config.memory_bank) if config.memory_bank else RunLayout(folder).memory_banks / name
 
     def make(asked: list[str], its_seeds: list[int]) -> list[Any]:
         lines = [
