@@ -3,8 +3,9 @@
     python tools/train_embedded_base.py export --data EMOJI --work DIR --out BASE
     python tools/teach_embedded_base.py --base BASE --data EMOJI --out OUT
 
-Each is learned from five captioned pictures, once by full fine-tuning (150 steps) and once by LoRA (250 steps), without
-prior preservation. Then it is asked for on plain grounds, in purple, with a hat and beside a thing that the base knows.
+Each is learned from five captioned pictures: by full fine-tuning (150 steps) and by LoRA (250 steps) without prior
+preservation, and by LoRA as the demo trains it ("kept": more layers, and prior preservation). Then it is asked for on
+plain grounds, in purple, with a hat and beside a thing that the base knows.
 OUT/sheet.png has a row for each sprite and method: a picture that was learned from, then two pictures of each prompt.
 OUT/taught.json has, for each row, the probe's fidelity of the pictures on plain grounds and that of perfect ones: the
 sprite itself, drawn as the prompts ask and sent through the autoencoder; and in which of the other pictures the probe
@@ -23,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 import diffadapt as da
+from diffadapt.cli.demo import SETTINGS as DEMO
 from diffadapt.data.picture import to_picture
 from diffadapt.data.scene_concept import write_scene_concept
 from diffadapt.data.wide_pictures import draw_wide_scenes, load_wide_sprites
@@ -42,6 +44,7 @@ PLAIN = ("on a white background", "on a red background", "on a blue background")
 METHODS = {
     "full": (da.Selective(), dict(steps=150, learning_rate=2e-4)),
     "lora": (da.LoRA(rank=11), dict(steps=250)),
+    "kept": (da.LoRA(rank=8), dict(steps=250, roles=DEMO["roles"], prior_weight=1.0, prior_pictures=24)),
 }
 PER_PROMPT = 2
 LISTENED = ("purple", "hat", "next to")  # what the prompts after the plain ones ask for
@@ -89,7 +92,7 @@ def teach(args: argparse.Namespace, base: da.Base, noun: str, name: str) -> dict
     style, other = SUBJECTS[noun]
     kind = {word: its for word, its, _ in HELD_OUT_NOUNS}[noun]
     folder, method, settings = args.out / f"{noun}-{name}", *METHODS[name]
-    settings = {"learning_rate": args.lora_rate} | settings
+    settings = {"learning_rate": args.lora_rate, "prior_weight": 0.0} | settings
     if (folder / "row.json").is_file():
         row = read_json(folder / "row.json", dict)
         if row["learning_rate"] != settings["learning_rate"]:
@@ -98,7 +101,7 @@ def teach(args: argparse.Namespace, base: da.Base, noun: str, name: str) -> dict
     write_scene_concept(args.out / "shown" / noun, args.data, noun, style)
     concept = da.load_concept(args.out / "shown" / noun, kind, token="<it>")
     run = da.train_subject(
-        base, concept, method=method, out=folder / "run", seed=args.seed, batch_size=4, prior_weight=0.0,
+        base, concept, method=method, out=folder / "run", seed=args.seed, batch_size=4,
         token_learning_rate=5e-3, sample_every=0, checkpoint_every=0, evaluation_prompts=0, **settings,
     )  # fmt: skip
     asked = prompts(kind, other)
@@ -127,7 +130,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of sprite folders")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--only", nargs="*", choices=tuple(SUBJECTS), default=list(SUBJECTS), help="some")
-    parser.add_argument("--methods", nargs="*", choices=tuple(METHODS), default=list(METHODS))
+    parser.add_argument("--methods", nargs="*", choices=tuple(METHODS), default=["full", "lora"])
     parser.add_argument("--lora-rate", type=float, default=8e-3, help="LoRA's peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
