@@ -449,8 +449,113 @@ def test_inputs_that_were_never_observed_are_refused():
 
 @pytest.mark.parametrize(
     ("layer", "rank", "words"),
-    [(nn.Conv2d(4, 4, 3), 1, "linear layers; that.layer is a Conv2d"), (nn.Linear(4, 8), 5, "rank 5 .* at most 4")],
+    [
+        (nn.Conv1d(4, 4, 3), 1, "linear and convolution layers; that.layer is a Conv1d"),
+        (nn.Conv2d(4, 4, 3, groups=2), 1, "that.layer: a convolution with 2 groups"),
+        (nn.Conv2d(1, 8, 3), 9, "rank 9 .* at most 8"),
+        (nn.Linear(4, 8), 5, "rank 5 .* at most 4"),
+    ],
 )
 def test_layers_and_ranks_that_do_not_fit_are_refused(layer, rank, words):
     with pytest.raises(Refused, match=words):
         CLoRAAdapter(layer, CLoRA(rank=rank), "that.layer", torch.Generator())
+
+
+# --- convolutions -----------------------------------------------------------------------------------------------------
+
+
+def convolution_of(tasks: int, generator: torch.Generator, dtype=torch.float32, **settings) -> CLoRAAdapter:
+    """A 3 x 3 convolution with stride and dilation after some tasks, each with a moved change and something seen."""
+    layer = nn.Conv2d(IN, OUT, 3, stride=2, padding=2, dilation=2, dtype=dtype).requires_grad_(False)
+    adapter = CLoRAAdapter(layer, CLoRA(rank=RANK, penalty_weight=1.0, **settings), "here", generator)
+    for _ in range(tasks):
+        move(adapter, generator)
+        x = torch.randn(4, IN, 9, 9, generator=generator)
+        adapter.observe_(x)
+        adapter.observe_gradient_(x, torch.randn(adapter(x.to(dtype)).shape, generator=generator))
+        adapter.fold_(generator)
+    return move(adapter, generator)
+
+
+@pytest.mark.parametrize("tasks", [0, 2])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.15)])
+def test_a_convolution_computes_with_the_sum_of_base_past_and_present(tasks, dtype, tolerance):
+    generator = torch.Generator().manual_seed(0)
+    adapter = convolution_of(tasks, generator, dtype)
+    adapter.strength = 0.7
+    layer = adapter.innermost()
+    assert isinstance(layer, nn.Conv2d)
+    changes = adapter.change() + (0 if adapter.past is None else adapter.past)
+    weight = layer.weight.float() + 0.7 * changes.view_as(layer.weight)
+    x = torch.randn(2, IN, 9, 9, generator=generator)
+    expected = layer._conv_forward(x, weight, layer.bias.float())
+    torch.testing.assert_close(adapter(x.to(dtype)).float(), expected, rtol=0, atol=tolerance)
+    torch.testing.assert_close(adapter.weight(layer.weight).float(), weight, rtol=0, atol=tolerance / 10)
+
+
+@pytest.mark.parametrize("importance", IMPORTANCE)
+def test_a_convolution_of_one_place_is_a_linear_layer_on_every_place(importance):
+    linear, generator = adapter_of(2, importance=importance), torch.Generator().manual_seed(1)
+    layer = nn.Conv2d(IN, OUT, 1).requires_grad_(False)
+    adapter = CLoRAAdapter(layer, linear.method, "here", generator)
+    x, gradient = torch.randn(4, IN, 2, 3, generator=generator), torch.randn(4, OUT, 2, 3, generator=generator)
+    again = adapter_of(0, importance=importance)
+    tokens, their = (each.flatten(2).transpose(1, 2) for each in (x, gradient))
+    with torch.no_grad():
+        layer.weight.copy_(again.innermost().weight[:, :, None, None])
+        layer.bias.copy_(again.innermost().bias)
+        for mine, other in ((adapter.up, again.up), (adapter.down, again.down)):
+            mine.copy_(other)
+    for each, seen, grads in ((adapter, x, gradient), (again, tokens, their)):
+        each.observe_(seen)
+        each.observe_gradient_(seen, grads)
+        each.fold_(torch.Generator().manual_seed(2))
+        move(each, torch.Generator().manual_seed(3))
+    torch.testing.assert_close(adapter(x).flatten(2).transpose(1, 2), again(tokens))
+    for mine, other in zip(penalty_and_gradients(adapter), penalty_and_gradients(again), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_the_inputs_penalty_of_a_convolution_is_the_mean_square_change_of_its_outputs_on_past_pictures():
+    generator = torch.Generator().manual_seed(0)
+    adapter = convolution_of(0, generator, importance="inputs")
+    x = torch.randn(4, IN, 9, 9, generator=generator)
+    adapter.observe_(x)
+    adapter.fold_(generator)
+    move(adapter, generator)
+    layer = adapter.innermost()
+    assert isinstance(layer, nn.Conv2d)
+    change = layer._conv_forward(x, adapter.change().view_as(layer.weight), None)
+    assert value_of(adapter) == pytest.approx(float(change.square().sum(1).mean()), rel=1e-5)
+
+
+def test_the_fisher_weights_of_a_convolution_are_the_mean_squared_gradients_of_its_kernel():
+    generator = torch.Generator().manual_seed(0)
+    adapter = convolution_of(0, generator, importance="fisher")
+    layer = adapter.innermost()
+    assert isinstance(layer, nn.Conv2d)
+    x = torch.randn(4, IN, 9, 9, generator=generator)
+    gradient = torch.randn(adapter(x).shape, generator=generator)
+    squares = []
+    for row, grad in zip(x, gradient, strict=True):
+        kernel = layer.weight.detach().clone().requires_grad_()
+        (layer._conv_forward(row[None], kernel, None) * grad).sum().backward()
+        assert kernel.grad is not None
+        squares.append(kernel.grad.flatten(1).square())
+    adapter.observe_gradient_(x, gradient)
+    adapter.fold_(generator)
+    torch.testing.assert_close(adapter.importance, torch.stack(squares).mean(0).sqrt(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_a_convolution_s_state_that_is_read_back_gives_the_same_bits(tasks):
+    generator = torch.Generator().manual_seed(0)
+    adapter = convolution_of(tasks, generator)
+    other = CLoRAAdapter(adapter.innermost(), adapter.method, "here", generator)
+    state = {name: value.detach().clone() for name, value in adapter.own_state().items()}
+    other.make_room_(state)
+    with torch.no_grad():
+        other.up.copy_(adapter.up)
+        other.down.copy_(adapter.down)
+    x = torch.randn(2, IN, 9, 9, generator=generator)
+    assert torch.equal(other(x), adapter(x))

@@ -23,12 +23,15 @@ and `importance = "fisher"` is elastic weight consolidation (Kirkpatrick et al. 
 low-rank change, as a baseline: I_ij^2 = sum_{t' < t} E_t' [(dL / dW_ij)^2] takes the place of P_ij^2.
 
 Strength multiplies the whole change: W_0 + strength (P_t + A_t B_t).
+
+The paper adapts linear layers. A convolution is adapted here by the same equations on its flattened kernel
+(out, in * kh * kw), x then being a patch of its input.
 """
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -90,14 +93,16 @@ class CLoRA(Method):
         return [role for role in CROSS_ATTENTION if role in known] or [role for role in SELF_ATTENTION if role in known]
 
     def adapts(self, layer: nn.Module) -> bool:
-        return isinstance(layer, nn.Linear)
+        return isinstance(layer, nn.Linear | nn.Conv2d)
 
     def build(self, layer: nn.Module, path: str, role: str, generator: torch.Generator) -> Adapter:
         return CLoRAAdapter(layer, self, path, generator)
 
 
 class CLoRAAdapter(Mergeable):
-    """C-LoRA on one linear layer: parameters `up` (out, r) = A_t and `down` (r, in) = B_t; the past is in buffers.
+    """C-LoRA on one layer: parameters `up` (out, r) = A_t and `down` (r, in) = B_t; the past is in buffers.
+
+    `in` of a convolution is in * kh * kw.
 
     Attributes:
         tasks: how many tasks are folded into the past.
@@ -114,9 +119,11 @@ class CLoRAAdapter(Mergeable):
     def __init__(self, layer: nn.Module, method: CLoRA, path: str, generator: torch.Generator) -> None:
         super().__init__(layer)
         inner = self.innermost()
-        if not isinstance(inner, nn.Linear):
-            raise Refused(f"C-LoRA adapts linear layers; {path} is a {type(inner).__name__}")
-        shape = tuple(inner.weight.shape)
+        if not isinstance(inner, nn.Linear | nn.Conv2d):
+            raise Refused(f"C-LoRA adapts linear and convolution layers; {path} is a {type(inner).__name__}")
+        if isinstance(inner, nn.Conv2d) and inner.groups != 1:
+            raise Refused(f"C-LoRA cannot adapt {path}: a convolution with {inner.groups} groups; leave its role out")
+        shape = tuple(inner.weight.flatten(1).shape)
         if method.rank > min(shape):
             raise Refused(f"rank {method.rank} is larger than layer {path} allows ({shape}: at most {min(shape)})")
         self.method, self.path, self.tasks = method, path, 0
@@ -132,21 +139,31 @@ class CLoRAAdapter(Mergeable):
 
     def adapted(self, x: Tensor) -> Tensor:
         y = self._with_past(x)
-        h = F.linear(x.to(self.down.dtype), self.down)
-        return y + F.linear(h, self.strength * self.up).to(y.dtype)
+        h = self._product(x.to(self.down.dtype), self.down)
+        up = self.strength * self.up
+        change = F.linear(h, up) if isinstance(self.innermost(), nn.Linear) else F.conv2d(h, up[:, :, None, None])
+        return y + change.to(y.dtype)
+
+    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """What the layer would put out with another weight (outputs, in), flattened if it is a convolution's."""
+        inner = self.innermost()
+        if isinstance(inner, nn.Conv2d):
+            return inner._conv_forward(x, weight.view(-1, *inner.weight.shape[1:]), bias)
+        return F.linear(x, weight, bias)
 
     def _with_past(self, x: Tensor) -> Tensor:
         """The layer with the past added: one product where the weight is at hand in float32, else two."""
         if self.past is None:
             return self.layer(x)
-        if isinstance(self.layer, nn.Linear) and self.layer.weight.dtype == torch.float32:
-            return F.linear(x, torch.add(self.layer.weight, self.past, alpha=self.strength), self.layer.bias)
-        return self.layer(x) + F.linear(x, self.strength * self.past.to(x.dtype))
+        if isinstance(self.layer, nn.Linear | nn.Conv2d) and self.layer.weight.dtype == torch.float32:
+            weight = torch.add(self.layer.weight.flatten(1), self.past, alpha=self.strength)
+            return self._product(x, weight, self.layer.bias)
+        return self.layer(x) + self._product(x, self.strength * self.past.to(x.dtype))
 
     def weight(self, w0: Tensor) -> Tensor:
-        change = self.up @ self.down
-        past = w0.float() if self.past is None else torch.add(w0.float(), self.past, alpha=self.strength)
-        return torch.add(past, change, alpha=self.strength).to(w0.dtype)
+        flat, change = w0.float().flatten(1), self.up @ self.down
+        past = flat if self.past is None else torch.add(flat, self.past, alpha=self.strength)
+        return torch.add(past, change, alpha=self.strength).view_as(w0).to(w0.dtype)
 
     # --- the penalty --------------------------------------------------------------------------------------------------
 
@@ -182,15 +199,26 @@ class CLoRAAdapter(Mergeable):
     def observe_(self, x: Tensor) -> None:
         """Takes in what the present task sends through the layer; only `importance = "inputs"` asks for it."""
         if self.method.importance == "inputs":
-            rows = x.detach().flatten(0, -2).float()
+            rows = self._received(x).flatten(0, -2)
             self._see(rows.t() @ rows, len(rows))
 
     def observe_gradient_(self, x: Tensor, gradient: Tensor) -> None:
         """Takes in the squared gradients of the weight, row by row; only `importance = "fisher"` asks for it."""
         if self.method.importance == "fisher":
-            rows, grads = (each.detach().float().reshape(len(each), -1, each.shape[-1]) for each in (x, gradient))
-            for row, grad in zip(rows, grads, strict=True):
+            grads = gradient.detach().float()
+            if isinstance(self.innermost(), nn.Conv2d):
+                grads = grads.flatten(2).transpose(1, 2)
+            grads = grads.reshape(len(grads), -1, grads.shape[-1])
+            for row, grad in zip(self._received(x), grads, strict=True):
                 self._see((grad.t() @ row).square(), 1)
+
+    def _received(self, x: Tensor) -> Tensor:
+        """(N, positions, in) what the weight is multiplied by, in float32: tokens, or a convolution's patches."""
+        inner, x = self.innermost(), x.detach().float()
+        if isinstance(inner, nn.Conv2d):
+            patches = F.unfold(x, inner.kernel_size, inner.dilation, cast(int, inner.padding), inner.stride)
+            return patches.transpose(1, 2)
+        return x.reshape(len(x), -1, x.shape[-1])
 
     def _see(self, statistic: Tensor, rows: int) -> None:
         self.seen = statistic if self.seen is None else self.seen + statistic
