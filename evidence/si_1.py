@@ -5,6 +5,7 @@ from typing import Any
 from drawn import (
     CONTENDERS,
     RATES,
+    ROLES,
     STYLES,
     TUNED_ON,
     best_rates,
@@ -44,7 +45,7 @@ def run(unit: Unit, context: Context) -> dict[str, Any]:
     styles = pictures(context.base, context.shared, unit["style"])
     made = train_style(
         context.base, styles, method=CONTENDERS[unit["contender"]].method, out=context.folder, seed=unit["seed"],
-        steps=STEPS, learning_rate=unit["rate"], evaluation_pictures=16, sample_every=0, quiet=True,
+        steps=STEPS, learning_rate=unit["rate"], roles=ROLES, evaluation_pictures=16, sample_every=0, quiet=True,
     )  # fmt: skip
     return scores_of(made.metrics, unit["style"])
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from drawn import CONTENDERS, STYLES, best_rates, both, fabricated, pictures, scores_of, seen_by_second, table
+from drawn import CONTENDERS, ROLES, STYLES, best_rates, both, fabricated, pictures, scores_of, seen_by_second, table
 from second_encoder import translated, with_second_encoder
 from torch import Generator
 from unit_cost import WHOLE, cost
@@ -63,8 +63,8 @@ def run(unit: Unit, context: Context) -> dict[str, Any]:
     theirs = [translated(caption) for caption in captions] if unit["encoder"] == "other" else None
     made = train_distill(
         base, {unit["style"]: teacher}, captions, teacher_captions=theirs, method=CONTENDERS[unit["contender"]].method,
-        out=context.folder, seed=unit["seed"], steps=STEPS, learning_rate=unit["rate"], evaluation_pictures=0,
-        sample_every=0, quiet=True,
+        out=context.folder, seed=unit["seed"], steps=STEPS, learning_rate=unit["rate"], roles=ROLES,
+        evaluation_pictures=0, sample_every=0, quiet=True,
     )  # fmt: skip
     styles = pictures(base, context.shared, unit["style"])
     measured = evaluate_style(base, styles.held_out, adapters=[(made.adapter, 1.0)], most=16, seed=unit["seed"])

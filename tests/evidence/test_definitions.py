@@ -44,7 +44,7 @@ def blind(name: str, scores: dict[str, Any]) -> dict[str, Any]:
     return {**scores, "likeness": {**scores["likeness"], "second": [[[0.1, 0.1]] * 12] * 2}}
 
 
-@pytest.mark.parametrize("name", ["SI-1", "SI-2", "SI-3", "SI-4", "CL-1", "CL-2", "PF-3"])
+@pytest.mark.parametrize("name", ["SI-1", "SI-2", "SI-3", "SI-4", "SI-5", "CL-1", "CL-2", "PF-3"])
 def test_what_the_probe_alone_sees_is_undecided(name: str):
     claim, ideal = load_claim(FOLDER, name), simulated(FOLDER, name, Settings())
     assert claim.judge(ideal).paper.status == "reproduced"
