@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Generator, Tensor
 from unit_cost import WHOLE, Cost, cost
 
 from diffadapt.adapters import LoRA, StyleInject
 from diffadapt.bases import Base
 from diffadapt.data.drawn_styles import HELD_OUT, SEEN, draw_in_style
-from diffadapt.data.picture import to_picture, write_png
+from diffadapt.data.picture import to_picture, to_tensor, write_png
 from diffadapt.data.prompts import drift_prompts
 from diffadapt.data.styles import Styles, load_styles
 from diffadapt.data.wide_scenes import world_of
@@ -67,6 +68,22 @@ def scores_of(measured: dict[str, Any], style: str) -> dict[str, float]:
     }
     losses = {name: measured["values"][name]["value"] for name in ("loss_style", "loss_world")}
     return {**way, "kept": figures["content_kept"]["value"], **losses}
+
+
+def way_to_target(run: Path, style: str) -> float:
+    """How far of the way from the base's pictures to the same ones drawn in the style, 1 there: an exact answer.
+
+    Mean absolute differences of the pictures that a style's evaluation left in the run's folder, same prompts and noise.
+    What becomes of the contents counts, too.
+    """
+    made, base = (
+        torch.stack(
+            [to_tensor(Image.open(path)) / 255 for path in sorted((run / "styles" / style).glob(f"*-{name}.png"))]
+        )
+        for name in ("adapted", "base")
+    )
+    target = draw_in_style(style, base)
+    return 1 - float((made - target).abs().mean() / (base - target).abs().mean())
 
 
 def styling(steps: int) -> Cost:
