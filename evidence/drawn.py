@@ -73,8 +73,8 @@ def scores_of(measured: dict[str, Any], style: str) -> dict[str, float]:
 def way_to_target(run: Path, style: str) -> float:
     """How far of the way from the base's pictures to the same ones drawn in the style, 1 there: an exact answer.
 
-    Mean absolute differences of the pictures that a style's evaluation left in the run's folder, same prompts and noise.
-    What becomes of the contents counts, too.
+    Mean absolute differences of the pictures that a style's evaluation left in the run's folder, same prompts
+    and noise. What becomes of the contents counts, too.
     """
     made, base = (
         torch.stack(
