@@ -46,6 +46,8 @@ from diffadapt.training.run import made_by  # noqa: E402
 FLOOR = 0.1719  # seconds, in benchmarks/results/step_time-cpu.json
 PROMPTS = ["an animal on a red background", "a thing at night"] * 4
 ROLES = ("self_attention.*", "cross_attention.*", "feed_forward.in")  # of OFT-5
+CHARACTERS = ("self_attention.*", "cross_attention.*", "feed_forward.*", "residual.conv")  # of CL-1
+STYLES = ("self_attention.*", "cross_attention.*", "feed_forward.*", "residual.*")  # of SI-1 to SI-5
 
 
 def families(base: Base, folder: Path, data: Path) -> Mapping[str, Callable[..., Any]]:
@@ -64,8 +66,10 @@ def families(base: Base, folder: Path, data: Path) -> Mapping[str, Callable[...,
             base, concept, method=method, batch_size=2, evaluation_prompts=0, **few, **still, **how
         )
 
-    def style(method: Any, batch: int) -> Callable[..., Any]:
-        return lambda **how: train_style(base, styles, method=method, batch_size=batch, **unmeasured, **how)
+    def style(method: Any, batch: int, roles: tuple[str, ...] = ()) -> Callable[..., Any]:
+        return lambda **how: train_style(
+            base, styles, method=method, batch_size=batch, roles=roles, **unmeasured, **how
+        )
 
     def control(method: Any, **more: Any) -> Callable[..., Any]:
         return lambda **how: train_control(base, pairs, method=method, evaluation_pairs=0, **more, **still, **how)
@@ -74,9 +78,9 @@ def families(base: Base, folder: Path, data: Path) -> Mapping[str, Callable[...,
         "subject, LoRA": subject(LoRA(rank=11)),
         "subject, OFT": subject(OFT(blocks=4)),
         "subject, every weight": subject(Selective()),
-        "style, LoRA": style(LoRA(rank=12), 4),
-        "style, StyleInject": style(StyleInject(), 4),
-        "mixed styles, StyleInject": style(StyleInject(), 8),
+        "style, LoRA": style(LoRA(rank=14), 4, STYLES),
+        "style, StyleInject": style(StyleInject(), 4, STYLES),
+        "mixed styles, StyleInject": style(StyleInject(), 8, STYLES),
         "transfer, LoRA": style(LoRA(rank=8), 16),
         "transfer, OFT": style(OFT(), 16),
         "transfer, every weight": style(Selective(), 16),
@@ -84,12 +88,12 @@ def families(base: Base, folder: Path, data: Path) -> Mapping[str, Callable[...,
         "control, OFT": control(OFT(blocks=4), roles=ROLES),
         "control, ControlNet": control(ControlNet()),
         "distillation, StyleInject": lambda **how: train_distill(
-            base, {"itself": load_base(base.name)}, PROMPTS[:2], method=StyleInject(), teacher_pictures=2, **unmeasured,
-            **how,
+            base, {"itself": load_base(base.name)}, PROMPTS[:2], method=StyleInject(), teacher_pictures=2, roles=STYLES,
+            **unmeasured, **how,
         ),
         "sequence, C-LoRA": lambda **how: train_sequence(
             base, tasks, method=CLoRA(rank=8, penalty_scale="normalised"), batch_size=2, evaluation_pictures=2, pairs=0,
-            quiet=True, **few, **how,
+            roles=CHARACTERS, quiet=True, **few, **how,
         ),
     }  # fmt: skip
 

@@ -16,6 +16,9 @@ from diffadapt.recipes.sequence import train_sequence
 
 NOUN, TASKS, SHORT, TUNING_SEED = "animal", 10, 3, 100
 KEYS_AND_VALUES = ("cross_attention.key", "cross_attention.value")
+# The paper trains keys and values alone. On the embedded base those learn a character's colours and no shape: its
+# convolutions have to change, too (docs/evidence/ten_characters.md).
+WHOLE_DENOISER = ("self_attention.*", "cross_attention.*", "feed_forward.*", "residual.conv")
 
 
 def learn(context: Context, method: Method, *, rate: float, count: int, seed: int, **settings: Any) -> dict[str, Any]:

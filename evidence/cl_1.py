@@ -8,6 +8,7 @@ from characters import (
     SHORT,
     TASKS,
     TUNING_SEED,
+    WHOLE_DENOISER,
     by_concept,
     column,
     cost_of,
@@ -26,13 +27,13 @@ LAMBDAS = (1e-3, 3e-2, 1.0)  # with .1 and 40 steps a task, second tasks were ha
 # name -> title, what is tuned and its three values (lambda at a fixed rate, or the rate); all have as many trials
 CONTENDERS: dict[str, tuple[str, str, tuple[float, ...]]] = {
     "c_lora": ("C-LoRA", "lambda", LAMBDAS),
-    "lora": ("LoRA, one after another", "rate", (5e-4, 1e-3, 2e-3)),
-    "merge": ("LoRA, merged and started anew", "rate", (5e-4, 1e-3, 2e-3)),
+    "lora": ("LoRA, one after another", "rate", (1e-3, 2e-3, 4e-3)),
+    "merge": ("LoRA, merged and started anew", "rate", (1e-3, 2e-3, 4e-3)),
     "ewc": ("EWC", "lambda", LAMBDAS),
     "custom": ("Custom Diffusion, one after another", "rate", (5e-5, 1e-4, 2e-4)),
     "token": ("textual inversion", "rate", (5e-3, 1e-2, 2e-2)),
 }
-FIXED_RATE = 2e-3
+FIXED_RATE = 4e-3
 FIGURES = ("average", "forgetting", "forgetting_from_best")
 
 
@@ -41,11 +42,11 @@ def method(name: str, value: float) -> tuple[Method, float, dict[str, Any]]:
     if name in ("c_lora", "ewc"):
         importance = "abs_of_sum" if name == "c_lora" else "fisher"
         settings = CLoRA(rank=RANK, penalty_weight=value, penalty_scale="normalised", importance=importance)
-        return settings, FIXED_RATE, {}
+        return settings, FIXED_RATE, {"roles": WHOLE_DENOISER}
     if name == "merge":
-        return CLoRA(rank=RANK, penalty_weight=0.0), value, {}
+        return CLoRA(rank=RANK, penalty_weight=0.0), value, {"roles": WHOLE_DENOISER}
     if name == "lora":
-        return LoRA(rank=RANK), value, {"roles": KEYS_AND_VALUES}
+        return LoRA(rank=RANK), value, {"roles": WHOLE_DENOISER}
     if name == "custom":
         return Selective(), value, {"roles": KEYS_AND_VALUES}
     return Token(), FIXED_RATE, {"token_learning_rate": value, "prior_weight": 0.0}

@@ -3,14 +3,14 @@
 from typing import Any
 
 import torch
-from characters import TASKS, by_concept, column, cost_of, fabricated, learn, loss_table
+from characters import TASKS, WHOLE_DENOISER, by_concept, column, cost_of, fabricated, learn, loss_table
 
 from diffadapt.adapters import CLoRA
 from diffadapt.evidence import Claim, Comparison, Context, Design, Results, Settings, Table, Unit, Verdict
 from diffadapt.metrics import interval_of_nested_mean
 from diffadapt.report.finding import claimed_better, confirmed, goal
 
-RANK, RATE = 8, 2e-3
+RANK, RATE = 8, 4e-3
 WHOLE = "whole"  # trained by CL-1
 ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> title, settings of the recipe
     WHOLE: ("C-LoRA", {}),
@@ -35,7 +35,8 @@ def units(results: Results, settings: Settings) -> list[Unit]:
 def run(unit: Unit, context: Context) -> dict[str, Any]:
     weight = 0.0 if unit["ablation"] == "no_penalty" else unit["lambda"]
     method = CLoRA(rank=RANK, penalty_weight=weight, penalty_scale="normalised")
-    return learn(context, method, rate=RATE, count=TASKS, seed=unit["seed"], **ABLATIONS[unit["ablation"]][1])
+    settings = {"roles": WHOLE_DENOISER, **ABLATIONS[unit["ablation"]][1]}
+    return learn(context, method, rate=RATE, count=TASKS, seed=unit["seed"], **settings)
 
 
 def judge(results: Results) -> Verdict:
