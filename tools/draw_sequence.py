@@ -26,7 +26,7 @@ def block(run: Path, which: int) -> Image.Image:
     tasks = load_sequence(table["sequence"]["folder"], table["sequence"]["noun"])
     after = sorted((run / "evaluation").glob("after-*"))
     sheet = Image.new("RGB", ((len(after) + 1) * (SIDE + GAP) + 3 * GAP, LABEL + len(tasks) * (SIDE + GAP)), PAPER)
-    title = f"{table['method']['name']}: shown, then after tasks 1 to {len(after)}"
+    title = f"{run.name}: shown, then after tasks 1 to {len(after)}"
     ImageDraw.Draw(sheet).text((GAP, 2), title, fill=INK, font=ImageFont.load_default(13))
     for row, task in enumerate(tasks):
         top = LABEL + row * (SIDE + GAP)
@@ -52,7 +52,7 @@ def main() -> None:
         whole.paste(each, (left, 0))
         left += each.width + gap
     data = io.BytesIO()
-    whole.save(data, "PNG", optimize=True)
+    whole.quantize(256, kmeans=2).save(data, "PNG", optimize=True)
     write_atomic(args.out, data.getvalue())
 
 
