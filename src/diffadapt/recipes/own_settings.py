@@ -69,8 +69,8 @@ _LITTLE = {"evaluation_prompts": 6, "evaluation_pictures": 2, "prior_pictures": 
 _Presets = Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]
 _SMALL_PRESETS: _Presets = {
     "quick": {
-        "lora": {"train": {**_LITTLE, "steps": 120, "learning_rate": 4e-3}},
-        "oft": {"train": {**_LITTLE, "steps": 120, "learning_rate": 4e-3}},
+        "lora": {"train": {**_LITTLE, "steps": 120, "learning_rate": 4e-3, "roles": _WHOLE}, "method": {"rank": 8}},
+        "oft": {"train": {**_LITTLE, "steps": 120, "learning_rate": 4e-3, "roles": _WHOLE}},
         "selective": {"train": {**_LITTLE, "steps": 100, "learning_rate": 3e-4}},
         "perfusion": {"train": {**_LITTLE, "steps": 100}},
         "token": {"train": {**_LITTLE, "steps": 150}},
@@ -83,8 +83,11 @@ _SMALL_PRESETS: _Presets = {
         "token": {"train": {"steps": 400}, "method": {"vectors": 4}},
     },
     "keep": {
-        "lora": {"train": {"steps": 250, "learning_rate": 1e-3, "prior_pictures": 96}},
-        "oft": {"train": {"steps": 250, "learning_rate": 1e-3, "prior_pictures": 96}},
+        "lora": {
+            "train": {"steps": 250, "learning_rate": 1.5e-3, "prior_pictures": 96, "roles": _WHOLE},
+            "method": {"rank": 8},
+        },
+        "oft": {"train": {"steps": 250, "learning_rate": 1.5e-3, "prior_pictures": 96, "roles": _WHOLE}},
         "selective": {"train": {"steps": 200, "learning_rate": 1e-4, "prior_pictures": 96}},
         "perfusion": {"train": {"steps": 150}},
         "token": {"train": {"steps": 300}},
