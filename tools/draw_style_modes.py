@@ -45,7 +45,7 @@ def main() -> None:
     rows["the base's pictures, drawn: what was to be learned"] = target
     shown = [(label, [to_picture(pixels) for pixels in made[: args.pictures]]) for label, made in rows.items()]
     data = io.BytesIO()
-    contact_sheet(shown).save(data, "PNG", optimize=True)
+    contact_sheet(shown).quantize(256, kmeans=2).save(data, "PNG", optimize=True)
     write_atomic(args.out, data.getvalue())
 
 
