@@ -14,10 +14,10 @@ from dataclasses import replace
 from typing import Any
 
 from drawn import ROLES, by_style, fabricated, pictures, scores_of, styling, way_to_target
-from si_4 import DEFAULT, FEW, RATE, SHOWN, STEPS, WHOLE, with_target
+from si_4 import FEW, RATE, SHOWN, STEPS, with_target
 from torch import Generator
 
-from diffadapt.adapters import IA3, DoRA, GainedLoRA
+from diffadapt.adapters import IA3, DoRA, GainedLoRA, StyleInject
 from diffadapt.evidence import (
     Claim,
     Comparison,
@@ -34,6 +34,7 @@ from diffadapt.metrics import interval_of_nested_mean
 from diffadapt.recipes.style import train_style
 from diffadapt.report.finding import claimed_better, confirmed, goal
 
+WHOLE, DEFAULT = StyleInject(), "full_adain"  # as SI-4 trained and calls it
 UNLEARNED = {  # the router's choice must matter
     "uniform": Contender(method=replace(WHOLE, temperature=1e6), title="C: all branches alike, whatever comes in"),
     "random": Contender(method=replace(WHOLE, router="random"), title="C: a router that stays as it was drawn"),

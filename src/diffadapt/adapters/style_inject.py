@@ -53,7 +53,7 @@ class StyleInject(Method):
 
     branches: int = option(4, "number n of parallel down projections", low=1)
     rank: int = option(4, "rank r of each, 1 to the smaller side of the layer", low=1)
-    variance: str = option("std_of_sum", "how the output's variance is set anew; none adds", choices=VARIANCES)
+    variance: str = option("full_adain", "how the output's variance is set anew; none adds", choices=VARIANCES)
     scope: str = option("sample", "what is routed: each sample, or each token (place)", choices=("sample", "token"))
     pool: str = option("mean", "how a sample's tokens (places) are pooled for the router", choices=("mean", "sum"))
     temperature: float = option(1.0, "the router's logits are divided by it, above 0", low=1e-4)
