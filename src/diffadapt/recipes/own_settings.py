@@ -63,7 +63,8 @@ _STABLE_DIFFUSION: Mapping[str, Mapping[str, Any]] = {
 
 
 # A preset -> method -> "train" or "method" -> option -> value, beside the method's own settings; {} leaves those alone.
-# First values: benchmarks/presets.py measures what each one gives on the embedded base, see docs/presets.md.
+# benchmarks/presets.py measures what each one gives on the embedded base, see docs/presets.md; those of Stable
+# Diffusion, perfusion and token are first values.
 _WHOLE = ("self_attention.*", "cross_attention.*", "feed_forward.*", "residual.conv")
 _LITTLE = {"evaluation_prompts": 6, "evaluation_pictures": 2, "prior_pictures": 24, "sample_every": 0}
 _Presets = Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]
@@ -78,7 +79,7 @@ _SMALL_PRESETS: _Presets = {
     "likeness": {
         "lora": {"train": {"steps": 300, "learning_rate": 4e-3, "roles": _WHOLE}, "method": {"rank": 8}},
         "oft": {"train": {"steps": 300, "learning_rate": 4e-3, "roles": _WHOLE}},
-        "selective": {"train": {"steps": 300}},
+        "selective": {},
         "perfusion": {"train": {"steps": 300}},
         "token": {"train": {"steps": 400}, "method": {"vectors": 4}},
     },
