@@ -67,11 +67,16 @@ def units(results: Results, settings: Settings) -> list[Unit]:
 
 
 def run(unit: Unit, context: Context) -> dict[str, Any]:
+    return trained(unit, ALL[unit["contender"]], context)
+
+
+def trained(unit: Unit, contender: Contender, context: Context) -> dict[str, Any]:
+    """The scores of one training, which SI-5 does alike."""
     assert context.base is not None
     made = train_style(
-        context.base, pictures(context.base, context.shared, unit["style"]), method=ALL[unit["contender"]].method,
-        out=context.folder, seed=unit["seed"], steps=STEPS, learning_rate=RATE, roles=ROLES, evaluation_pictures=16,
-        sample_every=0, quiet=True,
+        context.base, pictures(context.base, context.shared, unit["style"]), method=contender.method,
+        out=context.folder, seed=unit["seed"], steps=STEPS, learning_rate=RATE, roles=contender.roles or ROLES,
+        evaluation_pictures=16, sample_every=0, quiet=True,
     )  # fmt: skip
     return scores_of(made.metrics, unit["style"]) | {"target": way_to_target(context.folder, unit["style"])}
 

@@ -13,8 +13,8 @@ The formula of the variance (B) is SI-4's, another text encoder (I) SI-3's.
 from dataclasses import replace
 from typing import Any
 
-from drawn import ROLES, by_style, fabricated, pictures, scores_of, styling, way_to_target
-from si_4 import FEW, RATE, SHOWN, STEPS, with_target
+from drawn import by_style, fabricated, styling
+from si_4 import FEW, SHOWN, STEPS, trained, with_target
 from torch import Generator
 
 from diffadapt.adapters import IA3, DoRA, GainedLoRA, StyleInject
@@ -31,7 +31,6 @@ from diffadapt.evidence import (
     Verdict,
 )
 from diffadapt.metrics import interval_of_nested_mean
-from diffadapt.recipes.style import train_style
 from diffadapt.report.finding import claimed_better, confirmed, goal
 
 WHOLE, DEFAULT = StyleInject(), "full_adain"  # as SI-4 trained and calls it
@@ -70,14 +69,7 @@ def units(results: Results, settings: Settings) -> list[Unit]:
 
 
 def run(unit: Unit, context: Context) -> dict[str, Any]:
-    assert context.base is not None
-    contender = CHANGES[unit["contender"]]
-    made = train_style(
-        context.base, pictures(context.base, context.shared, unit["style"]), method=contender.method,
-        out=context.folder, seed=unit["seed"], steps=STEPS, learning_rate=RATE, roles=contender.roles or ROLES,
-        evaluation_pictures=16, sample_every=0, quiet=True,
-    )  # fmt: skip
-    return scores_of(made.metrics, unit["style"]) | {"target": way_to_target(context.folder, unit["style"])}
+    return trained(unit, CHANGES[unit["contender"]], context)
 
 
 def judge(results: Results) -> Verdict:
