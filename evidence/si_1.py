@@ -5,7 +5,6 @@ from typing import Any
 from drawn import (
     CONTENDERS,
     RATES,
-    ROLES,
     STYLES,
     TUNED_ON,
     best_rates,
@@ -43,9 +42,10 @@ def units(results: Results, settings: Settings) -> list[Unit]:
 def run(unit: Unit, context: Context) -> dict[str, Any]:
     assert context.base is not None
     styles = pictures(context.base, context.shared, unit["style"])
+    contender = CONTENDERS[unit["contender"]]
     made = train_style(
-        context.base, styles, method=CONTENDERS[unit["contender"]].method, out=context.folder, seed=unit["seed"],
-        steps=STEPS, learning_rate=unit["rate"], roles=ROLES, evaluation_pictures=16, sample_every=0, quiet=True,
+        context.base, styles, method=contender.method, out=context.folder, seed=unit["seed"], steps=STEPS,
+        learning_rate=unit["rate"], roles=contender.roles, evaluation_pictures=16, sample_every=0, quiet=True,
     )  # fmt: skip
     return scores_of(made.metrics, unit["style"])
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from drawn import CONTENDERS, ROLES, STYLES, best_rates, both, fabricated, pictures, scores_of, seen_by_second, table
+from drawn import CONTENDERS, STYLES, best_rates, both, fabricated, pictures, scores_of, seen_by_second, table
 from torch import Generator
 from unit_cost import WHOLE, cost
 
@@ -42,9 +42,10 @@ def run(unit: Unit, context: Context) -> dict[str, Any]:
     base = context.base
     assert base is not None
     styles = mixed(base, context)
+    contender = CONTENDERS[unit["contender"]]
     made = train_style(
-        base, styles, method=CONTENDERS[unit["contender"]].method, out=context.folder, seed=unit["seed"], steps=STEPS,
-        batch_size=8, learning_rate=unit["rate"], roles=ROLES, evaluation_pictures=8, sample_every=0, quiet=True,
+        base, styles, method=contender.method, out=context.folder, seed=unit["seed"], steps=STEPS, batch_size=8,
+        learning_rate=unit["rate"], roles=contender.roles, evaluation_pictures=8, sample_every=0, quiet=True,
     )  # fmt: skip
     scores = {style: scores_of(made.metrics, style) for style in STYLES}
     found: dict[str, Any] = {"styles": scores, "style": sum(each["style"] for each in scores.values()) / len(scores)}

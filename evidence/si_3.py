@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from drawn import CONTENDERS, ROLES, STYLES, best_rates, both, fabricated, pictures, scores_of, seen_by_second, table
+from drawn import CONTENDERS, STYLES, best_rates, both, fabricated, pictures, scores_of, seen_by_second, table
 from second_encoder import translated, with_second_encoder
 from torch import Generator
 from unit_cost import WHOLE, cost
@@ -61,9 +61,10 @@ def run(unit: Unit, context: Context) -> dict[str, Any]:
     teacher = teacher_of(base, context, unit["style"], unit["encoder"])
     captions = drift_prompts(world_of(base), CAPTIONS, seed=11)
     theirs = [translated(caption) for caption in captions] if unit["encoder"] == "other" else None
+    contender = CONTENDERS[unit["contender"]]
     made = train_distill(
-        base, {unit["style"]: teacher}, captions, teacher_captions=theirs, method=CONTENDERS[unit["contender"]].method,
-        out=context.folder, seed=unit["seed"], steps=STEPS, learning_rate=unit["rate"], roles=ROLES,
+        base, {unit["style"]: teacher}, captions, teacher_captions=theirs, method=contender.method,
+        out=context.folder, seed=unit["seed"], steps=STEPS, learning_rate=unit["rate"], roles=contender.roles,
         evaluation_pictures=0, sample_every=0, quiet=True,
     )  # fmt: skip
     styles = pictures(base, context.shared, unit["style"])

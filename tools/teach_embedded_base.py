@@ -24,7 +24,6 @@ from PIL import Image
 from torch import Tensor
 
 import diffadapt as da
-from diffadapt.cli.demo import SETTINGS as DEMO
 from diffadapt.data.picture import to_picture
 from diffadapt.data.scene_concept import write_scene_concept
 from diffadapt.data.wide_pictures import draw_wide_scenes, load_wide_sprites
@@ -33,6 +32,7 @@ from diffadapt.data.world import HELD_OUT_NOUNS
 from diffadapt.evaluation.judge import draw
 from diffadapt.files import read_json, write_json
 from diffadapt.metrics import ProbeFeatures, interval_of_mean, interval_of_ratio, subject_fidelity
+from diffadapt.recipes.own_settings import own_settings
 from diffadapt.sampling.sample import adapted
 
 # noun: style, and a thing of another kind that the base knows
@@ -41,10 +41,11 @@ SUBJECTS = {
     "hibiscus": ("flat", "car"), "backpack": ("blob", "tree"), "ogre": ("noto", "house"), "lantern": ("3d", "book"),
 }  # fmt: skip
 PLAIN = ("on a white background", "on a red background", "on a blue background")
+QUICK = own_settings("embedded", "lora", "quick")  # as the demo trains
 METHODS = {
     "full": (da.Selective(), dict(steps=150, learning_rate=2e-4)),
     "lora": (da.LoRA(rank=11), dict(steps=250)),
-    "kept": (da.LoRA(rank=8), dict(steps=250, roles=DEMO["roles"], prior_weight=1.0, prior_pictures=24)),
+    "kept": (da.LoRA(rank=8), dict(steps=250, roles=QUICK["roles"], prior_weight=1.0, prior_pictures=24)),
 }
 PER_PROMPT = 2
 LISTENED = ("purple", "hat", "next to")  # what the prompts after the plain ones ask for
