@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Generator, Tensor
 from unit_cost import WHOLE, Cost, cost
 
 from diffadapt.adapters import LoRA, StyleInject
 from diffadapt.bases import Base
 from diffadapt.data.drawn_styles import HELD_OUT, SEEN, draw_in_style
-from diffadapt.data.picture import to_picture, to_tensor, write_png
+from diffadapt.data.picture import to_picture, write_png
 from diffadapt.data.prompts import drift_prompts
 from diffadapt.data.styles import Styles, load_styles
 from diffadapt.data.wide_scenes import world_of
+from diffadapt.evaluation.evaluate_style import read_pairs
 from diffadapt.evidence import Comparison, Contender, Results, Table, Unit, tuned
 from diffadapt.files import write_atomic
 from diffadapt.metrics import interval_of_nested_mean
@@ -76,12 +76,7 @@ def way_to_target(run: Path, style: str) -> float:
     Mean absolute differences of the pictures that a style's evaluation left in the run's folder, same prompts
     and noise. What becomes of the contents counts, too.
     """
-    made, base = (
-        torch.stack(
-            [to_tensor(Image.open(path)) / 255 for path in sorted((run / "styles" / style).glob(f"*-{name}.png"))]
-        )
-        for name in ("adapted", "base")
-    )
+    made, base = read_pairs(run / "styles" / style)
     target = draw_in_style(style, base)
     return 1 - float((made - target).abs().mean() / (base - target).abs().mean())
 

@@ -12,19 +12,12 @@ import io
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image
 
 from diffadapt.data.contact_sheet import contact_sheet
 from diffadapt.data.drawn_styles import draw_in_style
-from diffadapt.data.picture import to_picture, to_tensor
+from diffadapt.data.picture import to_picture
+from diffadapt.evaluation.evaluate_style import read_pairs
 from diffadapt.files import write_atomic
-
-
-def pictures(run: Path, style: str, which: str, count: int) -> torch.Tensor:
-    """(count, 3, H, W) of "base" or "adapted" in [0, 1]."""
-    paths = sorted((run / "styles" / style).glob(f"*-{which}.png"))[:count]
-    return torch.stack([to_tensor(Image.open(path)) / 255 for path in paths])
 
 
 def main() -> None:
@@ -35,9 +28,10 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=8, help="drawn on the sheet (default 8); all are compared")
     args = parser.parse_args()
     named = {label: Path(run) for label, _, run in (each.partition("=") for each in args.runs)}
-    base = pictures(next(iter(named.values())), args.style, "base", 1000)
+    pairs = {label: read_pairs(run / "styles" / args.style) for label, run in named.items()}
+    base = next(iter(pairs.values()))[1]
     target = draw_in_style(args.style, base)
-    rows = {"base": base, **{label: pictures(run, args.style, "adapted", 1000) for label, run in named.items()}}
+    rows = {"base": base, **{label: made for label, (made, _) in pairs.items()}}
     for label, made in rows.items():
         difference = (made - target).abs().mean(dim=(1, 2, 3))
         spread = np.std(difference.numpy(), ddof=1)

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..adapters import Attachment
 from ..bases import Base
 from ..data.cache import TensorCache
 from ..data.captioned import Captioned
-from ..data.picture import to_picture, write_png
+from ..data.picture import to_picture, to_tensor, write_png
 from ..data.prompts import drift_prompts, spread
 from ..data.wide_scenes import world_of
 from ..errors import Refused
@@ -213,6 +214,18 @@ def _value(
     row: dict[str, Any] = interval_of_mean(values, groups=groups, seed=seed).as_row()
     own = {"better": better, "kind": kind, "unit": "", "meaning": meaning}
     return row | {"base": None if base is None else float(base.mean())} | own
+
+
+def read_pairs(folder: Path) -> tuple[Tensor, Tensor]:
+    """What `evaluate_style` wrote of a style, `out/STYLE`: (adapted, base), (N, 3, H, W) in [0, 1] each."""
+
+    def pixels(name: str) -> Tensor:
+        paths = sorted(folder.glob(f"*-{name}.png"))
+        if not paths:
+            raise Refused(f"expected pictures NN-{name}.png of an evaluation in {folder}; there are none")
+        return torch.stack([to_tensor(Image.open(path)) / 255 for path in paths])
+
+    return pixels("adapted"), pixels("base")
 
 
 def _write(folder: Path, after: Tensor, before: Tensor) -> None:
