@@ -289,7 +289,9 @@ def train(args: argparse.Namespace) -> None:
         rng = np.random.default_rng([args.seed, step, 3])
         scenes: list[WideScene] = [sample_wide_scene(rng, world) for _ in range(args.batch)]
         captions = ["" if rng.random() < 0.1 else wide_caption(scene, rng) for scene in scenes]
-        latents = encode(draw_wide_scenes(scenes, sprites)[0])
+        pictures = draw_wide_scenes(scenes, sprites)[0]
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            latents = encode(pictures)
         # Stratified timesteps: one per bin of the batch, which lowers the variance of the gradient.
         t = (
             torch.from_numpy((rng.permutation(args.batch) + rng.random(args.batch)) / args.batch * 1000)
