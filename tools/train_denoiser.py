@@ -38,6 +38,7 @@ from train_embedded_base import (
     build_text_encoder,
     build_tokenizer,
     build_unet,
+    has_bf16,
     load_autoencoder,
     train_tokenizer,
 )
@@ -56,13 +57,6 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 class Stopped(Exception):
     """SIGTERM or SIGINT: save and leave."""
-
-
-def has_bf16() -> bool:
-    if torch.cuda.is_available():
-        return True
-    facts = Path("/proc/cpuinfo")
-    return facts.is_file() and any(flag in facts.read_text() for flag in ("avx512_bf16", "amx_bf16"))
 
 
 # --- what is held back ------------------------------------------------------------------------------------------------

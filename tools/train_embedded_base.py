@@ -11,8 +11,8 @@ The probe that measures it is trained by `tools/train_probe.py`.
 
 EMOJI holds one folder of 72x72 RGBA sprites per style (twemoji, fluent-3d, blob, noto), named by the emoji's Unicode
 short name. Several processes share the work: `torchrun --nproc_per_node 2 tools/train_embedded_base.py ...`, one
-thread each on CPU, or one per GPU (bf16 autocast there). Scenes are drawn from (seed, process, step), so a resumed
-run sees what an uninterrupted one would have seen.
+thread each on CPU, or one per GPU, in bf16 where the hardware has it. Scenes are drawn from (seed, process, step), so a
+resumed run sees what an uninterrupted one would have seen.
 """
 
 import argparse
@@ -35,23 +35,23 @@ from diffadapt.data.world import BACKGROUNDS
 from diffadapt.files import save_tensors
 
 LATENT_CHANNELS, TEXT_LENGTH, TEXT_WIDTH = 6, 32, 192
-DECODERS = {40: (1, 1, 0), 64: (3, 2, 0)}  # channels: blocks from the latents' level to full size
+DECODER_BLOCKS = (3, 3, 1)  # from the latents' level to full size
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
-def build_autoencoder(decoder_channels: int = 40) -> nn.Module:
+def build_autoencoder(decoder_blocks: tuple[int, ...] = DECODER_BLOCKS) -> nn.Module:
     from diffusers import AutoencoderTiny
     from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
 
     # No normalisation layers: group norm over few channels erases flat colour. Blocks at the levels below full size.
     autoencoder = AutoencoderTiny(
         encoder_block_out_channels=(40,) * 3,
-        decoder_block_out_channels=(decoder_channels,) * 3,
+        decoder_block_out_channels=(40,) * 3,
         latent_channels=LATENT_CHANNELS,
         num_encoder_blocks=(0, 1, 1),
-        num_decoder_blocks=DECODERS[decoder_channels],
+        num_decoder_blocks=decoder_blocks,
     )
     # torch's default shrinks the signal in each of the twenty layers: keep its variance, start blocks near identity.
     for layer in autoencoder.modules():
@@ -68,11 +68,53 @@ def build_autoencoder(decoder_channels: int = 40) -> nn.Module:
 
 
 def load_autoencoder(file: Path) -> nn.Module:
-    """The autoencoder whose weights a file has, with a decoder of its width."""
+    """The autoencoder whose weights a file has, with as many blocks in its decoder."""
     weights = load_file(file)
-    autoencoder = build_autoencoder(len(weights["decoder.layers.0.weight"]))
+    autoencoder = build_autoencoder(_decoder_blocks(weights))
     autoencoder.load_state_dict(weights)
     return autoencoder.eval()
+
+
+def _decoder_blocks(weights: dict[str, Tensor]) -> tuple[int, ...]:
+    """Blocks of each level of a decoder: those between one plain convolution and the next."""
+    places = {int(key.split(".")[2]): "conv" in key for key in weights if key.startswith("decoder.layers.")}
+    counts: list[int] = []
+    for _, is_block in sorted(places.items()):
+        if is_block:
+            counts[-1] += 1
+        else:
+            counts.append(0)
+    return tuple(counts[:-1])
+
+
+@torch.no_grad()
+def deepen(decoder: nn.Module, first: nn.Module) -> None:
+    """Copies a decoder of fewer blocks; the blocks that it does not have change nothing to begin with.
+
+    A block ends in a ReLU. At full size nothing was positive before: there the first one adds 2 to every channel (four
+    standard deviations of what arrives), and the last convolution takes it away again, but for the rim.
+    """
+    from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
+
+    def levels(model: nn.Module) -> list[tuple[nn.Module, list[nn.Module]]]:
+        found: list[tuple[nn.Module, list[nn.Module]]] = []
+        for layer in model.layers:
+            if isinstance(layer, nn.Conv2d):
+                found.append((layer, []))
+            elif isinstance(layer, AutoencoderTinyBlock):
+                found[-1][1].append(layer)
+        return found
+
+    for (conv, blocks), (old_conv, old_blocks) in zip(levels(decoder), levels(first), strict=True):
+        conv.load_state_dict(old_conv.state_dict())
+        for block, old in zip(blocks, old_blocks, strict=False):
+            block.load_state_dict(old.state_dict())
+        for block in blocks[len(old_blocks) :]:
+            block.conv[4].weight.zero_()
+            block.conv[4].bias.zero_()
+    if (added := levels(decoder)[-2][1]) and not levels(first)[-2][1]:
+        added[0].conv[4].bias.fill_(2.0)
+        decoder.layers[-1].bias -= 2.0 * first.layers[-1].weight.sum((1, 2, 3))
 
 
 def load_trained(folder: Path, weights: str = "ema") -> tuple[nn.Module, nn.Module, nn.Module]:
@@ -183,6 +225,14 @@ def train_tokenizer(work: Path, words: list[str]) -> None:
     print(f"tokenizer: {len(tokenizer)} entries -> {folder}")
 
 
+def has_bf16() -> bool:
+    """Whether bf16 is faster than fp32 here: a GPU, or a processor with instructions for it."""
+    if torch.cuda.is_available():
+        return True
+    facts = Path("/proc/cpuinfo")
+    return facts.is_file() and any(flag in facts.read_text() for flag in ("avx512_bf16", "amx_bf16"))
+
+
 # --- the loop's parts -------------------------------------------------------------------------------------------------
 
 
@@ -211,7 +261,7 @@ class Crew:
         )
 
     def autocast(self):
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=has_bf16())
 
 
 class Muon(torch.optim.Optimizer):
@@ -337,28 +387,30 @@ def train(stage: str, models: dict[str, nn.Module], loss_of, crew: Crew, args, *
 def train_autoencoder(crew: Crew, args, *, decoder_only: bool) -> None:
     world = WideWorld(tail=tail_nouns(args.data))  # every sprite and ground, so that subjects decode well
     sprites = load_wide_sprites(args.data, world)
-    autoencoder = build_autoencoder(args.decoder_channels).to(crew.device, memory_format=torch.channels_last)
+    autoencoder = build_autoencoder().to(crew.device, memory_format=torch.channels_last)
     if decoder_only:
         first = load_autoencoder(args.work / "autoencoder" / "vae.safetensors")
         autoencoder.encoder.load_state_dict(first.encoder.state_dict())
         autoencoder.encoder.requires_grad_(False)
-        if args.decoder_channels == 40:  # a wider one begins anew
-            autoencoder.decoder.load_state_dict(first.decoder.state_dict())
+        deepen(autoencoder.decoder, first.decoder)
 
     def loss_of(step: int):
         rng = np.random.default_rng([args.seed, crew.rank, step, decoder_only])
         scenes = [sample_wide_scene(rng, world) for _ in range(args.batch)]
-        pictures = draw_wide_scenes(scenes, sprites)[0].to(crew.device, memory_format=torch.channels_last)
+        with torch.autocast(crew.device.type, enabled=False):
+            pictures = draw_wide_scenes(scenes, sprites)[0].to(crew.device, memory_format=torch.channels_last)
         latents = autoencoder.encoder(pictures * 2 - 1)
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(int(rng.integers(2**31))))
-        decoded = (autoencoder.decoder(latents + 0.05 * noise.to(latents)) + 1) / 2
+        blur = 0.02 if decoder_only else 0.05
+        decoded = (autoencoder.decoder(latents + blur * noise.to(latents)).float() + 1) / 2
         error = decoded - pictures
         mse = error.square().mean()
         edges = sum((error.diff(dim=d)).abs().mean() for d in (2, 3))
         # Unit variance and zero mean per channel, so that the denoiser sees white latents and scaling_factor is 1.
         mean, std = latents.float().mean((0, 2, 3)), latents.float().std((0, 2, 3))
         white = mean.square().mean() + (std + 1e-4).log().square().mean()
-        loss = error.abs().mean() + 8 * mse + 0.5 * edges + (0.0 if decoder_only else 0.01) * white
+        loss = error.abs().mean() + (20 if decoder_only else 8) * mse + 0.5 * edges
+        loss = loss if decoder_only else loss + 0.01 * white
         return loss, {"psnr": -10 * mse.detach().log10(), "std": std.mean().detach(), "loss": loss.detach()}
 
     stage = "decoder" if decoder_only else "autoencoder"
@@ -416,7 +468,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="pictures per process and step")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate of AdamW")
     parser.add_argument("--muon-lr", type=float, default=0.02, help="peak learning rate of Muon")
-    parser.add_argument("--decoder-channels", type=int, choices=tuple(DECODERS), default=40)
     parser.add_argument("--save-every", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
