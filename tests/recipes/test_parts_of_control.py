@@ -21,7 +21,7 @@ CONFIG = ControlConfig(
     learning_rate=0.01, hint_learning_rate=0.07, sample_pairs=2, evaluation_pairs=3, roles=("cross_attention.key",),
 )  # fmt: skip
 FOLLOWED = (
-    "say", "attach", "start_from", "claim_folder", "write_run_file", "write_pictures", "PairPictures", "Batches",
+    "say", "attach", "start_from", "open_run", "write_pictures", "PairPictures", "Batches",
     "Texts", "Denoising", "retained", "premise_of", "release", "ControlSamples",
 )  # fmt: skip
 
@@ -56,7 +56,8 @@ def test_control_writes_its_header_before_anything_is_learned(base, learn, tmp_p
     calls = learn(pairs, held_out)
     settings = {"seed": 3, "method": {"name": "lora", **asdict(LoRA(rank=1))}, "train": CONFIG}
     identities = {"identity": pairs.identity(), "held_out": held_out.identity()}
-    head = {"base": base.fingerprint, "prediction_type": base.prediction_type, **settings, "pairs": identities}
+    of_base = {"base": base.fingerprint, "prediction_type": base.prediction_type, "base_config": ""}
+    head = {**of_base, **settings, "pairs": identities}
     assert (out / "settings.toml").read_text() == dump_toml(head)
     table = {**pairs.source, "held_out": 8}
     job = {"recipe": "control", "base": base.name, **base.given, "out": str(out), **settings, "pairs": table}

@@ -24,7 +24,7 @@ CONFIG = DistillConfig(
 )  # fmt: skip
 CAPTIONS, TAUGHT = ["a cat", "a dog"], ["eine katze", "ein hund"]
 FOLLOWED = (
-    "say", "attach", "start_from", "claim_folder", "write_run_file", "CaptionedPictures", "TaughtPictures", "Batches",
+    "say", "attach", "start_from", "open_run", "CaptionedPictures", "TaughtPictures", "Batches",
     "Texts", "Distillation", "release", "ProgressSamples", "_bank", "refuse_another_space",
 )  # fmt: skip
 
@@ -67,7 +67,9 @@ def test_a_distillation_writes_its_header_before_anything_is_learned(base, learn
         "teachers": dict.fromkeys(("ink", "oil"), base.fingerprint),
         "captions": content_key("a cat\neine katze", "a dog\nein hund"), "pictures": given.identity() if source else "",
     }  # fmt: skip
-    assert (out / "settings.toml").read_text() == dump_toml({"base": base.fingerprint, **settings, "distill": identity})
+    identity["teachers_predict"] = "v_prediction, v_prediction"
+    of_base = {"base": base.fingerprint, "prediction_type": base.prediction_type, "base_config": ""}
+    assert (out / "settings.toml").read_text() == dump_toml({**of_base, **settings, "distill": identity})
     job = {"recipe": "distill", "base": base.name, "out": str(out), **settings}
     job |= {"distill": source} if source else {}
     assert (out / "run.toml").read_text().startswith(dump_toml(job) + "\n")

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from diffadapt.adapters import RANDOM_START, CLoRA, LoRA, Selective, attach, read_adapter
 from diffadapt.config import dump_toml
+from diffadapt.data.concept import load_concept
 from diffadapt.data.sequence import load_sequence
 from diffadapt.data.sequence_record import Learned, SequenceRecord, digest
 from diffadapt.errors import Refused
@@ -27,8 +28,8 @@ CONFIG = SequenceConfig(
     evaluation_features="encoder", evaluation_inception="inception file",
 )  # fmt: skip
 FOLLOWED = (
-    "say", "attach", "load_adapter", "claim_folder", "ConceptPictures", "BankPictures", "class_pictures", "Batches",
-    "Texts", "Denoising", "PriorPreservation", "ReplayedPictures", "release",
+    "say", "attach", "load_adapter", "open_run", "open_task", "ConceptPictures", "BankPictures", "class_pictures",
+    "Batches", "Texts", "Denoising", "PriorPreservation", "ReplayedPictures", "release",
 )  # fmt: skip
 
 
@@ -76,11 +77,14 @@ def learn(base, folder, tmp_path, follow, trained):
 def test_a_sequence_writes_its_header_and_each_task_its_own(base, folder, learn, tmp_path):
     calls, out = learn(), tmp_path / "runs" / "a"
     settings = {"seed": 3, "method": {"name": "lora", **asdict(LoRA(rank=1))}, "train": CONFIG}
-    assert (out / "settings.toml").read_text() == dump_toml({"base": base.fingerprint, **settings})
+    of_base = {"base": base.fingerprint, "prediction_type": base.prediction_type, "base_config": ""}
+    assert (out / "settings.toml").read_text() == dump_toml({**of_base, **settings})
     table = {"folder": str(folder), "noun": "cat", "order": []}
     job = {"recipe": "sequence", "base": base.name, "out": str(out), **settings, "sequence": table}
     assert (out / "run.toml").read_text().startswith(dump_toml(job) + "\n")
     place = out / "tasks" / "02-otto"
+    concept = load_concept(folder / "otto", "cat")
+    assert (place / "settings.toml").read_text() == dump_toml({**of_base, **settings, "task": concept.identity()})
     job = {"recipe": "sequence", "base": base.name, "out": str(place), **settings}
     assert (place / "run.toml").read_text().startswith(dump_toml(job) + "\n")
     assert [each["settings"] for each in calls["fit"]] == [dump_toml(settings)] * 2

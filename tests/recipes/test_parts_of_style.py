@@ -24,7 +24,7 @@ CONFIG = StyleConfig(
     learning_rate=0.01, evaluation_pictures=5, preference="hps:x", roles=("cross_attention.key",),
 )  # fmt: skip
 FOLLOWED = (
-    "say", "attach", "start_from", "claim_folder", "write_run_file", "CaptionedPictures", "Batches", "Texts",
+    "say", "attach", "start_from", "open_run", "CaptionedPictures", "Batches", "Texts",
     "Denoising", "retained", "premise_of", "release", "ProgressSamples",
 )  # fmt: skip
 
@@ -64,7 +64,8 @@ def test_a_style_writes_its_header_before_anything_is_learned(base, pictures, le
     styles.notes.append("a note")
     calls = learn(styles)
     settings = {"seed": 3, "method": {"name": "lora", **asdict(LoRA(rank=1))}, "train": CONFIG}
-    head = {"base": base.fingerprint, **settings, "style": style._identity(styles)}
+    of_base = {"base": base.fingerprint, "prediction_type": base.prediction_type, "base_config": ""}
+    head = {**of_base, **settings, "style": style._identity(styles)}
     assert (out / "settings.toml").read_text() == dump_toml(head)
     table = {"folder": str(pictures / "ink"), "also": [str(pictures / "oil")], "held_out": 1}
     job = {"recipe": "style", "base": base.name, **base.given, "out": str(out), **settings, "style": table}

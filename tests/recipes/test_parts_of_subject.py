@@ -19,7 +19,7 @@ CONFIG = SubjectConfig(
     prior_weight=0.5, roles=("cross_attention.key",), templates=("the small {}",),
 )  # fmt: skip
 FOLLOWED = (
-    "say", "attach", "start_from", "claim_folder", "write_run_file", "write_pictures", "ConceptPictures",
+    "say", "attach", "start_from", "open_run", "write_pictures", "ConceptPictures",
     "BankPictures", "Batches", "Texts", "Denoising", "PriorPreservation", "premise_of", "release", "retained",
 )  # fmt: skip
 
@@ -53,7 +53,8 @@ def test_a_subject_writes_its_header_before_anything_is_learned(base, learn, tmp
         "folder": "biscuit", "noun": "cat", "token": "<biscuit>", "contents": list(concept.contents),
         "captions": concept.captions(),
     }  # fmt: skip
-    head = {"base": base.fingerprint, "prediction_type": base.prediction_type, **settings, "concept": pictures}
+    of_base = {"base": base.fingerprint, "prediction_type": base.prediction_type, "base_config": ""}
+    head = {**of_base, **settings, "concept": pictures}
     assert (out / "settings.toml").read_text() == dump_toml(head)
     table = {"folder": str(concept.folder), "noun": "cat", "token": "<biscuit>", "also": []}
     job = {"recipe": "subject", "base": base.name, **base.given, "out": str(out), **settings, "concept": table}
@@ -140,7 +141,7 @@ def test_a_second_process_trains_and_writes_nothing(base, learn, tmp_path, secon
     calls = learn("a", make_accelerator=second_process)
     out = tmp_path / "runs" / "a"
     assert second_process.waited == 2  # for the class pictures, and for the end
-    assert not calls["claim_folder"] and not calls["finish"] and not calls["select_step"] and calls["run"] == Run(out)
+    assert not calls["open_run"] and not calls["finish"] and not calls["select_step"] and calls["run"] == Run(out)
     assert not (out / "cache").exists() and not (out / "run.toml").exists()
     assert calls["fit"][0]["samples"] is None and calls["fit"][0]["quiet"] is True
     assert calls["ConceptPictures"][0]["process"] == 1 == calls["Batches"][0]["process"]

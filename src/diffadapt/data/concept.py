@@ -5,7 +5,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -131,6 +131,16 @@ class Concept:
     def captions(self) -> list[str]:
         """The prompt of every picture, in order."""
         return [self.caption(index) for index in range(len(self))]
+
+    def identity(self) -> dict[str, Any]:
+        """What tells it from any other, so that a run knows its own concept again."""
+        return {
+            "folder": self.folder.name,
+            "noun": self.noun,
+            "token": self.token,
+            "contents": list(self.contents),
+            "captions": self.captions(),
+        }
 
     def pixels(self, resolution: int) -> Tensor:
         """All pictures, (N, 3, R, R) float32 in [0, 1]."""

@@ -42,6 +42,10 @@ class Task:
         """One SHA-256 a picture, in order, of the pictures as they are now."""
         return [example.content() for example in list_folder(self.folder)[0]]
 
+    def captions(self) -> list[str | None]:
+        """The caption of each picture, in order, as its file says it now; None where there is none."""
+        return [example.caption for example in list_folder(self.folder)[0]]
+
 
 def load_sequence(folder: str | Path, noun: str, *, order: Sequence[str] = ()) -> list[Task]:
     """Finds the tasks in a folder of folders.

@@ -18,6 +18,7 @@ class Learned:
     Args:
         name, token, phrase: "mia", "<mia>", and how prompts ask for it.
         contents: SHA-256 of each picture that it was learned from; the pictures themselves are not kept.
+        captions: of each picture, as its file said it; None in records from before they were noted.
         adapter: SHA-256 of the adapter's file after the task.
         trainable: parameters that the task trained.
         change: the sum of |A B| at its end, for methods that tell it.
@@ -31,6 +32,7 @@ class Learned:
     contents: list[str]
     adapter: str
     trainable: int
+    captions: list[str | None] | None = None
     change: float | None = None
     penalty_ratio: float | None = None
     losses: dict[str, Any] = field(default_factory=dict)
@@ -70,16 +72,19 @@ class SequenceRecord:
         """The tasks that are still to be learned, in order; what was learned stays first, whatever folders came since.
 
         Raises:
-            Refused: the pictures of a learned task or the adapter were changed since.
+            Refused: the pictures or captions of a learned task, or the adapter, were changed since.
         """
         by_name = {task.name: task for task in tasks}
         for each in self.learned:
             task = by_name.get(each.name)
             if task is None or not any(task.folder.iterdir()):
                 continue  # nobody has to keep the pictures
-            if task.contents() != each.contents:
+            changed = "pictures" if task.contents() != each.contents else ""
+            if not changed and each.captions is not None and task.captions() != each.captions:
+                changed = "captions"
+            if changed:
                 raise Refused(
-                    f"the pictures in {task.folder} are not those that task {each.name!r} was learned from; put them "
+                    f"the {changed} in {task.folder} are not those that task {each.name!r} was learned from; put them "
                     "back (or take the folder away), or learn the new ones under another name"
                 )
         last = self.adapter()

@@ -31,7 +31,7 @@ from ..training.fit import fit
 from ..training.labelled import LabelledBatches, LabelledPictures
 from ..training.learner import make_accelerator, refuse_the_impossible, release
 from ..training.loop_config import LoopConfig
-from ..training.run import Run, claim_folder, write_run_file
+from ..training.run import Run, open_run, open_task
 from ..training.task_log import penalty_ratio, read_log, unlearned
 
 OBSERVED_BATCHES = 8  # that a method which keeps statistics of a task is shown at its end
@@ -105,16 +105,16 @@ def train_classify(
         raise Refused("a sequence of classes trains in one process; start it without a launcher")
     record = ClassRecord.read(folder)
     settings = {"seed": seed, "method": {"name": method.name, **asdict(method)}, "train": config}
-    claim_folder(folder, dump_toml({"base": network.fingerprint, **settings, "order": classes, "tasks": len(tasks)}))
-    record.refuse_changes(tasks)
     table = {"folder": str(tasks[0].folders.root), "held_out": tasks[0].folders.kept}
     table |= {"tasks": len(tasks), "order": classes}
-    job = {"recipe": "classify", "base": network.name, "out": str(folder), **settings, "classify": table}
-    write_run_file(folder, network, dump_toml(job))
+    identity = {"order": classes, "tasks": len(tasks)}
+    open_run(folder, network, "classify", settings, identity=identity, tables={"classify": table})
+    record.refuse_changes(tasks)
 
     for number, task in enumerate(tasks[len(record.learned) :], len(record.learned)):
         say(f"task {number + 1} of {len(tasks)}: {', '.join(task.classes[:4])} ...", quiet=quiet)
         place = record.place(number)
+        open_task(place, network, "classify", settings, {"contents": task.contents()})
         attached = begin(network, method, config, record, seeds.number(seed, number))
         try:
             objective = CrossEntropy(task.first, task.last, mask_past=config.mask_past)

@@ -36,7 +36,7 @@ from ..training.fit import fit
 from ..training.learner import make_accelerator, refuse_the_impossible, release
 from ..training.progress_samples import COUNT
 from ..training.retention_config import RetentionConfig
-from ..training.run import Run, claim_folder, write_pictures, write_run_file
+from ..training.run import Run, open_run, write_pictures
 from ..training.sources import PairPictures, Source
 from .retention import KEPT, premise_of, retained, switched_off
 
@@ -108,11 +108,8 @@ def train_control(
         pairs.read([0], resolution)
         if is_main:
             identities = {"identity": pairs.identity(), "held_out": held_out.identity() if held_out else ""}
-            of_base = {"base": base.fingerprint, "prediction_type": base.prediction_type}
-            claim_folder(folder, dump_toml({**of_base, **settings, "pairs": identities}))
             table = {**pairs.source, "held_out": len(held_out or ())}
-            job = {"recipe": "control", "base": base.name, **base.given, "out": str(folder), **settings, "pairs": table}
-            write_run_file(folder, base, dump_toml(job))
+            open_run(folder, base, "control", settings, identity={"pairs": identities}, tables={"pairs": table})
             _write_pairs(folder, shown.first(COUNT), resolution)
         for note in pairs.notes:
             say(f"note: {note}", quiet=quiet)

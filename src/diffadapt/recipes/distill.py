@@ -37,7 +37,7 @@ from ..training.fit import fit
 from ..training.learner import make_accelerator, refuse_the_impossible, release
 from ..training.loop_config import LoopConfig
 from ..training.progress_samples import COUNT, ProgressSamples
-from ..training.run import Run, claim_folder, write_run_file
+from ..training.run import Run, open_run
 from ..training.sources import BankPictures, Source
 from ..training.style_pictures import CaptionedPictures
 
@@ -117,9 +117,9 @@ def train_distill(
             taught = {name: teacher.fingerprint for name, teacher in teachers.items()}
             pairs = content_key(*[f"{own}\n{for_teacher}" for own, for_teacher in as_taught.items()])
             identity = {"teachers": taught, "captions": pairs, "pictures": pictures.identity() if pictures else ""}
-            claim_folder(folder, dump_toml({"base": base.fingerprint, **settings, "distill": identity}))
-            job = {"recipe": "distill", "base": base.name, "out": str(folder), **settings}
-            write_run_file(folder, base, dump_toml(job | ({"distill": source} if source else {})))
+            identity["teachers_predict"] = ", ".join(teacher.prediction_type for teacher in teachers.values())
+            tables = {"distill": source} if source else {}
+            open_run(folder, base, "distill", settings, identity={"distill": identity}, tables=tables)
 
         # --- rows: pictures of each teacher, and given ones, each asked of its teacher --------------------------------
         cache = TensorCache(folder / "cache" if is_main else None)

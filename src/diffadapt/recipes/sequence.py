@@ -24,6 +24,7 @@ from ..bases import Base
 from ..config import check, dump_toml, option, with_overrides
 from ..data.cache import TensorCache
 from ..data.concept import Concept
+from ..data.prompt_check import caption_notes
 from ..data.sequence import Task, load_sequence
 from ..data.sequence_record import Learned, SequenceRecord, digest
 from ..errors import Refused
@@ -43,7 +44,7 @@ from ..training.fit import AttachedBase, fit
 from ..training.learner import make_accelerator, refuse_the_impossible, release
 from ..training.loop_config import LoopConfig
 from ..training.replay import Mixed, ReplayedPictures
-from ..training.run import Run, claim_folder, write_run_file
+from ..training.run import Run, open_run, open_task
 from ..training.sources import BankPictures, ConceptPictures, Source
 from ..training.task_log import penalty_ratio, read_log, unlearned
 
@@ -136,20 +137,22 @@ def train_sequence(
     record = SequenceRecord.read(folder)
     waiting = record.in_order(tasks)
     concepts = [read(base, task, config) for task in waiting]  # all of them first: what cannot be used is said now
+    notes = [[*concept.notes, *caption_notes(base, concept)] for concept in concepts]
     settings = {"seed": seed, "method": {"name": method.name, **asdict(method)}, "train": config}
-    claim_folder(folder, dump_toml({"base": base.fingerprint, **settings}))
     table = {"folder": str(tasks[0].folder.parent), "noun": tasks[0].noun, "order": chosen_order(tasks)}
-    job = {"recipe": "sequence", "base": base.name, "out": str(folder), **settings, "sequence": table}
-    write_run_file(folder, base, dump_toml(job))
+    open_run(folder, base, "sequence", settings, identity={}, tables={"sequence": table})
     name = config.evaluation_features or base.encoder or PHOTO_ENCODERS[1]
     encoder = load_features(name, device=base.device)
     second = load_features(SECOND, device=base.device) if base.encoder == name == "probe" else None
     inception = load_inception(config.evaluation_inception) if config.evaluation_inception else None
 
-    for task, concept in zip(waiting, concepts, strict=True):
+    for task, concept, remarks in zip(waiting, concepts, notes, strict=True):
         number = len(record.learned)
         place = record.place(number, task.name)
         say(f"task {number + 1}: {task.name}", quiet=quiet)
+        for note in remarks:
+            say(f"note: {note}", quiet=quiet)
+        open_task(place, base, "sequence", settings, concept.identity())
         attachment = begin(base, method, config, record, concept, seeds.number(seed, number))
         try:
             past = replayed(base, record, config, seed)
@@ -171,7 +174,8 @@ def train_sequence(
         record.learned.append(
             Learned(
                 name=task.name, token=concept.token, phrase=concept.phrase, contents=list(concept.contents),
-                adapter=digest(adapter), trainable=facts["trainable_parameters"], change=log[-1].get("change"),
+                captions=[example.caption for example in concept.examples], adapter=digest(adapter),
+                trainable=facts["trainable_parameters"], change=log[-1].get("change"),
                 penalty_ratio=penalty_ratio(log),
             )
         )  # fmt: skip
@@ -283,7 +287,6 @@ def learn(
         base, objective, sources, texts,
         batch_size=config.batch_size, parts=config.gradient_accumulation, seed=seed, process=0,
     )  # fmt: skip
-    write_run_file(place, base, dump_toml({"recipe": "sequence", "base": base.name, "out": str(place), **settings}))
     attachment.enabled = True
     facts = fit(
         base, {"adapter": attachment}, batches, objective,

@@ -41,7 +41,7 @@ from ..training.fit import fit
 from ..training.learner import make_accelerator, refuse_the_impossible, release
 from ..training.progress_samples import COUNT, ProgressSamples
 from ..training.retention_config import RetentionConfig
-from ..training.run import Run, claim_folder, write_run_file
+from ..training.run import Run, open_run
 from ..training.sources import Source
 from ..training.style_pictures import CaptionedPictures, StreamedPictures
 from .retention import KEPT, premise_of, retained, switched_off
@@ -115,16 +115,8 @@ def train_style(
     try:
         start_from({"adapter": attachment}, config.start_from)
         if is_main:
-            claim_folder(folder, dump_toml({"base": base.fingerprint, **settings, "style": _identity(styles)}))
-            job = {
-                "recipe": _recipe(styles),
-                "base": base.name,
-                **base.given,
-                "out": str(folder),
-                **settings,
-                _recipe(styles): _table(styles),
-            }
-            write_run_file(folder, base, dump_toml(job))
+            recipe, identity = _recipe(styles), {"style": _identity(styles)}
+            open_run(folder, base, recipe, settings, identity=identity, tables={recipe: _table(styles)})
         for note in [*styles.notes, *_doubts(styles, method)]:
             say(f"note: {note}", quiet=quiet)
 

@@ -33,7 +33,7 @@ from ..training.fit import fit
 from ..training.learner import make_accelerator, refuse_the_impossible, release
 from ..training.progress_samples import subject_samples
 from ..training.retention_config import RetentionConfig
-from ..training.run import Run, claim_folder, write_pictures, write_run_file
+from ..training.run import Run, open_run, write_pictures
 from ..training.select_step import select_step
 from ..training.sources import BankPictures, ConceptPictures, Source
 from .picture_count import count_pictures, in_words
@@ -219,19 +219,11 @@ def _refuse_what_does_not_fit(base: Base, concept: Concept, method: Method, conf
 
 def _write_header(folder: Path, base: Base, concept: Concept, settings: dict[str, Any], resolution: int) -> None:
     """Claims the run's folder and writes what a reader of it needs first."""
-    pictures = {
-        "folder": concept.folder.name,
-        "noun": concept.noun,
-        "token": concept.token,
-        "contents": list(concept.contents),
-        "captions": concept.captions(),
-    }
-    of_base = {"base": base.fingerprint, "prediction_type": base.prediction_type}
-    claim_folder(folder, dump_toml({**of_base, **settings, "concept": pictures}))
     table = {"folder": str(concept.folder), "noun": concept.noun, "token": concept.token}
     table |= {"also": [f"{part.folder}={part.noun}={part.token}" for part in concept.parts[1:]]}
-    job = {"recipe": "subject", "base": base.name, **base.given, "out": str(folder), **settings, "concept": table}
-    write_run_file(folder, base, dump_toml(job))
+    open_run(
+        folder, base, "subject", settings, identity={"concept": concept.identity()}, tables={"concept": table}
+    )  # fmt: skip
     write_pictures(folder, concept.pixels(resolution), concept.crop_table())
 
 

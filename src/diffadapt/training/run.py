@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..bases import Network
+from ..bases import Base, Network
 from ..config import dump_toml
 from ..data.picture import to_picture, write_png
 from ..errors import Refused
 from ..files import read_text, sweep, text_lines, write_atomic, write_json
 from ..run_layout import RunLayout, picture
+
+LATER = ("prediction_type", "base_config", "teachers_predict")  # lines that marks of earlier versions do not have
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,56 @@ def peak_memory_mb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes on macOS
 
 
+def open_run(
+    folder: Path,
+    base: Network,
+    recipe: str,
+    settings: Mapping[str, Any],
+    *,
+    identity: Mapping[str, Any],
+    tables: Mapping[str, Any],
+) -> None:
+    """Claims a run's folder, or finds the same run in it, and writes what was asked for.
+
+    Whoever resumes must repeat the base and how it was loaded, the settings, and what identifies the data.
+
+    Args:
+        folder: where the run goes.
+        base: what is adapted.
+        recipe: its name, for `run.toml`.
+        settings: seed, method, and settings of the loop.
+        identity: name -> what tells the data from any others: digests of files, captions.
+        tables: name -> where the data come from, as a job says it, for `run.toml`.
+
+    Raises:
+        Refused: the folder holds something else, or another run.
+    """
+    of_base, given = {"base": base.fingerprint}, {}
+    if isinstance(base, Base):
+        given = base.given
+        of_base |= {"prediction_type": base.prediction_type, "base_config": given.get("base_config", "")}
+    claim_folder(folder, dump_toml({**of_base, **settings, **identity}))
+    job = {"recipe": recipe, "base": base.name, **given, "out": str(folder), **settings, **tables}
+    write_run_file(folder, base, dump_toml(job))
+
+
+def open_task(
+    place: Path, base: Network, recipe: str, settings: Mapping[str, Any], identity: Mapping[str, Any]
+) -> None:
+    """The same for one of the tasks that a run learns one after another, in the task's own folder."""
+    layout = RunLayout(place)
+    if layout.run.is_file() and not layout.settings.is_file():
+        return  # it was begun before tasks had marks of their own
+    open_run(place, base, recipe, settings, identity={"task": identity}, tables={})
+
+
 def claim_folder(folder: Path, settings: str) -> bool:
     """Makes a run's folder, or finds the run in it that these settings started.
 
     Args:
         folder: where the run goes.
-        settings: the resolved config as TOML without what may differ between start and resume.
+        settings: the resolved config as TOML without what may differ between start and resume. A run that was begun
+            before some of its lines were noted (`LATER`) is compared without these.
 
     Returns:
         True when the folder holds a run of the same settings, which may be resumed.
@@ -96,7 +142,11 @@ def claim_folder(folder: Path, settings: str) -> bool:
     mark = RunLayout(folder).settings
     sweep(folder)
     if mark.exists():
-        if (held := read_text(mark)) == settings:
+        held = read_text(mark)
+        for name in LATER:
+            if not re.search(rf"^{name} = ", held, re.MULTILINE):
+                settings = re.sub(rf"^{name} = .*\n", "", settings, flags=re.MULTILINE)
+        if held == settings:
             return True
         was, now = text_lines(held), text_lines(settings)
         difference = next(
