@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from diffadapt.data.concept import load_concept
+from diffadapt.data.sequence import load_sequence
 
 
 def draw(path: Path, colour: str = "red", size: tuple[int, int] = (64, 64)) -> Path:
@@ -119,6 +120,35 @@ def test_every_caption_names_the_concept(folder: Path, written: str, learned: st
 def test_the_article_fits_the_token(folder: Path) -> None:
     (folder / "0.caption").write_text("an owl at night")
     assert load_concept(folder, "owl", token="<b>").caption(0) == "a <b> owl at night"
+
+
+@pytest.mark.parametrize(("name", "token"), [("Zoë", "<zoe>"), ("Zo\u0065\u0308 2", "<zoe-2>"), ("Åse_B.", "<ase-b>")])
+def test_a_task_of_a_sequence_gets_the_word_that_its_folder_gives_a_concept(tmp_path: Path, name, token) -> None:
+    draw(tmp_path / "all" / name / "0.png")
+    [task] = load_sequence(tmp_path / "all", "cat")
+    assert task.token == task.load().token == load_concept(tmp_path / "all" / name, "cat").token == token
+
+
+@pytest.mark.parametrize(
+    ("token", "caption", "without", "noun_alone"),
+    [
+        ("ana", "an ana cat and a banana on red", "an cat and a banana on red", "an cat and a banana on red"),
+        ("ana", "a banana cat beside Ana", "a banana cat beside", "a banana cat beside cat"),
+        ("<biscuit>", "a <biscuit> cat at night", "a cat at night", "a cat at night"),
+    ],
+)
+def test_without_its_word_a_caption_is_one_of_the_class(folder: Path, token, caption, without, noun_alone) -> None:
+    (folder / "0.txt").write_text(caption)
+    concept = load_concept(folder, "cat", token=token)
+    assert concept.class_captions()[:2] == [without, "a cat"]
+    assert concept.standing_alone().class_captions()[:2] == [noun_alone, "a cat"]
+
+
+def test_a_plain_word_that_stands_alone_takes_the_place_of_no_part_of_another(folder: Path) -> None:
+    concept = load_concept(folder, "cat", token="ana")
+    asked = ["an ana cat on red", "a banana cat", "an ana cattle"]
+    assert concept.standing_alone().in_prompts(asked) == ["an ana on red", "a banana cat", "an ana cattle"]
+    assert concept.in_prompts(asked) == asked
 
 
 def test_sidecars_win_over_metadata_and_txt_over_caption(folder: Path) -> None:

@@ -80,7 +80,9 @@ class Concept:
 
     def in_prompts(self, prompts: Iterable[str]) -> list[str]:
         """Prompts about "<biscuit> cat" as this concept is asked for."""
-        return [prompt.replace(f"{self.token} {self.noun}", self.phrase) for prompt in prompts]
+        if not self.alone:
+            return list(prompts)
+        return [whole_word(f"{self.token} {self.noun}").sub(lambda _: self.phrase, prompt) for prompt in prompts]
 
     @property
     def prompt(self) -> str:
@@ -120,7 +122,7 @@ class Concept:
             return self.prompt
         for placeholder in _PLACEHOLDERS:
             text = text.replace(placeholder, self.token)
-        if re.search(rf"(?<!\w){re.escape(self.token)}(?!\w)", text, re.IGNORECASE):
+        if whole_word(self.token).search(text):
             return self.in_prompts([text])[0]
         found = re.search(rf"\b(an )?({re.escape(self.noun)})\b", text, re.IGNORECASE)
         if found is None:
@@ -131,6 +133,12 @@ class Concept:
     def captions(self) -> list[str]:
         """The prompt of every picture, in order."""
         return [self.caption(index) for index in range(len(self))]
+
+    def class_captions(self) -> list[str]:
+        """The prompt of every picture as one about any of the class: "a <biscuit> cat at night" is "a cat at night"."""
+        instead = self.noun if self.alone else ""
+        found = [whole_word(self.token).sub(lambda _: instead, caption) for caption in self.captions()]
+        return [" ".join(caption.split()) for caption in found]
 
     def identity(self) -> dict[str, Any]:
         """What tells it from any other, so that a run knows its own concept again."""
@@ -217,12 +225,9 @@ def load_concept(folder: str | Path, noun: str, *, token: str | None = None) -> 
         raise Refused('the class noun is empty; say what the pictures show one of, for example noun="cat"')
     examples, notes = list_folder(folder)
     if token is None:
-        letters = unicodedata.normalize("NFKD", folder.resolve().name.lower())  # an accent is a character of its own
-        plain = "".join(letter for letter in letters if not unicodedata.combining(letter))
-        slug = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
-        if not slug:
+        token = token_of(folder.resolve().name)
+        if token == "<>":
             raise Refused(f'no token can be made of the folder name "{folder.name}"; give one, such as token="<it>"')
-        token = f"<{slug}>"
     if not token or token.split() != [token]:
         raise Refused(f"token {token!r} is not one word; expected one without blanks, such as '<{noun.split()[0]}-1>'")
     if token.lower() == noun.lower():
@@ -236,6 +241,19 @@ def load_concept(folder: str | Path, noun: str, *, token: str | None = None) -> 
     concept = Concept(folder, folder.resolve().name, noun, token, pictures, notes)
     _note_duplicates(concept)
     return concept
+
+
+def token_of(name: str) -> str:
+    """The word that a folder's name gives: "<zoe-2>" for "Zoë 2"; "<>" where no letter or digit is in it."""
+    letters = unicodedata.normalize("NFKD", name.lower())  # an accent is a character of its own
+    plain = "".join(letter for letter in letters if not unicodedata.combining(letter))
+    slug = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
+    return f"<{slug}>"
+
+
+def whole_word(token: str) -> re.Pattern[str]:
+    """Where a token stands in a text by itself, in either case: "ana" is no part of "banana"."""
+    return re.compile(rf"(?<!\w){re.escape(token)}(?!\w)", re.IGNORECASE)
 
 
 def _read_square(

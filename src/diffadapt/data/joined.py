@@ -45,6 +45,9 @@ class JoinedConcept(Concept):
             index -= len(part)
         raise IndexError(index)
 
+    def class_captions(self) -> list[str]:
+        return [caption for part in self.parts for caption in part.class_captions()]
+
     def crop_table(self) -> list[dict[str, object]]:
         return [row | {"file": f"{part.name}/{row['file']}"} for part in self.parts for row in part.crop_table()]
 

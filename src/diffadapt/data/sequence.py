@@ -5,13 +5,12 @@ photos/characters/
   otto/    0.png ...
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import Refused
-from .concept import Concept, load_concept
+from .concept import Concept, load_concept, token_of
 from .folder import list_folder
 
 
@@ -32,7 +31,7 @@ class Task:
     @property
     def token(self) -> str:
         """The word that it gets: "<mia>"."""
-        return f"<{re.sub(r'[^a-z0-9]+', '-', self.name.lower()).strip('-')}>"
+        return token_of(self.name)
 
     def load(self) -> Concept:
         """Reads the pictures; raises Refused when they cannot be used."""

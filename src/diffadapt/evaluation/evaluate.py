@@ -95,8 +95,7 @@ def evaluate(
             before = _Drawn(judge.of_prompts_alone(), judge.of_class(), judge.of_unrelated())
             redrawn = _Drawn(before.benchmark, judge.of_class(redrawn=True), judge.of_unrelated(redrawn=True))
             sets = _loss_sets(base, concept, judge, before)
-            class_captions = [caption.replace(f"{concept.token} ", "") for caption in concept.captions()]
-            without_token = sets | {"concept": sets["concept"]._replace(prompts=class_captions)}
+            without_token = sets | {"concept": sets["concept"]._replace(prompts=concept.class_captions())}
             losses_before = losses(base, without_token, seed=seed)
         with adapted(base, adapters) as attachments, biased(attachments, bias or {}):
             after = _Drawn(judge.of_concept(), judge.of_class(), judge.of_unrelated())

@@ -77,8 +77,8 @@ def losses_after(
             write_png(place / f"{i:02d}.png", to_picture(pixels))
     own = concept.pixels(base.resolution)
     sets = {"concept": LossSet(own, concept.captions(), ""), "world": LossSet(_read(place), asked, "")}
-    class_captions = [caption.replace(concept.phrase, concept.noun) for caption in concept.captions()]
-    before = losses(base, sets | {"concept": sets["concept"]._replace(prompts=class_captions)}, seed=seed)
+    without_token = sets | {"concept": sets["concept"]._replace(prompts=concept.class_captions())}
+    before = losses(base, without_token, seed=seed)
     for j, each in enumerate(record.learned):
         drawn = pictures_after(record, j, each.name)
         sets[f"drawn {j}"] = LossSet(drawn, [f"a {each.phrase}"] * len(drawn), "")
