@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import time
 
 import pytest
 from PIL import Image, ImageDraw
@@ -65,6 +66,34 @@ def test_a_caption_that_is_too_long_is_named_and_one_cut_before_its_word_is_refu
     (photos / "1.txt").write_text("on red " * 20 + "a <biscuit> cat")
     with pytest.raises(Refused, match="1.png is cut before <biscuit>: .* takes 16 tokens"):
         caption_notes(tiny_v_base, load_concept(photos, "cat"))
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "", " a  cat ", "a photo of a cat " * 3, "on red\n" * 8 + "x", "teapot " * 9, "a" * 40 + " cat", "b" * 40,
+        "é🐈 " * 12, *(" ".join(["red"] * count) for count in range(11, 18)),
+    ],
+)  # fmt: skip
+def test_a_prompt_is_cut_where_taking_one_word_after_the_other_away_cuts_it(tiny_base, prompt):
+    words = re.findall(r"\S+\s*", prompt)
+    kept = len(words)
+    while kept and len(tiny_base.tokenizer("".join(words[:kept])).input_ids) > 16:
+        kept -= 1
+    assert cut_at(tiny_base, prompt) == "".join(words[kept:]).strip()
+
+
+def test_where_twenty_thousand_words_are_cut_is_known_at_once(tiny_base):
+    words = ["red"] * 20_000
+    started = time.perf_counter()
+    assert cut_at(tiny_base, " ".join(words)) == " ".join(words[14:])  # 16 tokens, two for start and end
+    assert time.perf_counter() - started < 0.3
+
+
+def test_a_plain_word_is_found_in_a_long_caption_where_it_stands_alone(photos, tiny_base):
+    (photos / "0.txt").write_text("banana cat " + "on red " * 9 + "an ana cat")
+    with pytest.raises(Refused, match="0.png is cut before ana"):
+        caption_notes(tiny_base, load_concept(photos, "cat", token="ana"))
 
 
 def test_words_that_nobody_taught_and_words_that_the_base_never_saw_are_named(tiny_v_base, tiny_base):

@@ -23,6 +23,7 @@ from diffadapt.cli.train import read_settings
 from diffadapt.config import override, read_toml
 from diffadapt.data.folder import list_folder
 from diffadapt.data.memory_bank import BankSettings, MemoryBank
+from diffadapt.data.prompt_check import cut_at, prompt_notes
 from diffadapt.errors import LONGEST, Failed, Refused
 from diffadapt.files import load_tensors, save_tensors
 from diffadapt.interchange import import_adapter
@@ -41,6 +42,7 @@ TEXT = st.text(max_size=30) | st.sampled_from(
     ["", " ", "none", "nan", "inf", "-1", "1e400", "0", "9" * 400, "true", "lora", "oft", "subject", "~", "/", "a=b",
      "{}", "<t>", "\0", "\x1b[2J", "\u2028", "\ud800", "x" * 5000, "unet.*=4", "unet.*=nan", "a" * 300 + ".safetensors"]
 )  # fmt: skip
+MANY = st.builds(lambda word, count: " ".join([word[:20]] * count), TEXT, st.integers(0, 2_000))  # words
 NUMBERS = st.integers() | st.floats() | st.booleans() | st.none()
 VALUES = st.recursive(
     NUMBERS | TEXT,
@@ -136,13 +138,15 @@ def test_a_command_s_words(texts):
 
 
 @fuzzed
-@given(st.lists(TEXT | st.sampled_from(["--w", "--h", "--d", "--s", "--l", "--n", "--cn", "--x"]), max_size=6))
+@given(st.lists(TEXT | MANY | st.sampled_from(["--w", "--h", "--d", "--s", "--l", "--n", "--cn", "--x"]), max_size=6))
 def test_a_prompt(base, parts):
     with one_sentence():
         line = parse_prompt_line(" ".join(parts))
         check_lines(base, [line])
         if line.prompt.isprintable():
             base.tokenize([line.prompt])
+            prompt_notes(base, [line.prompt])
+            assert line.prompt.rstrip().endswith(cut_at(base, line.prompt))
 
 
 # --- files of ours ----------------------------------------------------------------------------------------------------

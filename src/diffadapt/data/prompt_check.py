@@ -1,11 +1,12 @@
 """Checks of prompts and captions before anything is computed: words a base cannot know, words cut off."""
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
 from ..errors import Refused
-from .concept import Concept
+from .concept import Concept, whole_word
 
 
 def prompt_notes(base: Any, prompts: Sequence[str]) -> list[str]:
@@ -41,13 +42,15 @@ def cut_at(base: Any, prompt: str) -> str:
     """The end of a prompt that is cut, since the text encoder takes a fixed number of tokens; "" where all fits."""
     if base.tokenizer is None:
         return ""
-    length = _length(base)
-    if _count(base, prompt) <= length:
-        return ""
-    words = re.findall(r"\S+\s*", prompt)
-    kept = len(words)
-    while kept and _count(base, "".join(words[:kept])) > length:
-        kept -= 1
+    length, words = _length(base), re.findall(r"\S+\s*", prompt)
+
+    def tokens(kept: int) -> int:
+        return _count(base, "".join(words[:kept]))
+
+    most = 1
+    while most < len(words) and tokens(most) <= length:  # the encoder takes few words, however many there are
+        most *= 2
+    kept = bisect_right(range(1, min(most, len(words)) + 1), length, key=tokens)
     return "".join(words[kept:]).strip()
 
 
@@ -60,14 +63,13 @@ def caption_notes(base: Any, concept: Concept) -> list[str]:
     notes = []
     for index, example in enumerate(concept.examples):
         caption = concept.caption(index)
-        token = next((each for each in concept.tokens if each.lower() in caption.lower()), concept.token)
-        # the word counts as one token, whether it was taught already or not
-        cut = cut_at(base, re.sub(re.escape(token), lambda _: "a", caption, flags=re.IGNORECASE))
+        token = next((each for each in concept.tokens if whole_word(each).search(caption)), concept.token)
+        word = whole_word(token)
+        cut = cut_at(base, word.sub("a", caption))  # it counts as one token, whether it was taught already or not
         if not cut:
             continue
-        position = caption.lower().find(token.lower())
-        before = re.sub(re.escape(token), lambda _: "a", caption[: position + len(token)], flags=re.IGNORECASE)
-        if position < 0 or _count(base, before) > _length(base):
+        found = word.search(caption)
+        if found is None or _count(base, word.sub("a", caption[: found.end()])) > _length(base):
             raise Refused(
                 f"the caption of {example.path.name} is cut before {token}: the text encoder of {base.name!r} takes "
                 f"{_length(base)} tokens, so that the picture would teach nothing; shorten it"
