@@ -18,9 +18,14 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 def penalty_ratio(log: Sequence[dict[str, Any]]) -> float | None:
-    """The penalty's gradient over the whole gradient before clipping, mean over the last quarter of the steps."""
-    late = [row for row in log[-max(1, len(log) // 4) :] if "penalty_gradient" in row]
-    return sum(row["penalty_gradient"] / max(row["grad_norm"], 1e-12) for row in late) / len(late) if late else None
+    """The penalty's gradient over the whole gradient before clipping, mean over the last quarter of the steps.
+
+    Steps that the loss scaler of fp16 passed over do not count: their gradients were no numbers, null in the log.
+    """
+    pairs = [(row["penalty_gradient"], row["grad_norm"]) for row in log if row.get("penalty_gradient") is not None]
+    ratios = [penalty / max(whole, 1e-12) for penalty, whole in pairs if whole is not None]
+    late = ratios[-max(1, len(ratios) // 4) :]
+    return sum(late) / len(late) if late else None
 
 
 def unlearned(task: str, first: float | None, last: float | None) -> str:
