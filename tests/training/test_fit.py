@@ -410,6 +410,35 @@ def test_a_loss_that_is_no_number_names_the_checkpoint_that_is_kept(tmp_path):
         step(tmp_path, {"adapter": Scale()}, Spoilt([ROW]), changed(steps=5, checkpoint_every=2))
 
 
+@pytest.mark.parametrize(
+    ("at", "settings", "kept"),
+    [
+        (5, {"checkpoint_every": 2}, "The adapter of step 4 is kept in checkpoints"),  # no loss follows the last
+        (4, {"checkpoint_every": 2}, "The adapter of step 2 is kept in checkpoints"),
+        (3, {"checkpoint_every": 0, "sample_every": 3}, "Nothing is kept"),
+        (5, {"checkpoint_every": 0}, "Nothing is kept"),
+    ],
+)  # fmt: skip
+def test_an_update_that_is_no_number_is_told_before_anything_of_its_step_is_written(tmp_path, at, settings, kept):
+    class Spoilt(Scale):
+        def project_(self) -> None:
+            self.updates = getattr(self, "updates", 0) + 1
+            if self.updates == at:
+                with torch.no_grad():
+                    self.w.fill_(float("nan"))
+
+    watched, drawn = [], []
+    samples = SimpleNamespace(save_base=lambda _: None, save_step=drawn.append)
+    with pytest.raises(Failed, match=rf"^the update of step {at} of .* gave values that are not numbers; .*{kept};"):
+        step(
+            tmp_path, {"adapter": Spoilt()}, Rows([ROW]), changed(steps=5, **settings),
+            watch=lambda number, _: watched.append(number), samples=samples,
+        )  # fmt: skip
+    logged = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert logged == watched == list(range(1, at)) and not drawn and not (tmp_path / "adapter.safetensors").exists()
+    assert not (tmp_path / "checkpoints" / f"step-{at:06d}").exists()
+
+
 # --- what the loop hands on -------------------------------------------------------------------------------------------
 
 

@@ -75,11 +75,17 @@ class Journal:
 
         Args:
             row: "step", 1-based, "loss", and all other entries of the line.
+
+        Raises:
+            Failed: what is to be sampled, kept or finished is no number; nothing of the step is written.
         """
         step, config = row["step"], self.learner.config
         row = {**row, "seconds": time.perf_counter() - self._clock, "images": step * self.images}
         last = step == config.steps
         due = bool(config.sample_every) and (step % config.sample_every == 0 or last)
+        kept = bool(config.checkpoint_every) and (step % config.checkpoint_every == 0 or last)
+        if due or kept or last:
+            self.learner.refuse_what_is_no_number(step)
         if self.log:
             if due:
                 with self.learner.averaged():
@@ -91,7 +97,6 @@ class Journal:
         if self.samples and due:
             with self.learner.averaged():
                 self.samples.save_step(step)
-        kept = bool(config.checkpoint_every) and (step % config.checkpoint_every == 0 or last)
         if self.is_main and kept:
             self.learner.checkpoint(step)
         if self.is_main and (due or kept and time.monotonic() - self._page > PAGE_EVERY):

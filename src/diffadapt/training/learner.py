@@ -167,11 +167,7 @@ class Learner:
             Failed: the loss is not a number; nothing is changed.
         """
         if not math.isfinite(row["loss"]):
-            raise Failed(
-                f"the loss is {row['loss']} at step {row['step']} of {self.folder}; expected a number. "
-                + (f"The adapter of step {self.kept} is kept in checkpoints; " if self.kept else "Nothing is kept; ")
-                + f"lower learning_rate ({self.config.learning_rate:g}) and use a new folder"
-            )
+            raise self._diverged(f"the loss is {row['loss']} at step {row['step']} of {self.folder}")
         self._average_over_processes()
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm or math.inf)
         self.optimizer.step()
@@ -184,6 +180,19 @@ class Learner:
         rate = self.optimizer.param_groups[0]["lr"]
         notes = {name: value for each in self.attachments.values() for name, value in each.notes().items()}
         return {**row, **notes, "lr": rate, "grad_norm": float(norm) if norm is not None else 0.0}
+
+    def refuse_what_is_no_number(self, step: int) -> None:
+        """Raises Failed when the update of this 1-based step left values that are not numbers: nothing is to be made of
+        them, and the next loss, which would tell, may not come."""
+        if not torch.stack([parameter.detach().isfinite().all() for parameter in self.parameters]).all():
+            raise self._diverged(f"the update of step {step} of {self.folder} gave values that are not numbers")
+
+    def _diverged(self, what: str) -> Failed:
+        return Failed(
+            f"{what}; expected a number. "
+            + (f"The adapter of step {self.kept} is kept in checkpoints; " if self.kept else "Nothing is kept; ")
+            + f"lower learning_rate ({self.config.learning_rate:g}) and use a new folder"
+        )
 
     def _average_over_processes(self) -> None:
         """Gradients averaged over all processes; what trains is small, so one flat tensor does."""
