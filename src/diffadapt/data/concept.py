@@ -244,7 +244,7 @@ def load_concept(folder: str | Path, noun: str, *, token: str | None = None) -> 
 
 
 def token_of(name: str) -> str:
-    """The word that a folder's name gives: "<zoe-2>" for "Zoë 2"; "<>" where no letter or digit is in it."""
+    """The word that a folder's name gives: "<my-biscuit>" for "My Biscuit!"; "<>" without letters and digits."""
     letters = unicodedata.normalize("NFKD", name.lower())  # an accent is a character of its own
     plain = "".join(letter for letter in letters if not unicodedata.combining(letter))
     slug = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
