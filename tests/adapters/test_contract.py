@@ -264,6 +264,19 @@ def test_what_is_merged_is_the_whole_adapter_in_training_too(base, method):
     attachment.detach()
 
 
+@pytest.mark.parametrize("method", [LoRA(rank=2), Selective(), OFT(block_size=4), Token()])
+def test_a_merge_that_leaves_the_numbers_is_refused_and_changes_nothing(base, method):
+    values = weights(base)
+    attachment = attach(base, method, tokens={"<biscuit>": "cat"})
+    move(attachment)
+    attachment.strength = 1e300
+    with pytest.raises(Refused, match=r"merged at strength 1e\+300, .* holds values that are not numbers"):
+        attachment.merge_()
+    assert not attachment.is_merged
+    attachment.detach()
+    assert all(torch.equal(values[key], value) for key, value in weights(base).items())
+
+
 def test_a_merged_attachment_must_be_the_lowest(base):
     first, second = attach(base, LoRA(rank=1)), attach(base, LoRA(rank=1))
     with pytest.raises(Refused, match="beneath"):

@@ -1,13 +1,19 @@
 """Perfusion: what it refuses, and what its files weigh."""
 
+import math
+
 import pytest
 import torch
 from perfusion_cases import CAPTIONS, concept, exact, given, prepared, projections
+from PIL import Image
 
 from diffadapt.adapters import Perfusion, SideInputs, attach, load_adapter
 from diffadapt.bases.covariance import Covariance
 from diffadapt.bases.measure_covariance import measure_covariance
+from diffadapt.data.concept import load_concept
 from diffadapt.errors import Refused
+from diffadapt.evaluation.evaluate import evaluate
+from diffadapt.sampling.sample import sample
 
 
 @pytest.fixture
@@ -76,6 +82,17 @@ def test_prompts_have_to_come_first_and_be_as_many(base):
 def test_settings_out_of_range_are_refused(base, settings):
     with pytest.raises(Refused, match=next(iter(settings))):
         attach(base, Perfusion(**settings), tokens={"<x>": "cat"})
+
+
+@pytest.mark.parametrize("bias", [math.nan, math.inf, -math.inf])
+def test_a_gate_s_bias_that_is_not_a_number_is_refused_in_sample_and_evaluate(base, tmp_path, bias):
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "0.png")
+    attached = {"adapters": [(concept(base), 1.0)], "bias": {"<x>": bias}}
+    with pytest.raises(Refused, match="the bias for '<x>' must be a finite number"):
+        sample(base, "a <x> cat", steps=1, **attached)
+    few = {"prompts": 1, "per_prompt": 1, "drift_count": 1, "steps": 1, "features": ["probe"]}
+    with pytest.raises(Refused, match="the bias for '<x>' must be a finite number"):
+        evaluate(base, load_concept(tmp_path, "cat"), **attached, **few)
 
 
 def test_16_saved_and_loaded_it_is_the_same_bit_for_bit(base, tmp_path):

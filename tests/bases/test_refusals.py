@@ -1,15 +1,22 @@
 """Everything that is no base is refused in one sentence that says what to do."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from diffadapt.bases import load_base
 from diffadapt.errors import Failed, Refused
+
+WEIGHT_FILES = (
+    "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder/model.safetensors",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -74,6 +81,29 @@ def test_weights_that_lack_a_tensor_are_not_filled_with_noise(folder, file):
     tensors.pop(next(name for name in tensors if name.endswith("norm1.weight")))
     save_file(tensors, folder / file, {"format": "pt"})
     refused(folder, match=r"lacks 1 weights, the first: .*norm1\.weight|cannot be opened")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("file", WEIGHT_FILES)
+def test_a_weight_of_any_part_that_is_not_a_number_is_refused_by_its_name(folder, file, number):
+    tensors = load_file(folder / file)
+    name = next(name for name in tensors if name.endswith("norm1.bias") or name.endswith("norm1.weight"))
+    tensors[name].view(-1)[-1] = number
+    save_file(tensors, folder / file, {"format": "pt"})
+    where = f"{Path(file).parent}.{name}"
+    refused(folder, match=rf"{re.escape(where)} holds values that are not numbers.*copy or download the base")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [(torch.bool, "BOOL"), (torch.complex64, "C64"), (torch.int8, "I8"), (torch.int64, "I64")]
+)
+@pytest.mark.parametrize("file", WEIGHT_FILES)
+def test_a_weight_of_any_part_that_holds_no_real_numbers_is_refused_by_its_name(folder, file, dtype, kind):
+    tensors = load_file(folder / file)
+    name = next(name for name in tensors if name.endswith("norm1.weight"))
+    tensors[name] = tensors[name].to(dtype)
+    save_file(tensors, folder / file, {"format": "pt"})
+    refused(folder, match=rf"{re.escape(name)} holds {kind}, expected real numbers")
 
 
 def test_components_that_share_no_variant(folder):
@@ -186,6 +216,16 @@ def test_a_single_file_without_a_tensor(tiny_file, tiny_folder, tmp_path, end):
     refused(tmp_path / "x.safetensors", config=tiny_folder, match="lacks 1 weights|does not fit")
 
 
+@pytest.mark.parametrize("end", ["time_embed.0.weight", "quant_conv.bias", "final_layer_norm.weight"])
+@pytest.mark.parametrize("broken", [torch.tensor(float("nan")), torch.tensor(True), torch.tensor(1j)])
+def test_a_single_file_with_a_weight_that_is_no_real_number(tiny_file, tiny_folder, tmp_path, end, broken):
+    tensors = load_file(tiny_file)
+    name = next(name for name in tensors if name.endswith(end))
+    tensors[name] = broken.expand_as(tensors[name]).contiguous()
+    save_file(tensors, tmp_path / "x.safetensors")
+    refused(tmp_path / "x.safetensors", config=tiny_folder, match="holds (values that are not numbers|BOOL|C64)")
+
+
 def test_a_configuration_that_does_not_fit(tiny_file, tiny_folder, tmp_path):
     shutil.copytree(tiny_folder, tmp_path / "config")
     edit(tmp_path / "config" / "unet" / "config.json", block_out_channels=[8, 16])
@@ -229,3 +269,13 @@ def test_saving_over_something(tiny_base, tmp_path):
     with pytest.raises(Failed, match="cannot write"):
         tiny_base.save(tmp_path / "note.txt" / "below")
     assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_base_with_a_weight_that_is_not_a_number_is_not_saved(tiny_base, tmp_path, part):
+    name, weight = list(getattr(tiny_base.pipeline, part).named_parameters())[-1]
+    with torch.no_grad():
+        weight.view(-1)[0] = float("nan")
+    with pytest.raises(Failed, match=rf"{part}\.{re.escape(name)} holds values that are not numbers.* is not written"):
+        tiny_base.save(tmp_path / "out")
+    assert not any(tmp_path.iterdir())

@@ -1,3 +1,4 @@
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -88,7 +89,7 @@ def test_prompt_lines_that_make_no_sense_are_refused(line, says):
     [
         ({"width": 30}, "multiples of 8"),
         ({"steps": 0}, "steps must be 1 to 1000"),
-        ({"guidance": -1.0}, "guidance must be a finite number from 0 up"),
+        *(({"guidance": g}, "guidance must be a finite number from 0 up") for g in (-1.0, math.nan, math.inf)),
     ],
 )
 def test_impossible_options_are_refused(base, options, says):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..config import check
 from ..errors import Refused
 from ..files import save_tensors
-from ..network import Network
+from ..network import Network, broken_weight
 from .adapter import (
     SIDE_INPUTS,
     Adapter,
@@ -207,7 +207,8 @@ class Attachment:
         """Writes the adapted weights into the base at the present strength, so that sampling costs nothing more.
 
         Raises:
-            Refused: an adapter depends on its input, or another attachment stands beneath this one.
+            Refused: an adapter depends on its input, another attachment stands beneath this one, or a weight would be
+                no finite number at this strength.
         """
         if self._unmerged is not None or not self._attached:
             raise Refused("merge_() needs an attachment that is on its base and not merged yet")
@@ -221,6 +222,8 @@ class Attachment:
         try:
             for path, adapter in self.adapters.items():
                 self._unmerged[path] = self._merge_layer(path, adapter)
+                if broken := broken_weight({path: innermost(self.base.module(path))}):
+                    raise Refused(f"merged at strength {self._strength:g}, {broken}; take a strength nearer to 1")
         except Refused:  # halfway: what is merged comes back
             self.unmerge_()
             raise

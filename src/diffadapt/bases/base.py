@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from ..conditioning import Conditioning
 from ..errors import Failed, Refused
 from ..fingerprint import combined
-from ..network import Network, Rules, find_roles, owns_parameters
+from ..network import Network, Rules, broken_weight, find_roles, owns_parameters
 from ..noise_schedule import NoiseSchedule
 from .defaults import Defaults, write_defaults
 from .quiet import quiet
@@ -86,6 +86,8 @@ class Base(Network):
         self.check_parts()
         self._own = [parameter for part in self.all_parts() for parameter in part.parameters()]
         self.freeze_()
+        if broken := broken_weight(self.named_parts()):
+            raise Refused(f"{broken}; copy or download the base {name!r} again")
         found = self._digests()
         of_text = {name: each for name, each in found.items() if name.startswith("text_encoder.")}
         self.fingerprint, self.text_fingerprint = combined(found), combined(of_text)
@@ -103,9 +105,13 @@ class Base(Network):
                         f"{self.family}; expected a model of that layout"
                     )
 
+    def named_parts(self) -> Mapping[str, nn.Module]:
+        """Everything that must be frozen, by name: the parts with roles, then the autoencoder."""
+        return {**self.modules(), **({"vae": self.vae} if self.vae is not None else {})}
+
     def all_parts(self) -> Iterable[nn.Module]:
-        """Everything that must be frozen: the parts with roles, then the autoencoder."""
-        return [*self.modules().values(), *([self.vae] if self.vae is not None else [])]
+        """The same without names."""
+        return self.named_parts().values()
 
     def __repr__(self) -> str:
         return f"Base({self.name!r}, {self.family}, {self.prediction_type}, {self.resolution} px, {self.fingerprint})"
@@ -355,13 +361,15 @@ class Base(Network):
 
         Raises:
             Refused: something is attached and not merged, or the folder holds something already.
-            Failed: the disk is full or the place cannot be written.
+            Failed: a weight is no finite number, the disk is full or the place cannot be written.
         """
         folder = Path(folder)
         if any(not attachment.is_merged for attachment in self.attachments):
             raise Refused("something is attached and not merged; merge_() or detach() it before saving the base")
         if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
             raise Refused(f"{folder} exists and is not empty; choose a new folder to save the base in")
+        if broken := broken_weight(self.named_parts()):
+            raise Failed(f"{broken}; {folder} is not written, load the base again")
         defaults = Defaults(
             guidance=self.default_guidance, steps=self.default_steps, encoder=self.encoder, world=self.world
         )

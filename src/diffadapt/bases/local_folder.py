@@ -93,13 +93,18 @@ def tensor_names(path: Path) -> set[str]:
     """Names of the tensors in a safetensors file, from its header.
 
     Raises:
-        Refused: it is cut short or something else.
+        Refused: it is cut short or something else, or a weight in it holds no real numbers, which loaders make some of.
     """
     try:
         with safe_open(path, "pt") as file:
-            return set(file.keys())
+            kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, struct.error) as error:
         raise Refused(f"{path} is not a whole safetensors file ({error}); copy or download it again") from error
+    for name, kind in kinds.items():
+        counts = kind in ("I64", "I32") and not name.endswith((".weight", ".bias"))  # identities, numbers of steps
+        if not counts and not kind.startswith(("F", "BF")):
+            raise Refused(f"{path}: {name} holds {kind}, expected real numbers; copy or download it again")
+    return {*kinds}
 
 
 def open_pipeline(

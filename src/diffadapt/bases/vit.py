@@ -17,6 +17,7 @@ from ..conditioning import PICTURES, Conditioning
 from ..errors import Refused
 from ..files import is_there, read_json
 from ..network import Network, Rules
+from .local_folder import tensor_names
 from .quiet import quiet
 
 EMBEDDED_VIT = Path(__file__).parent / "embedded_vit"
@@ -114,6 +115,7 @@ def load_classifier(
         raise Refused(f"{name} holds a model of type {config.get('model_type')!r}; classification takes a ViT")
     if not (folder / "model.safetensors").is_file():
         raise Refused(f"{folder} holds no model.safetensors; save the model again with safe_serialization=True")
+    tensor_names(folder / "model.safetensors")
     if not isinstance(config.get("image_size", 224), int):
         raise Refused(f"{name} is for pictures of {config['image_size']} pixels; expected one number, a square")
     fit: dict[str, Any] = {}
