@@ -70,7 +70,9 @@ def test_only_line_feeds_end_lines():
     assert text_lines("") == [] and text_lines("a\n\nb") == ["a", "", "b"]
 
 
-SHAPE = {"name": str, "sizes": [int], "more": Maybe((None, {str: (int, float)}))}
+SHAPE = {
+    "name": str, "sizes": [int], "pair": Maybe([float, float]), "more": Maybe((None, {str: (int, float)}))
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -83,7 +85,9 @@ SHAPE = {"name": str, "sizes": [int], "more": Maybe((None, {str: (int, float)}))
         ({"name": "a", "sizes": 3}, r"x: sizes: expected a list, got 3"),
         ({"name": "a", "sizes": [1, "2"]}, r"x: sizes\[1\]: expected a whole number, got '2' \(text\)"),
         ({"name": "a", "sizes": [True]}, r"sizes\[0\]: expected a whole number, got True \(true or false\)"),
-        ({"name": "a", "sizes": [], "more": {"b": NAN}}, "more: expected nothing or a table, got"),
+        ({"name": "a", "sizes": [], "pair": [1.5]}, r"x: pair: expected a list of 2, got \[1.5\] \(a list\)"),
+        ({"name": "a", "sizes": [], "pair": [1.5, 10**400]}, r"x: pair\[1\]: expected a number, got 10000"),
+        ({"name": "a", "sizes": [], "more": {"b": NAN}}, "more: b: expected a number, got nan"),
         ({"name": "a" * 9, "sizes": "b" * 100_000}, "got 'bbbb"),
     ],
 )

@@ -4,7 +4,7 @@ A shape is written in Python's own terms:
 
     str, bool, dict, ...       a value of that type; float also takes whole numbers, and none takes nan or infinity
     (str, None)                one of several
-    [shape]                    a list of such values
+    [shape]                    a list of such values; [shape, shape, ...] is one of exactly as many
     {"key": shape}             a table with at least this key; Maybe(shape) is a key that may be missing
     {str: shape}               a table with any keys, all of whose values are such
 
@@ -12,7 +12,7 @@ Twenty lines hold a value against that. A validation library (pydantic, msgspec)
 dependency and messages for programmers; what people need to read is which file, which entry, what was expected.
 """
 
-import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,13 @@ BASE_DEFAULTS = {
     "format_version": Maybe(int), "default_guidance": Maybe(NUMBER), "default_steps": Maybe(int), "encoder": Maybe(str),
     "world": Maybe((None, {str: [str]})),
 }  # fmt: skip
+CLASSES = {
+    "learned": [
+        {"classes": [str], "contents": str, "files": {"adapter": str, "head": str}, "trainable": int,
+         "change": Maybe((int, float, None)), "penalty_ratio": Maybe((int, float, None))},
+    ],
+    "answers": [[[bool]]],
+}  # fmt: skip
 FOLLOWED = {str: NUMBER}
 CHECKPOINT = {"step": int, "of": Maybe(int), "sha256": {"state.safetensors": str, str: str}}
 LOG_LINE = {"step": int, "loss": Maybe((int, float, None)), "seconds": Maybe(NUMBER)}
@@ -56,7 +63,21 @@ METRICS = {
     "values": Maybe({str: {"value": (int, float, None)}}), "features": Maybe((str, None)),
     "protocol": Maybe((str, dict)), "weight_drift": Maybe([dict]), "not_measured": Maybe([dict]),
 }  # fmt: skip
+_UNIT = {str: (str, int, float, bool, None, list, dict)}
+RESULTS = {
+    "format": Maybe(int), "measures": Maybe(int), "commit": str, "uncommitted_changes": Maybe(bool),
+    "base": {"fingerprint": str}, "units": [{"unit": _UNIT, "scores": dict, "seconds": NUMBER}],
+    "failed": [{"unit": _UNIT, "error": str}],
+}  # fmt: skip
 SELECTION = {"steps": [dict]}
+SEQUENCE = {
+    "learned": [
+        {"name": str, "token": str, "phrase": str, "contents": [str], "captions": Maybe((None, [(str, None)])),
+         "adapter": str, "trainable": int, "change": Maybe((int, float, None)), "penalty_ratio": Maybe((int, float, None)), "losses": Maybe(dict)},
+    ],
+    "scores": [[NUMBER]],
+}  # fmt: skip
+SHARD_CAPTIONS = [str]
 
 # --- those of others --------------------------------------------------------------------------------------------------
 MODEL_INDEX = {"_class_name": str}
@@ -68,6 +89,22 @@ PEFT_CONFIG = {
     "use_cayley_neumann": _FLAG, "num_cayley_neumann_terms": _WHOLE,
 }  # fmt: skip
 METADATA_ROW = {"file_name": str}
+_DENOISER = {"sample_size": int, "in_channels": Maybe(int), "pos_embed_max_size": Maybe(int)}
+_TOKENIZER = {"model_max_length": _WHOLE}
+COMPONENTS = {
+    "unet/config.json": _DENOISER, "transformer/config.json": _DENOISER,
+    "vae/config.json": {"scaling_factor": Maybe(NUMBER), "shift_factor": _REAL, "latent_channels": Maybe(int)},
+    "text_encoder/config.json": dict, "text_encoder_2/config.json": dict, "text_encoder_3/config.json": dict,
+    "tokenizer/tokenizer_config.json": _TOKENIZER, "tokenizer_2/tokenizer_config.json": _TOKENIZER,
+    "tokenizer_3/tokenizer_config.json": _TOKENIZER,
+    "scheduler/scheduler_config.json": {"num_train_timesteps": Maybe(int), "prediction_type": Maybe(str)},
+}  # fmt: skip
+VIT_CONFIG = {"model_type": str, "image_size": Maybe(int)}
+_SIDE = Maybe((int, None, {"shortest_edge": _WHOLE, "height": _WHOLE, "width": _WHOLE}))
+_CHANNELS = Maybe([float, float, float])
+PREPROCESSOR = {
+    "size": _SIDE, "crop_size": _SIDE, "do_center_crop": _FLAG, "image_mean": _CHANNELS, "image_std": _CHANNELS,
+}  # fmt: skip
 
 
 def hold(value: Any, shape: Any, place: str) -> Any:
@@ -89,13 +126,16 @@ def _hold(value: Any, shape: Any, place: str, depth: int) -> None:
     if depth > DEEPEST:
         raise Refused(f"{place}: tables lie more than {DEEPEST} deep in each other")
     if isinstance(shape, tuple):
-        if not any(_fits(value, each, place, depth) for each in shape):
+        inside = [each for each in shape if isinstance(each, dict | list) and isinstance(value, type(each))]
+        if len(inside) == 1:  # the message can say what is wrong in it
+            _hold(value, inside[0], place, depth)
+        elif not any(_fits(value, each, place, depth) for each in shape):
             raise Refused(f"{place}: expected {words(shape)}, got {shown(value)}")
     elif isinstance(shape, list):
-        if not isinstance(value, list):
+        if not isinstance(value, list) or (len(shape) > 1 and len(value) != len(shape)):
             raise Refused(f"{place}: expected {words(shape)}, got {shown(value)}")
         for i, each in enumerate(value):
-            _hold(each, shape[0], f"{place}[{i}]", depth + 1)
+            _hold(each, shape[i if len(shape) > 1 else 0], f"{place}[{i}]", depth + 1)
     elif isinstance(shape, dict):
         if not isinstance(value, dict):
             raise Refused(f"{place}: expected {words(shape)}, got {shown(value)}")
@@ -128,7 +168,7 @@ def _is(value: Any, shape: Any) -> bool:
     if shape in (int, float) and isinstance(value, bool):
         return False
     if shape is float:
-        return isinstance(value, int | float) and math.isfinite(value)
+        return isinstance(value, int | float) and -sys.float_info.max <= value <= sys.float_info.max
     return isinstance(value, shape)
 
 
@@ -138,7 +178,7 @@ def words(shape: Any) -> str:
         parts = list(dict.fromkeys(words(each) for each in shape if each is not int or float not in shape))
         return " or ".join(parts)
     if isinstance(shape, list):
-        return "a list"
+        return f"a list of {len(shape)}" if len(shape) > 1 else "a list"
     if isinstance(shape, dict):
         return "a table"
     names = {None: "nothing", str: "text", int: "a whole number", float: "a number", bool: "true or false"}

@@ -11,6 +11,7 @@ import torch
 
 from diffadapt.data.latent_bank import SHARD, LatentBank, LatentBankSettings
 from diffadapt.errors import Failed, Refused
+from diffadapt.files import load_tensors, save_tensors
 
 SETTINGS = LatentBankSettings(
     base_fingerprint="sha256:aaaa", vae="AutoencoderTiny 1 0", shape=(2, 3, 3), sampler="DDIMScheduler", steps=5,
@@ -98,7 +99,10 @@ def test_a_bank_grows_from_the_middle_of_a_shard_and_gives_as_many_as_asked(tmp_
     assert bank.ensure(5, rest, quiet=True) == 0 and len(bank) == 5
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "gone", "another bank's"])
+CAPTIONS = {"captions that are no texts": "[3]", "a table of captions": "{}", "deep captions": "[" * 100_000}
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone", "another bank's", *CAPTIONS])
 def test_a_damaged_shard_is_sampled_again(tmp_path: Path, damage: str):
     filled(tmp_path / "bank", 70)
     path = tmp_path / "bank" / "00000.safetensors"
@@ -109,6 +113,9 @@ def test_a_damaged_shard_is_sampled_again(tmp_path: Path, damage: str):
         other = dataclasses.replace(SETTINGS, seed=0)
         LatentBank(tmp_path / "other", other).ensure(70, Sampler(other), quiet=True)
         path.write_bytes((tmp_path / "other" / "00000.safetensors").read_bytes())
+    elif damage in CAPTIONS:
+        tensors, header = load_tensors(path)
+        save_tensors(path, tensors, header | {"captions": CAPTIONS[damage]})
     else:
         path.write_bytes(data[:-5] if damage == "cut" else data[:-1] + bytes([data[-1] ^ 1]))
     bank = LatentBank(tmp_path / "bank", SETTINGS)

@@ -18,12 +18,12 @@ def png(value: int) -> bytes:
     return file.getvalue()
 
 
-def write_shard(path: Path, values: range, *, captions: str = "txt") -> Path:
-    """A shard of grey pictures; each caption says the value."""
+def write_shard(path: Path, values: range, *, captions: str = "txt", said: str = "") -> Path:
+    """A shard of grey pictures; each caption says the value, or is what is said."""
     with tarfile.open(path, "w") as tar:
         for value in values:
             text = {"txt": f"grey {value}", "json": json.dumps({"caption": f"grey {value}"})}.get(captions)
-            members = {"png": png(value)} | ({captions: text.encode()} if text else {})
+            members = {"png": png(value)} | ({captions: (said or text).encode()} if text else {})
             for suffix, data in members.items():
                 entry = tarfile.TarInfo(f"{value:06d}.{suffix}")
                 entry.size = len(data)
@@ -72,6 +72,14 @@ def test_captions_may_be_json_and_pictures_without_one_are_left_out_and_named(sh
     assert "grey 31" in captions and "grey 40" not in captions
     next(member for member in itertools.islice(loaded.stream(seed=0), 40, 41))
     assert loaded.notes == [note for note in loaded.notes if "left out, it has no caption" in note] and loaded.notes
+
+
+@pytest.mark.parametrize("said", ["[]", "null", "{", "[" * 100_000])
+def test_a_caption_that_is_no_table_of_json_stops_with_the_name_of_its_picture(tmp_path, said):
+    pytest.importorskip("webdataset")
+    write_shard(tmp_path / "000.tar", range(1), captions="json", said=said)
+    with pytest.raises(Failed, match="000000.* its caption cannot be read"):
+        taken(tmp_path, 1, seed=0)
 
 
 def test_shards_without_any_caption_are_refused(tmp_path):

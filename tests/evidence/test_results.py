@@ -91,3 +91,11 @@ def test_what_does_not_count_is_told_and_never_merged(tmp_path: Path):
 def test_what_stands_on_no_base_counts_on_every_one(tmp_path: Path):
     ResultFile(tmp_path, FACTS).add(Finished({"seed": 0}, {}, 1.0))
     assert len(read_results(tmp_path, NO_BASE).finished) == 1
+
+
+def test_a_unit_that_is_not_a_number_somewhere_is_refused(tmp_path: Path):
+    file = ResultFile(tmp_path, FACTS)
+    file.add(Finished({"seed": 0, "rate": 0.5}, {}, 1.0))
+    file.path.write_text(file.path.read_text().replace("0.5", "NaN"))
+    with pytest.raises(Refused, match=r"units\[0\]: unit: rate: expected .* got nan"):
+        read_results(tmp_path, "sha256:1")

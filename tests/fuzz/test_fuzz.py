@@ -16,17 +16,22 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diffadapt.adapters import METHODS, LoRA, attach, load_adapter, read_adapter
+from diffadapt.bases import load_classifier
 from diffadapt.bases.defaults import read_defaults
 from diffadapt.bases.local_folder import check_class, check_components
 from diffadapt.cli.arguments import read_bias, split_adapter
 from diffadapt.cli.train import read_settings
 from diffadapt.config import override, read_toml
+from diffadapt.data.class_record import ClassRecord
 from diffadapt.data.folder import list_folder
 from diffadapt.data.memory_bank import BankSettings, MemoryBank
 from diffadapt.data.prompt_check import cut_at, prompt_notes
+from diffadapt.data.sequence_record import SequenceRecord
 from diffadapt.errors import LONGEST, Failed, Refused
+from diffadapt.evidence.results import NO_BASE, read_results
 from diffadapt.files import load_tensors, save_tensors
 from diffadapt.interchange import import_adapter
+from diffadapt.metrics.features import _Preparation
 from diffadapt.recipes.job import read_job
 from diffadapt.report.run_folder import read_run_folder
 from diffadapt.sampling.sample import check_lines, parse_prompt_line
@@ -242,7 +247,44 @@ def test_the_json_of_banks_checkpoints_runs_and_bases(tmp_path_factory, bank, st
     written(folder, "model_index.json", other)
     with one_sentence():
         check_class(folder / "model_index.json", ["StableDiffusionPipeline"])
-        check_components(folder, ["unet", "vae"])
+        check_components(folder, ["unet", "vae"], {})
+
+
+LEARNED = st.lists(tables({"name", "token", "contents", "classes", "files", "trainable"}), max_size=2) | ANY
+ROWS = st.lists(st.lists(NUMBERS | st.lists(NUMBERS, max_size=2), max_size=2), max_size=2) | ANY
+UNITS = st.lists(tables({"unit", "scores", "seconds", "error"}), max_size=2) | ANY
+SIDES = tables({"shortest_edge", "height"}) | ANY
+CONFIG = st.fixed_dictionaries({"sample_size": ANY, "scaling_factor": ANY, "image_size": ANY, "model_type": TEXT}) | ANY
+
+
+@fuzzed
+@given(LEARNED, ROWS, UNITS, tables({"fingerprint"}) | ANY, CONFIG)
+def test_the_json_of_records_results_and_models(tmp_path_factory, learned, rows, units, base, config):
+    folder = tmp_path_factory.mktemp("fuzz")
+    for name, key, read in (("sequence.json", "scores", SequenceRecord), ("classes.json", "answers", ClassRecord)):
+        written(folder, name, {"learned": learned, key: rows})
+        with one_sentence():
+            read.read(folder)
+    written(folder, "results/a.json", {"format": 1, "base": base, "commit": "a", "units": units, "failed": units})
+    with one_sentence():
+        read_results(folder / "results", NO_BASE)
+    written(folder, "model_index.json", {"_class_name": "StableDiffusionPipeline", "unet": ["a"], "vae": ["a"]})
+    for name in ("unet/config.json", "vae/config.json", "vit/config.json", "vit/model.safetensors"):
+        written(folder, name, config)
+    with one_sentence():
+        check_components(folder, ["unet", "vae"], {})
+    with one_sentence():
+        load_classifier(folder / "vit", 2, device="cpu")
+
+
+@fuzzed
+@given(SIDES, SIDES, ANY, st.lists(NUMBERS, min_size=3, max_size=3) | ANY, st.lists(NUMBERS, min_size=3) | ANY)
+def test_the_preparation_of_an_encoder(tmp_path_factory, size, crop, centre, mean, std):
+    folder = tmp_path_factory.mktemp("fuzz")
+    facts = {"size": size, "crop_size": crop, "do_center_crop": centre, "image_mean": mean, "image_std": std}
+    written(folder, "preprocessor_config.json", facts)
+    with one_sentence():
+        _Preparation(str(folder), 8, 8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 @fuzzed

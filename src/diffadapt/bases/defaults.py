@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import Refused
 from ..files import read_json, write_json
+from ..shapes import BASE_DEFAULTS, Maybe, hold
 
 FORMAT_VERSION = 1
 FILE = "base.json"
@@ -38,19 +39,18 @@ def read_defaults(folder: Path) -> Defaults:
     path = folder / FILE
     if not path.is_file():
         return Defaults()
-    found = read_json(path, dict)
+    found = read_json(path, {"format_version": Maybe(int)})
     version = found.get("format_version", FORMAT_VERSION)
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise Refused(f"{path} has format {version!r}; this version reads up to {FORMAT_VERSION}; upgrade diffadapt")
+    if version > FORMAT_VERSION:
+        raise Refused(f"{path} has format {version}; this version reads up to {FORMAT_VERSION}; upgrade diffadapt")
+    hold(found, BASE_DEFAULTS, str(path))
     guidance, steps = found.get("default_guidance", 7.5), found.get("default_steps", 30)
-    if isinstance(guidance, bool) or not isinstance(guidance, int | float) or not 0 <= guidance < float("inf"):
-        raise Refused(f"{path}: expected default_guidance to be a number from 0 up, got {guidance!r}")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise Refused(f"{path}: expected default_steps to be a whole number from 1 up, got {steps!r}")
-    encoder = found.get("encoder", "")
-    if not isinstance(encoder, str):
-        raise Refused(f"{path}: expected encoder to be a name, such as probe, got {encoder!r}")
-    return Defaults(guidance=float(guidance), steps=steps, encoder=encoder, world=_world(path, found.get("world")))
+    if guidance < 0 or steps < 1:
+        raise Refused(
+            f"{path}: expected default_guidance from 0 up and default_steps from 1 up, got {guidance} and {steps}"
+        )
+    world = {key: tuple(words) for key, words in found["world"].items()} if found.get("world") else None
+    return Defaults(guidance=float(guidance), steps=steps, encoder=found.get("encoder", ""), world=world)
 
 
 def write_defaults(folder: Path, name: str, defaults: Defaults) -> None:
@@ -62,14 +62,3 @@ def write_defaults(folder: Path, name: str, defaults: Defaults) -> None:
     if defaults.world is not None:
         found["world"] = {key: list(words) for key, words in defaults.world.items()}
     write_json(folder / FILE, found)
-
-
-def _world(path: Path, found: object) -> Mapping[str, tuple[str, ...]] | None:
-    if not found:
-        return None
-    if not isinstance(found, dict):
-        raise Refused(f"{path}: expected world to be an object of word lists, got {type(found).__name__}")
-    for key, words in found.items():
-        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-            raise Refused(f"{path}: expected world.{key} to be a list of words, got {words!r:.60}")
-    return {key: tuple(words) for key, words in found.items()}

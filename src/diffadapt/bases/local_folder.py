@@ -12,12 +12,10 @@ from torch import nn
 
 from ..errors import Refused
 from ..files import read_json
-from ..shapes import MODEL_INDEX
+from ..shapes import COMPONENTS, MODEL_INDEX
 
 INDEX = "model_index.json"
 PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"})
-# What diffusers and transformers raise when a file in a folder is not what it should be.
-LOAD_ERRORS = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError)
 _SHARD = r"(?:-\d+-of-\d+)?"
 _OLD_NAMES = ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0."))
 
@@ -38,7 +36,7 @@ def check_class(index: Path, supported: Collection[str]) -> str:
 
 
 def check_components(folder: Path, components: Sequence[str], weights: Mapping[str, str]) -> None:
-    """Raises Refused for a component that is missing, has pickled weights only, or a weight file cut short.
+    """Raises Refused for a component that is missing, has pickled weights only, or a file that is damaged.
 
     Args:
         folder: a folder with `model_index.json`.
@@ -53,6 +51,9 @@ def check_components(folder: Path, components: Sequence[str], weights: Mapping[s
             raise Refused(f"{folder} has no {name}; expected folders {', '.join(components)}; copy it again")
         if not any(place.glob("*.json")):
             raise Refused(f"{place} holds no configuration (*.json); copy or download it again")
+    for name, shape in COMPONENTS.items():
+        if name.split("/")[0] in components and (folder / name).is_file():
+            read_json(folder / name, shape)
     if weights:
         kind = variant(folder, weights)
         for name, stem in weights.items():
@@ -127,7 +128,7 @@ def open_pipeline(
         pipeline = pipeline_class.from_pretrained(
             str(folder), torch_dtype=dtype, variant=kind, use_safetensors=True, local_files_only=True, **settings
         )
-    except LOAD_ERRORS as error:
+    except Exception as error:  # diffusers, transformers and tokenizers have classes of their own, others every year
         raise Refused(f"{folder} cannot be opened as a {pipeline_class.__name__}: {first_line(error)}") from error
     for name, stem in weights.items():
         _check_complete(getattr(pipeline, name), folder / name, weight_files(folder / name, stem)[kind])

@@ -8,7 +8,7 @@ from safetensors import safe_open
 
 from ..errors import Refused
 from .hub import fetch_configuration
-from .local_folder import LOAD_ERRORS, PICKLES, first_line, tensor_names
+from .local_folder import PICKLES, first_line, tensor_names
 
 _PARTS = {"model.diffusion_model.": "UNet", "first_stage_model.": "autoencoder", "cond_stage_model.": "text encoder"}
 _PARTS_OF_XL = {
@@ -79,14 +79,6 @@ def configuration_of(path: Path, kind: str) -> Path:
         ) from error
 
 
-def _single_file_errors() -> tuple[type[Exception], ...]:
-    """The error of diffusers for keys that belong to no part it knows, such as another version's text encoder."""
-    from diffusers.loaders import single_file_utils
-
-    error = getattr(single_file_utils, "SingleFileComponentError", None)
-    return (error,) if isinstance(error, type) and issubclass(error, Exception) else ()
-
-
 def open_single_file(
     pipeline_class: Any, path: Path, configuration: Path, dtype: Any, parts: Collection[str], **without: Any
 ) -> Any:
@@ -107,7 +99,7 @@ def open_single_file(
         pipeline = pipeline_class.from_single_file(
             str(path), config=str(configuration), torch_dtype=dtype, local_files_only=True, **without
         )
-    except (*LOAD_ERRORS, *_single_file_errors()) as error:
+    except Exception as error:  # see open_pipeline; keys of no part that it knows have one more class
         raise Refused(f"{path} does not fit the configuration {configuration}: {first_line(error)}") from error
     for part in parts:
         empty = [name for name, weight in getattr(pipeline, part).named_parameters() if weight.is_meta]

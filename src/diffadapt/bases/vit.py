@@ -4,7 +4,6 @@ Any checkpoint that `ViTModel` or `ViTForImageClassification` wrote to a folder 
 left out. "embedded" is a small one of our own (`tools/train_vit.py`), for pictures of 64 pixels.
 """
 
-import json
 import os
 from collections import OrderedDict
 from pathlib import Path
@@ -17,7 +16,8 @@ from ..conditioning import PICTURES, Conditioning
 from ..errors import Refused
 from ..files import is_there, read_json
 from ..network import Network, Rules
-from .local_folder import tensor_names
+from ..shapes import PREPROCESSOR, VIT_CONFIG
+from .local_folder import first_line, tensor_names
 from .quiet import quiet
 
 EMBEDDED_VIT = Path(__file__).parent / "embedded_vit"
@@ -110,24 +110,22 @@ def load_classifier(
             f'no vision transformer at {name!r}: expected "embedded" or a folder with config.json and '
             "model.safetensors, as ViTModel.save_pretrained writes them"
         )
-    config = read_json(folder / "config.json")
-    if config.get("model_type") != "vit":
-        raise Refused(f"{name} holds a model of type {config.get('model_type')!r}; classification takes a ViT")
+    config = read_json(folder / "config.json", VIT_CONFIG)
+    if config["model_type"] != "vit":
+        raise Refused(f"{name} holds a model of type {config['model_type']!r}; classification takes a ViT")
     if not (folder / "model.safetensors").is_file():
         raise Refused(f"{folder} holds no model.safetensors; save the model again with safe_serialization=True")
     tensor_names(folder / "model.safetensors")
-    if not isinstance(config.get("image_size", 224), int):
-        raise Refused(f"{name} is for pictures of {config['image_size']} pixels; expected one number, a square")
     fit: dict[str, Any] = {}
     if (folder / "preprocessor_config.json").is_file():
-        fit = read_json(folder / "preprocessor_config.json")
+        fit = read_json(folder / "preprocessor_config.json", PREPROCESSOR)
     with quiet():
         from transformers import ViTModel
 
         try:
             vit = ViTModel.from_pretrained(folder, add_pooling_layer=False, dtype=torch.float32, local_files_only=True)
-        except (OSError, ValueError, RuntimeError, json.JSONDecodeError) as error:
-            raise Refused(f"the vision transformer in {folder} cannot be read: {str(error).splitlines()[0]}") from error
+        except Exception as error:  # transformers has a class for most of what can be wrong
+            raise Refused(f"the vision transformer in {folder} cannot be read: {first_line(error)}") from error
     mean, std = (torch.tensor(fit.get(key, [0.5] * 3), dtype=torch.float32) for key in ("image_mean", "image_std"))
     network = Classifier(vit, classes, mean=mean, std=std, name="embedded" if name == "embedded" else str(name))
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

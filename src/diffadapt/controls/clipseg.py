@@ -40,7 +40,9 @@ class ClipSeg:
                 raise Refused(f"{name} is a {kind!r} model; expected a CLIPSeg model, such as {MODEL}")
             self.tokenizer: Any = AutoTokenizer.from_pretrained(name)
             model: Any = CLIPSegForImageSegmentation.from_pretrained(name, use_safetensors=True)
-        except (OSError, ValueError) as error:
+        except Refused:
+            raise
+        except Exception as error:  # transformers has a class for most of what can be wrong
             raise Refused(
                 f"cannot load the mask model {name!r} ({error}); name the folder of a CLIPSeg model, or put masks "
                 "beside the pictures as NAME-masklabel.png"

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from ..errors import Refused
 from ..files import read_json, write_json
+from ..shapes import CLASSES
 from .class_tasks import ClassTask
-from .sequence_record import digest
+from .sequence_record import check_triangle, digest
 
 FILES = ("adapter", "head")
 
@@ -43,11 +44,18 @@ class ClassRecord:
 
     @classmethod
     def read(cls, folder: Path) -> "ClassRecord":
-        """The record in a folder; an empty one when there is none."""
-        if not (folder / "classes.json").is_file():
+        """The record in a folder; an empty one when there is none.
+
+        Raises:
+            Refused: it is damaged.
+        """
+        path = folder / "classes.json"
+        if not path.is_file():
             return cls(folder)
-        held = read_json(folder / "classes.json")
-        return cls(folder, [LearnedClasses(**each) for each in held["learned"]], held["answers"])
+        held, names = read_json(path, CLASSES), LearnedClasses.__dataclass_fields__
+        check_triangle(path, len(held["learned"]), held["answers"])
+        known = [{key: each[key] for key in names if key in each} for each in held["learned"]]
+        return cls(folder, [LearnedClasses(**each) for each in known], held["answers"])
 
     def write(self) -> None:
         write_json(

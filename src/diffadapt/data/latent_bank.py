@@ -22,8 +22,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import Failed, Refused
-from ..files import read_json, save_tensors, write_json
+from ..files import parse_json, read_json, save_tensors, write_json
 from ..progress import Steps, say
+from ..shapes import SHARD_CAPTIONS
 
 SHARD = 64
 Make = Callable[[list[int]], tuple[Tensor, list[str]]]
@@ -203,8 +204,8 @@ class LatentBank:
             try:
                 file = safe_open(self._path(shard), "pt")
                 header = file.metadata() or {}
-                captions, piece = json.loads(header["captions"]), file.get_slice("latents")
-                good = header["fingerprint"] == self.settings.fingerprint and isinstance(captions, list)
+                captions = parse_json(header["captions"], SHARD_CAPTIONS, str(self._path(shard)))
+                piece, good = file.get_slice("latents"), header["fingerprint"] == self.settings.fingerprint
                 if not good or piece.get_shape() != [len(captions), *self.settings.shape]:
                     return None
                 if hashlib.sha256(file.get_tensor("latents").numpy().tobytes()).hexdigest() != header["sha256"]:

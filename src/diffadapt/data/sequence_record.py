@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import Refused
 from ..files import read_json, write_json
+from ..shapes import SEQUENCE
 from .sequence import Task
 
 
@@ -48,11 +49,18 @@ class SequenceRecord:
 
     @classmethod
     def read(cls, folder: Path) -> "SequenceRecord":
-        """The record in a folder; an empty one when there is none."""
-        if not (folder / "sequence.json").is_file():
+        """The record in a folder; an empty one when there is none.
+
+        Raises:
+            Refused: it is damaged.
+        """
+        path = folder / "sequence.json"
+        if not path.is_file():
             return cls(folder)
-        held = read_json(folder / "sequence.json")
-        return cls(folder, [Learned(**each) for each in held["learned"]], held["scores"])
+        held = read_json(path, SEQUENCE)
+        known = [{key: each[key] for key in Learned.__dataclass_fields__ if key in each} for each in held["learned"]]
+        check_triangle(path, len(known), held["scores"])
+        return cls(folder, [Learned(**each) for each in known], held["scores"])
 
     def write(self) -> None:
         content = {"learned": [asdict(each) for each in self.learned], "scores": self.scores}
@@ -96,6 +104,15 @@ class SequenceRecord:
             )
         names = {each.name for each in self.learned}
         return [task for task in tasks if task.name not in names]
+
+
+def check_triangle(path: Path, tasks: int, rows: Sequence[Sequence[Any]]) -> None:
+    """Raises Refused unless there is a row after every task, of all tasks up to that one."""
+    if [len(row) for row in rows] != [*range(1, tasks + 1)]:
+        raise Refused(
+            f"{path}: expected a row after each of {tasks} tasks, of the tasks up to it, got rows of "
+            f"{[len(row) for row in rows]}; restore the file or start in a new folder"
+        )
 
 
 def digest(path: Path) -> str:

@@ -5,7 +5,6 @@ A shard has the layout of webdataset: members of one picture stand beside each o
 is unpacked, only a buffer of undecoded pictures is held, and no member is unpickled.
 """
 
-import json
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import Failed, Refused
+from ..files import parse_json
 from .cache import content_key
 from .picture import SUFFIXES, fit, on_white, open_picture, to_tensor
 
@@ -166,7 +166,7 @@ def _caption(sample: dict[str, Any], name: str) -> str:
     """The caption on one line, "" where there is none."""
     try:
         if "json" in sample:
-            row = json.loads(sample["json"])
+            row = parse_json(sample["json"].decode("utf-8-sig"), dict, name)
             text = next((row[key] for key in ("caption", "text") if isinstance(row.get(key), str)), "")
         else:
             text = sample.get("txt", sample.get("caption", b"")).decode("utf-8-sig")

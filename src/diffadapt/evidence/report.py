@@ -90,7 +90,7 @@ def commits(stored: Stored) -> list[str]:
     """The commits that made the results; of those with uncommitted changes it is said."""
     return list(
         dict.fromkeys(
-            file["commit"] + (" with uncommitted changes" if file["uncommitted_changes"] else "")
+            file["commit"] + (" with uncommitted changes" if file.get("uncommitted_changes") else "")
             for file in stored.files
         )
     )

@@ -18,6 +18,7 @@ from typing import Any
 
 from ..errors import Refused
 from ..files import read_json, write_atomic
+from ..shapes import RESULTS, Maybe, hold
 
 Unit = dict[str, Any]  # a small JSON object, such as {"stage": "test", "contender": "oft", "subject": "fox", "seed": 0}
 FORMAT = 1
@@ -93,15 +94,16 @@ def read_results(folder: Path, fingerprint: str, measures: int = 1) -> Stored:
         measures: `Claim.measures`; files without the entry have 1.
 
     Raises:
-        Refused: a file is not JSON, or of a newer format.
+        Refused: a file is not JSON, damaged, or of a newer format.
     """
     finished: dict[str, Finished] = {}
     failed: dict[str, tuple[Unit, str]] = {}
     files, elsewhere = [], Counter()
     for path in sorted(folder.glob("*.json"), key=lambda path: path.stem):
-        held = read_json(path)
+        held = read_json(path, {"format": Maybe(int)})
         if held.get("format", 0) > FORMAT:
             raise Refused(f"{path} was written by a newer diffadapt (format {held['format']}); update to read it")
+        hold(held, RESULTS, str(path))
         if fingerprint != NO_BASE and held["base"]["fingerprint"] != fingerprint:
             elsewhere[f"on another base ({held['base']['fingerprint']})"] += len(held["units"])
             continue

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import Refused
 from ..files import read_json
+from ..shapes import PREPROCESSOR
 from .probe import RESOLUTION, load_probe
 from .second_judge import load_second_judge
 
@@ -194,7 +195,7 @@ class DINOFeatures(Features):
 
         self.model = _load(name, source, AutoModel, DINO_FAMILIES).to(device)
         # A ViT reads only the size it was trained on; DINOv2 and later are used at 224 regardless.
-        side = self.model.config.image_size if self.model.config.model_type == "vit" else 224
+        side = _side(name, self.model.config.image_size) if self.model.config.model_type == "vit" else 224
         self.prepare = _Preparation(source, side, round(side * 256 / 224), IMAGENET_MEAN, IMAGENET_STD)
 
     def _pictures(self, pixels: Tensor) -> Tensor:
@@ -253,23 +254,30 @@ class _Preparation:
         from transformers.utils.hub import cached_file
 
         path = cached_file(source, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
-        facts = read_json(path) if path else {}
-        size = facts.get("size", {})
+        facts = read_json(path, PREPROCESSOR) if path else {}
+        size = facts.get("size") or {}
         side = facts.get("crop_size") if facts.get("do_center_crop", True) else None
-        self.crop = (side.get("height", crop) if isinstance(side, dict) else side) or crop
-        self.resize = (size.get("shortest_edge", size.get("height")) if isinstance(size, dict) else size) or resize
-        self.mean = torch.tensor(facts.get("image_mean", mean)).view(3, 1, 1)
-        self.std = torch.tensor(facts.get("image_std", std)).view(3, 1, 1)
+        self.crop = _side(source, (side.get("height", crop) if isinstance(side, dict) else side) or crop)
+        edge = size.get("shortest_edge", size.get("height")) if isinstance(size, dict) else size
+        self.resize = _side(source, edge or resize)
+        self.mean = torch.tensor(facts.get("image_mean", mean), dtype=torch.float32).view(3, 1, 1)
+        self.std = torch.tensor(facts.get("image_std", std), dtype=torch.float32).view(3, 1, 1)
 
     def __call__(self, pixels: Tensor) -> Tensor:
         square = crop_square(pixels, max(self.resize, self.crop), self.crop)
         return (square - self.mean.to(pixels)) / self.std.to(pixels)
 
 
+def _side(name: str, side: Any) -> int:
+    if not isinstance(side, int) or side < 1:
+        raise Refused(f"{name} is for pictures of {side!r:.60} pixels; expected one number from 1 up, a square")
+    return side
+
+
 def _guard(name: str, load: Any) -> Any:
     try:
         return load()
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except Exception as error:  # transformers has a class for most of what can be wrong
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise Refused(
             f"cannot load {name} ({reason}); expected a folder or hub id with config.json and model.safetensors. "
