@@ -6,6 +6,8 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from .errors import printable
+
 
 class Steps:
     """Progress of counted work on stderr, with the time left: a bar on a terminal, else a plain line at every tenth.
@@ -17,13 +19,13 @@ class Steps:
     """
 
     def __init__(self, title: str, total: int, *, done: int = 0, quiet: bool = False) -> None:
-        self.title, self.total, self.done, self.quiet = title, total, done, quiet
+        self.title, self.total, self.done, self.quiet = printable(title), total, done, quiet
         self._first, self._began = done, time.monotonic()
         self._bar: Progress | None = None
         if not quiet and sys.stderr.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True))
-            self._task = self._bar.add_task(title, total=total, completed=done, note="")
+            self._task = self._bar.add_task(self.title, total=total, completed=done, note="")
 
     def __enter__(self) -> "Steps":
         if self._bar:
@@ -56,4 +58,4 @@ class Steps:
 def say(text: str, *, quiet: bool = False) -> None:
     """One plain line on stderr about what happens now."""
     if not quiet:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)

@@ -6,6 +6,7 @@ import re
 import time
 
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
 from diffadapt.adapters import Token, attach
@@ -14,7 +15,8 @@ from diffadapt.data.concept import load_concept
 from diffadapt.data.contact_sheet import contact_sheet
 from diffadapt.data.picture import to_tensor
 from diffadapt.data.prompt_check import caption_notes, cut_at, prompt_notes
-from diffadapt.errors import Refused
+from diffadapt.errors import LONGEST, Refused
+from diffadapt.files import save_tensors
 from diffadapt.report.data_page import write_data_page
 
 
@@ -39,6 +41,29 @@ def test_the_page_shows_each_picture_its_mask_and_its_caption_as_used(photos, ti
     assert printed.strip().endswith("page.html") and "these look like photographs" in printed
     assert main([*command, "--out", str(tmp_path / "page.html")]) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def test_notes_of_check_and_sample_show_no_control_characters_and_end(photos, tiny_v_folder, tmp_path, capsys):
+    named = photos / "a\x1b[31mred.png"
+    (photos / "1.png").rename(named)
+    named.with_suffix(".txt").write_text("a <biscuit> cat " + "x" * 100_000)
+    of_base = ["--base", str(tiny_v_folder), "--device", "cpu"]
+    assert main(["check", str(photos), "--noun", "cat", *of_base, "--out", str(tmp_path / "page.html")]) == 0
+    checked = capsys.readouterr().out
+    assert "\\x1b[31mred.png: its caption is too long" in checked
+    prompt = "a cat " + "\x1b[31mred " * 9 + "x" * 100_000
+    assert main(["sample", prompt, "--steps", "1", *of_base, "--out", str(tmp_path / "out")]) == 0
+    sampled = capsys.readouterr().err
+    assert "is cut off, the prompt is too long" in sampled
+    for line in (checked + sampled).splitlines():
+        assert "\x1b" not in line and len(line) < LONGEST + 200
+
+
+def test_a_file_s_facts_show_no_control_characters(tmp_path, capsys):
+    save_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(1)}, {"author": "\x1b[31mred", "\x1b[1m": "y" * 100_000})
+    assert main(["inspect", str(tmp_path / "a.safetensors")]) == 0
+    printed = capsys.readouterr().out
+    assert "\\x1b[31mred" in printed and "\x1b" not in printed and len(printed) < LONGEST + 2000
 
 
 def test_the_page_shows_the_pictures_as_training_sees_them(photos, tmp_path):

@@ -13,7 +13,8 @@ from diffadapt.cli import main as main_module
 from diffadapt.cli import merge
 from diffadapt.cli.arguments import read_bias
 from diffadapt.cli.main import COMMANDS, main
-from diffadapt.errors import Failed, Refused
+from diffadapt.errors import LONGEST, Failed, Refused
+from diffadapt.progress import Steps, say
 
 SOURCE = Path(main_module.__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SOURCE)}
@@ -86,6 +87,27 @@ def test_a_usage_error_is_one_sentence_and_code_2(
         main(arguments)
     assert exit_.value.code == 2
     assert capsys.readouterr() == ("", sentence + "\n")
+
+
+@pytest.mark.parametrize("text", ["\x1b[31mred\x07", "a\nb", "x" * 100_000])
+@pytest.mark.parametrize("before", [(), ("train", "--"), ("merge", "--strength="), ("evidence", "")])
+def test_a_usage_error_shows_no_control_characters_and_is_one_line_that_ends(
+    before: tuple[str, ...], text: str, capsys: pytest.CaptureFixture[str]
+):
+    given = [*before[:-1], (before[-1] if before else "") + text]
+    with pytest.raises(SystemExit):
+        main(given)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.isprintable() and line.endswith(" --help") and len(line) < LONGEST + 200
+
+
+@pytest.mark.parametrize("text", ["\x1b[31mred\x07", "x" * 100_000])
+def test_what_is_said_shows_no_control_characters_and_ends(text: str, capsys: pytest.CaptureFixture[str]):
+    say(text)
+    with Steps(text, 1) as steps:
+        steps.advance()
+    for line in capsys.readouterr().err.splitlines():
+        assert line.isprintable() and len(line) < LONGEST + 200
 
 
 def ending(monkeypatch: pytest.MonkeyPatch, error: BaseException, *more: str) -> int:

@@ -6,7 +6,7 @@ The page shows each picture as it will be cropped, its caption as it will be use
 import argparse
 from pathlib import Path
 
-from ..errors import Refused
+from ..errors import Refused, printable
 from .arguments import add_base, load
 
 SUMMARY = "look at a folder of pictures before training on it"
@@ -53,6 +53,6 @@ def run(arguments: argparse.Namespace) -> int:
         )
     write_data_page(concept, side, notes, out)
     for note in notes:
-        print(f"note: {note}")
+        print(printable(f"note: {note}"))
     print(out)
     return 0

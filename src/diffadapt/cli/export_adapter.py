@@ -5,7 +5,6 @@ error stream what the other tool will not read or what was lost.
 """
 
 import argparse
-import sys
 
 from .arguments import add_base, load, split_adapter
 
@@ -41,6 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from ..interchange import export_adapter
+    from ..progress import say
 
     files, note = export_adapter(
         load(arguments), adapter, arguments.out, to=arguments.to, strength=strength, rank=arguments.rank,
@@ -49,5 +49,5 @@ def run(arguments: argparse.Namespace) -> int:
     for path in files:
         print(path)
     if note:
-        print(note, file=sys.stderr)
+        say(note)
     return 0

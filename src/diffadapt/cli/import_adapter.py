@@ -8,7 +8,6 @@ what was read and how faithful it is.
 """
 
 import argparse
-import sys
 
 from .arguments import add_base, load
 
@@ -31,9 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from ..interchange import import_adapter
+    from ..progress import say
 
     files, note = import_adapter(load(arguments), arguments.source, arguments.out, token=arguments.token)
     for path in files:
         print(path)
-    print(note, file=sys.stderr)
+    say(note)
     return 0

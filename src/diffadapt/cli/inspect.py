@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import Refused
+from ..errors import Refused, printable
 from ..files import is_there, parse_json
 
 SUMMARY = "say what an adapter file or a run holds"
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not is_there(path):
         raise Refused(f"nothing at {path}; give an adapter file or the folder of a run")
     facts = describe_run(path, arguments) if path.is_dir() else describe_file(path, arguments)
-    print(json.dumps(facts, indent=1, default=str) if arguments.json else "\n".join(as_text(facts)))
+    print(json.dumps(facts, indent=1, default=str) if arguments.json else "\n".join(map(printable, as_text(facts))))
     return 0
 
 

@@ -87,7 +87,7 @@ class Parser(argparse.ArgumentParser):
     """argparse, but a usage error is one sentence and says which help to read."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        raise SystemExit(_end(f"{self.prog}: {printable(message)}; see {self.prog} --help", 2, debug=False))
 
 
 def parser() -> Parser:
@@ -223,9 +223,9 @@ def _out_of_memory(error: Exception) -> str | None:
 
 def _refuse_unknown_command(given: Sequence[str]) -> None:
     if given and not given[0].startswith("-") and given[0] not in COMMANDS:
-        nearest = unknown(given[0], COMMANDS).rpartition("did you mean ")[2]
-        print(f"diffadapt: no command {given[0]!r}; did you mean {nearest} see diffadapt --help", file=sys.stderr)
-        raise SystemExit(2)
+        nearest = unknown(given[0][:200], COMMANDS).rpartition("did you mean ")[2]
+        sentence = f"diffadapt: no command {given[0][:200]!r}; did you mean {nearest} see diffadapt --help"
+        raise SystemExit(_end(sentence, 2, debug=False))
 
 
 def _version() -> str:

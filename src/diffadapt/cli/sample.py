@@ -7,7 +7,6 @@ line.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from ..errors import Refused
@@ -70,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..data.contact_sheet import contact_sheet
     from ..data.picture import write_png
     from ..data.prompt_check import cut_at, prompt_notes
+    from ..progress import say
     from ..sampling.sample import adapted, check_lines, parse_prompt_line, repeated, sample
 
     number = arguments.number
@@ -82,10 +82,10 @@ def run(arguments: argparse.Namespace) -> int:
     with adapted(base, chosen) as attached:
         prompts = [line.prompt for line in lines[::number]]
         for note in prompt_notes(base, prompts):
-            print(f"note: {note}", file=sys.stderr)
+            say(f"note: {note}")
         for prompt in prompts:
             if cut := cut_at(base, prompt):
-                print(f"note: {cut!r} is cut off, the prompt is too long for the text encoder", file=sys.stderr)
+                say(f"note: {cut!r} is cut off, the prompt is too long for the text encoder")
         pictures = sample(
             base, lines, adapters=[(each, each.strength) for each in attached], control=control, bias=bias,
             seed=arguments.seed, steps=arguments.steps, guidance=arguments.guidance, negative=arguments.negative,
