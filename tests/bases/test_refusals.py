@@ -216,6 +216,14 @@ def test_a_single_file_without_a_tensor(tiny_file, tiny_folder, tmp_path, end):
     refused(tmp_path / "x.safetensors", config=tiny_folder, match="lacks 1 weights|does not fit")
 
 
+@pytest.mark.parametrize("prefix", ["transformer.", "", "clip.transformer.text_model."])
+def test_a_single_file_whose_text_encoder_has_keys_of_another_version(tiny_file, tiny_folder, tmp_path, prefix):
+    tensors, old = load_file(tiny_file), "cond_stage_model.transformer.text_model."
+    tensors = {name.replace(old, f"cond_stage_model.{prefix}"): value for name, value in tensors.items()}
+    save_file(tensors, tmp_path / "x.safetensors")
+    refused(tmp_path / "x.safetensors", config=tiny_folder, match=r"does not fit the configuration .*: \w+")
+
+
 @pytest.mark.parametrize("end", ["time_embed.0.weight", "quant_conv.bias", "final_layer_norm.weight"])
 @pytest.mark.parametrize("broken", [torch.tensor(float("nan")), torch.tensor(True), torch.tensor(1j)])
 def test_a_single_file_with_a_weight_that_is_no_real_number(tiny_file, tiny_folder, tmp_path, end, broken):

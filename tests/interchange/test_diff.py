@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from diffadapt import OFT, Hint, LoRA, Refused, Selective, Token, export_adapter, load_adapter
+from diffadapt import OFT, Hint, LoRA, Perfusion, Refused, Selective, Token, export_adapter, load_adapter
+from diffadapt.bases.measure_covariance import measure_covariance
 from diffadapt.files import load_tensors
 from diffadapt.interchange.names import kohya_name
 
@@ -42,6 +43,31 @@ def test_the_base_plus_the_difference_is_the_merged_base(base, saved, tmp_path, 
                 size = float((merged - added.pop(f"{path}.{name}")).abs().max())
                 assert size <= (1e-3 if dtype == torch.float16 else 2e-6) * max(1, float(merged.abs().max()))
     assert not added
+
+
+@pytest.mark.parametrize("train", ["bias", "full"])
+def test_weight_and_bias_of_a_normalisation_are_written_as_the_pair_that_other_tools_read(base, saved, tmp_path, train):
+    file = saved(Selective(train=train), ["norm", "text.norm", "feed_forward.out"])
+    (out,), _ = export_adapter(base, file, tmp_path / "out.safetensors", to="diff")
+    written: dict[str, set[str]] = {}
+    for key in load_tensors(out)[0]:
+        name, _, suffix = key.partition(".")
+        written.setdefault(name, set()).add(suffix)
+    norms = {kohya_name(path) for role in ("norm", "text.norm") for path in base.roles[role]}
+    others = {kohya_name(path) for path in base.roles["feed_forward.out"]}
+    assert written.keys() == norms | others
+    assert all(written[name] == {"w_norm", "b_norm"} for name in norms)
+    assert all(written[name] == ({"diff_b"} if train == "bias" else {"diff", "diff_b"}) for name in others)
+
+
+def test_the_note_says_which_normalisations_comfyui_passes_over(base, saved, tmp_path):
+    file = saved(Selective(), ["norm", "text.norm"])
+    _, note = export_adapter(base, file, tmp_path / "out.safetensors", to="diff")
+    paths = base.roles["text.norm"]
+    assert f"passes over {len(paths)} layers, the first {paths[0]}; diffadapt merge reaches it" in note
+    (tmp_path / "adapter.safetensors").unlink()
+    _, note = export_adapter(base, saved(Selective(), ["norm"]), tmp_path / "more.safetensors", to="diff")
+    assert "passes over" not in note
 
 
 def test_words_are_written_as_textual_inversion(base, saved, tmp_path):
@@ -89,6 +115,16 @@ def test_names_are_new_and_say_what_they_are(base, saved, tmp_path):
         export_adapter(base, file, file, to="diff")
     with pytest.raises(Refused, match=r"ends in \.safetensors"):
         export_adapter(base, file, tmp_path / "out", to="diff")
+
+
+def test_perfusion_whose_gate_looks_at_the_prompt_is_refused(base, saved, tmp_path):
+    captions = [f"{a} {size} {noun} on {ground}" for a in ("a", "the") for size in ("small", "flat", "red")
+                for noun in ("cat", "dog", "apple") for ground in ("red", "blue", "flat")]  # fmt: skip
+    base._covariance = measure_covariance(base, captions)
+    file = saved(Perfusion(), tokens={"<x>": "cat"})
+    with pytest.raises(Refused, match=r"on unet\..* depends on its input, .* use it in diffadapt"):
+        export_adapter(base, file, tmp_path / "out.safetensors", to="diff")
+    assert not list(tmp_path.glob("out*")) and not base.attachments
 
 
 def test_an_effect_that_depends_on_the_input_is_refused(base, saved, tmp_path):
