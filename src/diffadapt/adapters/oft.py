@@ -30,6 +30,7 @@ from .adapter import Adapter, Attached, Mergeable, Method, SideInputs, effective
 
 CONSTRAINTS = ("none", "angle", "frobenius", "official", "peft")
 RESCALES = ("none", "joint", "after")
+WITHOUT_FLOAT64 = ("mps",)  # devices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +224,7 @@ class OFTAdapter(Mergeable):
             # Singular values of a skew matrix come in pairs, so |Q|_2 <= |Q|_F / sqrt(2): most blocks need no more.
             outside = (norm.squeeze(1) > math.sqrt(2) * spectral).nonzero().squeeze(1)
             if len(outside):
-                place = "cpu" if self.q.device.type == "mps" else self.q.device  # which has no float64
+                place = "cpu" if self.q.device.type in WITHOUT_FLOAT64 else self.q.device
                 q = skew(self.q[outside].to(place, torch.float64), self.block_size)
                 largest = torch.linalg.eigvalsh(q.mT @ q)[:, -1:].clamp(min=0).sqrt()
                 self.q[outside] *= (spectral / largest).clamp(max=1).to(self.q)
@@ -271,7 +272,8 @@ class _Cayley(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, v: Tensor, size: int) -> Tensor:
-        precise = v.dtype if v.device.type == "mps" else torch.float64  # float32 alone strays to 2e-5 for large Q
+        # float32 alone strays to 2e-5 for large Q
+        precise = v.dtype if v.device.type in WITHOUT_FLOAT64 else torch.float64
         with torch.autocast(v.device.type, enabled=False):
             m = torch.linalg.inv(skew(-v, size, 1.0).to(precise)).to(v.dtype)
         r = 2 * m
