@@ -73,7 +73,8 @@ SELECTION = {"steps": [dict]}
 SEQUENCE = {
     "learned": [
         {"name": str, "token": str, "phrase": str, "contents": [str], "captions": Maybe((None, [(str, None)])),
-         "adapter": str, "trainable": int, "change": Maybe((int, float, None)), "penalty_ratio": Maybe((int, float, None)), "losses": Maybe(dict)},
+         "adapter": str, "trainable": int, "change": Maybe((int, float, None)),
+         "penalty_ratio": Maybe((int, float, None)), "losses": Maybe(dict)},
     ],
     "scores": [[NUMBER]],
 }  # fmt: skip
