@@ -45,6 +45,24 @@ def write_atomic(path: str | Path, data: bytes | str) -> Path:
     return path
 
 
+def write_new(files: Mapping[Path, bytes | str]) -> None:
+    """Writes files of which none is there yet, or holds something else: one that holds the same is kept.
+
+    Raises:
+        Refused: a file is there and holds something else; nothing is written.
+        Failed: as by `write_atomic`.
+    """
+    contents = {path: data.encode() if isinstance(data, str) else data for path, data in files.items()}
+    for path, data in contents.items():
+        if path.exists() and (not path.is_file() or path.read_bytes() != data):
+            raise Refused(
+                f"{path} exists already and holds something else; choose another folder, nothing is overwritten"
+            )
+    for path, data in contents.items():
+        if not path.exists():
+            write_atomic(path, data)
+
+
 def sweep(folder: str | Path) -> list[Path]:
     """Removes what killed writes of processes that are gone have left in a folder and the folders in it."""
     swept = []

@@ -153,6 +153,11 @@ def test_several_pictures_of_each_prompt_and_a_sheet_of_all(tiny_v_folder, tmp_p
     assert len(set(pictures)) == 4  # seeds count on, the line's own as well
     assert main(["sample", "a dog on red --d 8", *more[3:]]) == 0
     assert Image.open(capsys.readouterr().out.strip()).tobytes() == pictures[3]
+    for path in tmp_path.glob("0*.png"):
+        path.unlink()
+    sheet = (tmp_path / "sheet-0000.png").read_bytes()
+    assert main(["sample", *prompts, *more]) == 0
+    assert (tmp_path / "sheet-0000.png").read_bytes() == sheet and (tmp_path / "sheet-0001.png").is_file()
 
 
 def test_a_sheet_shows_small_pictures_as_squares_and_large_ones_smaller():

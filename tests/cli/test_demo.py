@@ -73,3 +73,14 @@ def test_a_demo_goes_on_or_starts_anew(tmp_path: Path):
     assert unfinished(tmp_path) == tmp_path / "demo"
     (tmp_path / "demo" / "comparison.html").touch()
     assert unfinished(tmp_path) == tmp_path / "demo-2"
+
+
+def test_a_page_and_pictures_of_the_users_are_left_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    mine = [tmp_path / "comparison.html", tmp_path / "tuli" / "0.png"]
+    for file in mine:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("mine")
+        assert main(["demo", "--out", str(tmp_path)]) == 2
+        assert f"{file} exists already" in capsys.readouterr().err and file.read_text() == "mine"
+        file.unlink()
+    assert not (tmp_path / "run").exists()

@@ -208,9 +208,11 @@ def test_sampling_the_impossible_is_refused_before_a_base_is_loaded(
 
 def test_pictures_are_numbered_on_and_never_overwritten(tmp_path: Path):
     assert next_number(tmp_path / "none") == 0
-    for name in ("0003.png", "0010.png", "cat.png"):
+    for name in ("0003.png", "0010.PNG", "cat.png", "\u00b2.png", "a-sheet-0090.png"):
         (tmp_path / name).touch()
     assert next_number(tmp_path) == 11
+    (tmp_path / "sheet-0011.png").touch()  # its pictures were moved away
+    assert next_number(tmp_path) == 12
 
 
 def test_the_token_comes_from_the_adapter_unless_it_is_ambiguous():

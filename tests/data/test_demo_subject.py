@@ -9,6 +9,7 @@ from diffadapt.data.concept import load_concept
 from diffadapt.data.demo_subject import NOUN, POSES, caption, draw, draw_demo_subject
 from diffadapt.data.scenes import grammar_words
 from diffadapt.data.world import KINDS
+from diffadapt.errors import Refused
 
 
 def test_drawing_twice_gives_the_same_bytes(tmp_path: Path):
@@ -57,3 +58,16 @@ def test_captions_speak_the_language_of_the_embedded_base():
 def test_an_absurd_size_is_an_error(tmp_path: Path, size: int):
     with pytest.raises(ValueError, match="expected 16 to 1024"):
         draw_demo_subject(tmp_path, size=size)
+
+
+def test_nothing_of_the_users_is_drawn_over_and_what_is_the_same_is_kept(tmp_path: Path):
+    concept = draw_demo_subject(tmp_path, size=64)
+    kept = (concept / "1.png").stat().st_mtime_ns
+    (concept / "0.png").unlink()
+    draw_demo_subject(tmp_path, size=64)
+    assert (concept / "0.png").is_file() and (concept / "1.png").stat().st_mtime_ns == kept
+    (concept / "0.png").unlink()
+    (concept / "3.txt").write_text("a photo of my own")
+    with pytest.raises(Refused, match=r"3\.txt exists already and holds something else; choose another folder"):
+        draw_demo_subject(tmp_path, size=64)
+    assert (concept / "3.txt").read_text() == "a photo of my own" and not (concept / "0.png").exists()

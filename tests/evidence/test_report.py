@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from diffadapt.cli.main import main
+from diffadapt.errors import Refused
 from diffadapt.evidence import Evidence, Finished, Settings
 from diffadapt.evidence.report import write_report
 from diffadapt.evidence.results import ResultFile
@@ -99,3 +100,15 @@ def test_the_command_prints_the_verdicts(folder: Path, tiny_folder: Path, capsys
 def test_an_interval_has_the_decimals_that_its_width_is_worth(interval: tuple[float, ...], text: str):
     value, low, high = interval
     assert interval_text(Interval(value=value, low=low, high=high, n=3)) == text
+
+
+@pytest.mark.parametrize("name", ["report.md", "report.html"])
+def test_a_report_of_something_else_is_not_overwritten(evidence: Evidence, name: str):
+    write_report(evidence, ["TOY-1"])
+    before = (evidence.folder / name).read_bytes()
+    (evidence.folder / name).write_bytes(b"# My own report\n")
+    with pytest.raises(Refused, match=f"{name} is a report of something else; move it away"):
+        write_report(evidence, ["TOY-1"])
+    assert (evidence.folder / name).read_bytes() == b"# My own report\n"
+    (evidence.folder / name).write_bytes(before)
+    write_report(evidence, ["TOY-1"])

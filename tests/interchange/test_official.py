@@ -122,6 +122,12 @@ def test_the_hint_of_oft_control_becomes_a_second_adapter(base, unet, tmp_path):
         (adapter,) = attachment.adapters.values()
         expected = adapter.layer(latents) + encoder[:-1](signal)
         torch.testing.assert_close(adapter(latents), expected)
+    attachment.detach()
+    files[0].unlink()
+    before = files[1].read_bytes()
+    with pytest.raises(Refused, match=r"ours-hint\.safetensors, where the encoder of signals would go, exists already"):
+        import_adapter(base, tmp_path / "paper.safetensors", files[0])
+    assert files[1].read_bytes() == before and not files[0].exists() and not base.attachments
 
 
 QUERY = "attentions.0.transformer_blocks.0.attn1.processor.to_q_oft"

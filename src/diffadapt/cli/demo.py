@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import Refused
+from ..run_layout import RunLayout
+
 MANY = "settings"
 SUMMARY = "teach the embedded base a character with OFT and LoRA, from drawing to comparison"
 EXAMPLES = """\
@@ -37,10 +40,13 @@ def run(arguments: argparse.Namespace) -> int:
     from ..recipes.job import read_job
     from ..report import compare
 
+    page = folder / "comparison.html"
+    if page.exists() and not all(RunLayout(folder / name).adapter.is_file() for name in RUNS):
+        raise Refused(f"{page} exists already and is no demo's; choose another --out, nothing is overwritten")
     photos = draw_demo_subject(folder)
     jobs = [read_job(table) for table in tables(folder, photos, arguments.settings)]  # a mistake is refused before work
     done = [job.run() for job in jobs]
-    page = compare([each.folder for each in done], folder / "comparison.html")
+    compare([each.folder for each in done], page)
     print(f"pictures: {photos}")
     for job, each in zip(jobs, done, strict=True):
         print(f"report of {type(job.method).__name__}: {each.report}")

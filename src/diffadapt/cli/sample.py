@@ -7,6 +7,7 @@ line.
 """
 
 import argparse
+import re
 from pathlib import Path
 
 from ..errors import Refused
@@ -116,5 +117,6 @@ def read_prompts(file: str) -> list[str]:
 
 
 def next_number(folder: Path) -> int:
-    """One more than the largest number that names a picture in the folder; 0 when there is none."""
-    return max((int(path.stem) + 1 for path in folder.glob("*.png") if path.stem.isdigit()), default=0)
+    """One more than the largest number that names a picture or a sheet in the folder; 0 when there is none."""
+    names = (re.fullmatch(r"(?:sheet-)?([0-9]+)", path.stem) for path in folder.glob("*.[pP][nN][gG]"))
+    return max((int(name[1]) + 1 for name in names if name), default=0)

@@ -13,8 +13,9 @@ from typing import Literal
 
 from PIL import ImageOps
 
+from ..files import write_new
 from .demo_subject import BLUSH, CORAL, GOLD, MINT, POSES, VIOLET, Colour, Figure, Pose, draw
-from .picture import write_png
+from .picture import png_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,14 +93,19 @@ def draw_demo_characters(folder: str | Path, *, count: int = 10, size: int = 128
 
     Returns:
         the folder of the sequence, for `load_sequence(folder, "animal")`
+
+    Raises:
+        Refused: a file of that name is there and holds something else; nothing is written.
     """
     if not 1 <= count <= len(CHARACTERS):
         raise ValueError(f"count: expected 1 to {len(CHARACTERS)} characters, got {count}")
     place = Path(folder) / "characters"
+    files: dict[Path, bytes] = {}
     for character in CHARACTERS[:count]:
         for number, pose in enumerate(POSES):
             picture, _ = draw(pose, size, partial(CharacterFigure, character=character))
-            write_png(place / character.name / f"{number}.png", picture)
+            files[place / character.name / f"{number}.png"] = png_bytes(picture)
+    write_new(files)
     return place
 
 

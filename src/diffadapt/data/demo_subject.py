@@ -6,7 +6,6 @@ embedded base's world, each with a caption that says where it is and a mask that
     python -m diffadapt.data.demo_subject photos      # -> photos/tuli/0.png, 0.txt, 0-masklabel.png, ...
 """
 
-import io
 import math
 import sys
 from collections.abc import Callable
@@ -15,7 +14,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from ..files import write_atomic
+from ..files import write_new
+from .picture import png_bytes
 from .world import BACKGROUNDS
 
 NAME, NOUN = "tuli", "animal"
@@ -77,15 +77,20 @@ def draw_demo_subject(folder: str | Path, *, size: int = 256) -> Path:
 
     Returns:
         the concept's folder, for `load_concept(folder, NOUN)`
+
+    Raises:
+        Refused: a file of that name is there and holds something else; nothing is written.
     """
     if not 16 <= size <= 1024:
         raise ValueError(f"size: expected 16 to 1024 pixels, got {size}")
     concept = Path(folder) / NAME
+    files: dict[Path, bytes | str] = {}
     for number, pose in enumerate(POSES):
         picture, mask = draw(pose, size)
-        write_atomic(concept / f"{number}.png", _png(picture))
-        write_atomic(concept / f"{number}-masklabel.png", _png(mask))
-        write_atomic(concept / f"{number}.txt", caption(pose) + "\n")
+        files[concept / f"{number}.png"] = png_bytes(picture)
+        files[concept / f"{number}-masklabel.png"] = png_bytes(mask)
+        files[concept / f"{number}.txt"] = caption(pose) + "\n"
+    write_new(files)
     return concept
 
 
@@ -226,12 +231,6 @@ def _background(word: str, side: int) -> Image.Image:
         share = 0.0 if horizon is None else 1 / (1 + math.exp(-((y + 0.5) / side - horizon) * 64))
         column.putpixel((0, y), tuple(round(a * (1 - share) + b * share) for a, b in zip(top, bottom, strict=True)))
     return column.resize((side, side))
-
-
-def _png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..errors import Failed, Refused
 from ..files import read_json, write_atomic, write_json
 from ..shapes import BANK
-from .picture import to_tensor
+from .picture import png_bytes, to_tensor
 
 Make = Callable[[list[str], list[int]], Sequence[Image.Image]]
 
@@ -146,7 +146,7 @@ class MemoryBank:
             if not self._rows:  # first, so that the folder is a bank's before there are pictures in it
                 self._write()
             for i, prompt, seed, picture in zip(indices, asked, seeds, pictures, strict=True):
-                data = _png(picture)
+                data = png_bytes(picture.convert("RGB"))
                 file = write_atomic(self.folder / f"{i:05d}.png", data).name
                 row = {"file": file, "prompt": prompt, "seed": seed, "sha256": hashlib.sha256(data).hexdigest()}
                 self._rows[i : i + 1] = [row]  # in order, so i is at most one past the end
@@ -189,9 +189,3 @@ class MemoryBank:
         except OSError:
             return None
         return data if hashlib.sha256(data).hexdigest() == self._rows[index]["sha256"] else None
-
-
-def _png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, "PNG")
-    return buffer.getvalue()

@@ -183,9 +183,14 @@ def to_picture(pixels: Tensor) -> Image.Image:
 
 def write_png(path: Path, picture: Image.Image) -> Path:
     """Writes one PNG, whole or not at all."""
+    return write_atomic(path, png_bytes(picture))
+
+
+def png_bytes(picture: Image.Image) -> bytes:
+    """A picture as the content of a PNG file."""
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
-    return write_atomic(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def _check_size(path: Path, width: int, height: int) -> None:

@@ -60,7 +60,7 @@ def import_adapter(
         the files, and one note on what was read and how faithful it is, which is in their headers too
 
     Raises:
-        Refused: another method or base, an output-side rotation, a pickle, `out` exists.
+        Refused: another method or base, an output-side rotation, a pickle, `out` or the encoder's file exists.
     """
     source, out = Path(source).expanduser(), Path(out).expanduser()
     if out.exists():
@@ -73,7 +73,9 @@ def import_adapter(
             return _import_word(base, source, tensors, out, token)
     if token is not None:
         raise Refused(f"a token goes with textual inversion, and {source} is none")
-    found = read(source, base)
+    found, hint = read(source, base), out.with_name(f"{out.stem}-hint.safetensors")
+    if isinstance(found, Found) and found.hint and hint.exists():
+        raise Refused(f"{hint}, where the encoder of signals would go, exists already; choose a new name for both")
     attachment = found.attach(base)
     try:
         layers = len(attachment.adapters)
@@ -85,7 +87,7 @@ def import_adapter(
     finally:
         attachment.detach()
     if isinstance(found, Found) and found.hint:
-        files.append(_save_hint(base, found, out.with_name(f"{out.stem}-hint.safetensors"), text))
+        files.append(_save_hint(base, found, hint, text))
     return files, text
 
 

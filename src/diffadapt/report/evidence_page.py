@@ -8,6 +8,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from ..errors import Refused
 from ..files import write_atomic
 from ..metrics.bootstrap import Interval
 from .finding import Comparison, Finding
@@ -15,6 +16,7 @@ from .page import Picture, embed_picture, number, render
 from .plots import forest_plot, interval_plot
 
 Cell = str | int | float | Interval | None
+TITLE = "what the papers claim"
 COLOURS = {"reproduced": "good", "met": "good", "not reproduced": "bad", "not met": "bad"}
 
 
@@ -136,9 +138,15 @@ def write_evidence(folder: Path, chapters: Sequence[Chapter], *, base: str) -> P
 
     Returns:
         the HTML page
+
+    Raises:
+        Refused: a file of that name is there and is no such report; nothing is written.
     """
+    for name, mark in (("report.md", f"# {TITLE}"), ("report.html", f"<title>diffadapt: {TITLE}")):
+        if (folder / name).exists() and mark.casefold().encode() not in (folder / name).read_bytes().lower():
+            raise Refused(f"{folder / name} is a report of something else; move it away, nothing is overwritten")
     write_atomic(folder / "report.md", markdown(chapters, base=base, folder=folder))
-    page = render("evidence.html", title="diffadapt: what the papers claim", chapters=chapters, base=base, cell=cell)
+    page = render("evidence.html", title=f"diffadapt: {TITLE}", chapters=chapters, base=base, cell=cell)
     return write_atomic(folder / "report.html", page)
 
 
@@ -175,7 +183,7 @@ def draw(plot: Plot | Forest) -> Markup:
 
 def markdown(chapters: Sequence[Chapter], *, base: str, folder: Path) -> str:
     """The same without plots, to be read where the repository is."""
-    lines = ["# What the papers claim", "", f"On the base {base}. Written by `diffadapt evidence report`, which also"]
+    lines = [f"# {TITLE.capitalize()}", "", f"On the base {base}. Written by `diffadapt evidence report`, which also"]
     lines += ["writes `report.html`, with plots. In brackets: 95 % intervals.", ""]
     verdicts = [
         (f"{each.id}: {each.title}", each.verdict.paper.status, each.verdict.goal.status, each.verdict.paper.sentence)
