@@ -222,6 +222,17 @@ def test_text_is_utf_8_on_every_machine():
     refuse(faults())
 
 
+def test_a_home_folder_is_written_out_in_one_way():
+    """`Path.expanduser` raises a RuntimeError where "~somebody" is no user; `files.at_home` leaves such a path."""
+    refuse(
+        f"{name_of(path)}:{node.lineno} calls expanduser; use diffadapt.files.at_home"
+        for path in FILES
+        if name_of(path) != "files.py"
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Attribute) and node.attr in ("expanduser", "home")
+    )
+
+
 def test_loading_a_module_does_nothing_but_define():
     harmless = (
         ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign,

@@ -189,7 +189,7 @@ def test_a_mapping_of_configs_is_dumped_as_tables():
 def test_options_list_every_field_once_with_type_default_and_meaning():
     found = {each.name: each for each in options(Settings, "train")}
     assert list(found)[:2] == ["train.folder", "train.steps"]
-    assert found["train.steps"] == ("train.steps", "a whole number", 400, "optimizer steps", 1, None, None)
+    assert found["train.steps"] == ("train.steps", "a whole number", 400, "optimizer steps", 1, None, None, False)
     assert found["train.optimizer.betas"].type == "a list of numbers"
     assert found["train.alpha"].type == "a number, or none"
     assert found["train.folder"].default is REQUIRED

@@ -14,7 +14,6 @@ standard library does it: a validation library would still leave the messages, t
 import dataclasses
 import inspect
 import json
-import os
 import sys
 import textwrap
 import typing
@@ -26,6 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from .config_values import Written, check_range, convert, shown, union, words
 from .errors import Refused
+from .files import at_home
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -46,6 +46,7 @@ class Option(NamedTuple):
     low: float | None = None
     high: float | None = None
     choices: tuple[Any, ...] | None = None
+    path: bool = False  # whether it names a file or folder
 
     @property
     def default_text(self) -> str:
@@ -163,7 +164,7 @@ def build(config_class: type[T], table: Mapping[str, Any], *, name: str = "", kn
         if inner is None:
             values[key] = convert(value, hints[key], dotted, by_name[key].metadata)
             if by_name[key].metadata.get("path"):
-                values[key] = at_home(values[key])
+                values[key] = _at_home(values[key])
         elif isinstance(value, Mapping):
             values[key] = build(inner, value, name=dotted, known=[*names, *known])
         else:
@@ -182,11 +183,11 @@ def build(config_class: type[T], table: Mapping[str, Any], *, name: str = "", kn
     return config
 
 
-def at_home(value: Any) -> Any:
-    """A path with the user's home in place of "~"; of a tuple, each."""
+def _at_home(value: Any) -> Any:
+    """A path as it was given, but for the user's home in place of "~"; of a tuple, each."""
     if isinstance(value, tuple):
-        return tuple(at_home(each) for each in value)
-    return os.path.expanduser(value) if isinstance(value, str) else value
+        return tuple(_at_home(each) for each in value)
+    return str(at_home(value)) if isinstance(value, str) and value.startswith("~") else value
 
 
 def with_overrides(config: T, overrides: Mapping[str, Any]) -> T:
@@ -219,8 +220,9 @@ def _option_of(field: "dataclasses.Field[Any]", hint: Any, name: str) -> Option:
     if default is MISSING and field.default_factory is not MISSING:
         default = field.default_factory()
     return Option(
-        name, words(hint), default, meta.get("doc", ""), meta.get("low"), meta.get("high"), meta.get("choices")
-    )
+        name, words(hint), default, meta.get("doc", ""), meta.get("low"), meta.get("high"), meta.get("choices"),
+        meta.get("path", False),
+    )  # fmt: skip
 
 
 def _described(config_class: type, declared: Mapping[str, "dataclasses.Field[Any]"]) -> str:

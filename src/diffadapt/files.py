@@ -85,11 +85,19 @@ def _alive(process: int) -> bool:
     return True
 
 
+def at_home(path: str | os.PathLike[str]) -> Path:
+    """A path with the user's home in place of "~"; one that names no home ("~nobody", a null byte) stays as it is."""
+    try:
+        return Path(os.path.expanduser(path))
+    except ValueError:
+        return Path(path)
+
+
 def is_there(text: str | Path) -> bool:
     """Whether a text names a file or folder that exists; a text that can name none (too long, a null byte) does not."""
     try:
-        return Path(text).expanduser().exists()
-    except (OSError, ValueError, RuntimeError):
+        return at_home(text).exists()
+    except (OSError, ValueError):
         return False
 
 
@@ -181,7 +189,7 @@ def text_lines(text: str) -> list[str]:
 
 def filled_lines(path: str | Path) -> list[str]:
     """The lines of a text file that are not blank, without the space around them; refused as by `read_text`."""
-    lines = (line.strip() for line in text_lines(read_text(Path(path).expanduser())))
+    lines = (line.strip() for line in text_lines(read_text(at_home(path))))
     return [line for line in lines if line]
 
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from diffadapt.cli import main as main_module
 from diffadapt.cli import merge
@@ -40,6 +41,32 @@ def test_a_home_folder_is_written_out_once_where_the_config_is_read(capsys, monk
     assert main(["train", *names, "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert "~" not in printed and printed.count('"/home/somebody/') == 6
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "check {} --noun cat", "check biscuit --noun cat --out {}", "masks {} --noun cat", "sample cat --prompts {}",
+        "sample cat --base no/such --out {} --adapter {}", "inspect {}", "compare {} {} --out {}",
+        "demo --out {} nonsense=1", "merge --adapter {} --out {}", "covariance --captions {}",
+        "evidence list --folder {}",
+        "import {} {}.safetensors", "export {} {}", "evaluate --adapter {} --concept {} --noun cat", "plan {}",
+        "train {}",
+        "train recipe=subject concept.folder={} concept.noun=cat out={}",
+        "train recipe=subject concept.folder=biscuit concept.also=['{}=dog'] concept.noun=cat",
+        "train recipe=control pairs.folder={}", "train recipe=style style.folder={}",
+        "train recipe=style style.folder={} style.shards=true", "train recipe=transfer transfer.folder={}",
+        "train recipe=sequence sequence.folder={} sequence.noun=cat", "train recipe=classify classify.folder={}",
+        "train recipe=distill distill.folder={} distill.captions={}",
+    ],
+)  # fmt: skip
+def test_a_home_of_nobody_is_a_path_where_nothing_is_and_one_sentence(capsys, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 64), "red").save((tmp_path / "biscuit").mkdir() or tmp_path / "biscuit" / "0.png")
+    code = main(command.replace("{}", "~nobody-of-that-name/x").replace("'", '"').split(" "))
+    error = capsys.readouterr().err
+    assert "Traceback" not in error and code in (0, 2), error
+    assert code == 0 or error.count("\n") == 1
 
 
 @pytest.mark.parametrize("text", ["a cat " * 2000, "a\0b", "x=" + "y" * 5000])

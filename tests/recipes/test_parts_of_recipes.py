@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -15,7 +16,21 @@ from diffadapt.data.styles import load_styles
 from diffadapt.errors import Refused
 from diffadapt.recipes import control, distill, style
 from diffadapt.recipes.control import ControlConfig, attach_all
+from diffadapt.recipes.job import RECIPES, job_options
 from diffadapt.training.progress_samples import COUNT
+
+# speak of folders and files, and name none
+NO_PATHS = ("prediction_type", "concept.token", "sequence.order", "classify.order", "train.preference")
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_every_option_that_names_a_file_or_folder_takes_a_home_folder(recipe):
+    """`path=True` writes "~" out; the meaning of an option says whether it names one."""
+    found = {each.name: each for method in recipe.methods.values() for each in job_options(method, recipe)}
+    texts = {name: each.doc for name, each in found.items() if "text" in each.type}
+    named = {name for name, doc in texts.items() if re.search(r"\b(folders?|file)\b", doc, re.IGNORECASE)} - {*NO_PATHS}
+    assert {name for name, each in found.items() if each.path} == named
+    assert {"base", "out", f"{recipe.table}.folder"} <= named
 
 
 class Handed(Exception):

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from ..errors import Refused
-from ..files import is_there
+from ..files import at_home, is_there
 from .base import Base
 from .defaults import Defaults, read_defaults
 from .dit import DiT
@@ -69,7 +69,7 @@ def load_base(
 
 
 def _open(name: str, dtype: torch.dtype, config: str | os.PathLike[str] | None, prediction_type: str | None) -> Base:
-    path = Path(name).expanduser() if is_there(name) else Path(name)
+    path = at_home(name) if is_there(name) else Path(name)
     if config is not None and (name in SHIPPED or (is_there(name) and path.is_dir())):
         raise Refused(f"config goes with a single .safetensors file; base {name!r} brings its own")
     if name in SHIPPED:
@@ -78,7 +78,7 @@ def _open(name: str, dtype: torch.dtype, config: str | os.PathLike[str] | None, 
             raise Refused(f"the base {name} is missing in this installation ({path}); install diffadapt again")
     elif is_there(path) and path.is_file():
         kind = check_file(path)
-        folder = configuration_of(path, kind) if config is None else Path(config).expanduser()
+        folder = configuration_of(path, kind) if config is None else at_home(config)
         family = _family(folder)
         if family.family != kind:
             raise Refused(f"{name} is a {kind}, and {folder} is the configuration of a {family.family}; give its own")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..conditioning import Conditioning
 from ..errors import Refused
+from ..files import at_home
 from .covariance import Covariance, load_covariance
 from .prompt_base import PromptBase
 
@@ -55,7 +56,7 @@ class TextBase(PromptBase):
         """Where the second moment of its text encoder is: beside the base's own files, else in the user's cache."""
         if self.folder and (self.folder / "covariance.safetensors").is_file():
             return self.folder / "covariance.safetensors"
-        cache = Path(os.environ.get("DIFFADAPT_CACHE", "~/.cache/diffadapt")).expanduser()
+        cache = at_home(os.environ.get("DIFFADAPT_CACHE", "~/.cache/diffadapt"))
         return cache / "covariance" / f"{self.text_fingerprint.split(':')[-1]}.safetensors"
 
     def covariance(self) -> Covariance:

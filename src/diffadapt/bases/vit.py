@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..conditioning import PICTURES, Conditioning
 from ..errors import Refused
-from ..files import is_there, read_json
+from ..files import at_home, is_there, read_json
 from ..network import Network, Rules
 from ..shapes import PREPROCESSOR, VIT_CONFIG
 from .local_folder import first_line, tensor_names
@@ -104,7 +104,7 @@ def load_classifier(
         Refused: there is no such folder, or it holds no vision transformer for square pictures.
     """
     name = os.fspath(name)
-    folder = EMBEDDED_VIT if name == "embedded" else Path(name).expanduser()
+    folder = EMBEDDED_VIT if name == "embedded" else at_home(name)
     if not is_there(folder) or not (folder / "config.json").is_file():
         raise Refused(
             f'no vision transformer at {name!r}: expected "embedded" or a folder with config.json and '

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import Refused
-from ..files import is_there
+from ..files import at_home, is_there
 
 if TYPE_CHECKING:
     from ..bases import Base
@@ -103,7 +103,7 @@ def split_adapter(text: str, strength: float = 1.0, *, folders: bool = False) ->
         except ValueError:
             path = text
     exists = is_there(path)
-    found = Path(path).expanduser() if exists else Path(path)
+    found = at_home(path) if exists else Path(path)
     file = found / "adapter.safetensors" if exists and found.is_dir() else found
     if not exists or not file.is_file():
         from ..sampling.adapter_files import usable_checkpoints
@@ -123,7 +123,7 @@ def new_folder(text: str) -> Path:
     Raises:
         Refused: it holds something, which would be mixed with what comes.
     """
-    folder = Path(text).expanduser()
+    folder = at_home(text)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Refused(f"{folder} exists already; choose a new or empty folder, nothing is overwritten")
     return folder

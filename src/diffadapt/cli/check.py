@@ -4,9 +4,9 @@ The page shows each picture as it will be cropped, its caption as it will be use
 """
 
 import argparse
-from pathlib import Path
 
 from ..errors import Refused, printable
+from ..files import at_home
 from .arguments import add_base, load
 
 SUMMARY = "look at a folder of pictures before training on it"
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    out = Path(arguments.out).expanduser()
+    out = at_home(arguments.out)
     if out.exists():
         raise Refused(f"{out} exists already; choose a new name with --out, nothing is overwritten")
     from ..data.concept import load_concept

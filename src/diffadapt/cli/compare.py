@@ -4,9 +4,9 @@ They must have been shown the same pictures on the same base, and sampled with t
 """
 
 import argparse
-from pathlib import Path
 
 from ..errors import Refused
+from ..files import at_home
 
 MANY = "runs"
 SUMMARY = "set finished runs of one subject side by side"
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    out = Path(arguments.out).expanduser()
+    out = at_home(arguments.out)
     if out.exists():
         raise Refused(f"{out} exists already; choose another --out, nothing is overwritten")
     from ..report import compare

@@ -7,9 +7,9 @@ under, so give it to whoever gets your concepts.
 """
 
 import argparse
-from pathlib import Path
 
 from ..errors import Refused
+from ..files import at_home
 from .arguments import add_base, load
 
 SUMMARY = "measure what perfusion has to know of a base's text encoder"
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     base = load(arguments)
     if not isinstance(base, TextBase):
         raise Refused(f"{base.name!r} has no text encoder whose second moment could be measured")
-    place = Path(arguments.out).expanduser() if arguments.out else base.covariance_file
+    place = at_home(arguments.out) if arguments.out else base.covariance_file
     if place.exists():
         raise Refused(f"{place} exists already, and concepts may have been learned under it; move it away first")
     found = measure_covariance(base, captions or world_captions(base), progress=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Refused
+from ..files import at_home
 from ..run_layout import RunLayout
 
 MANY = "settings"
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    folder = Path(arguments.out).expanduser() if arguments.out else unfinished(Path("runs"))
+    folder = at_home(arguments.out) if arguments.out else unfinished(Path("runs"))
     from ..data.demo_subject import draw_demo_subject
     from ..recipes.job import read_job
     from ..report import compare

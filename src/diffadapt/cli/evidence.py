@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Failed, Refused
+from ..files import at_home
 from .arguments import add_base, load
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the workers, which inherit it
     from ..evidence import claim_names, load_claim
 
-    folder = Path(arguments.folder).expanduser()
+    folder = at_home(arguments.folder)
     claims = claim_names(folder)
     if arguments.action == "calibrate":
         return calibrate_claims(folder, arguments.claims or claims)
@@ -92,8 +93,8 @@ def open_evidence(folder: Path, base: "Base", arguments: argparse.Namespace) -> 
         seeds = tuple(dict.fromkeys(int(text) for text in arguments.seeds.split(",")))
     except ValueError:
         raise Refused(f"--seeds: expected whole numbers, such as 0,1,2; got {arguments.seeds!r}") from None
-    name = Path(base.name).name if Path(base.name).expanduser().exists() else base.name  # no paths in results
-    results = Path(arguments.results).expanduser() if arguments.results else folder / "results"
+    name = Path(base.name).name if at_home(base.name).exists() else base.name  # no paths in results
+    results = at_home(arguments.results) if arguments.results else folder / "results"
     return Evidence(folder, results, base.fingerprint, Settings(seeds=seeds, base=name))
 
 
@@ -158,8 +159,8 @@ def run_claims(evidence: "Evidence", claims: Sequence[str], arguments: argparse.
             continue
         refuse_uncalibrated(evidence.folder, name, evidence.settings)
         job = Job(
-            claim=name, folder=evidence.folder, work=Path(arguments.out).expanduser(), pictures=evidence.pictures(name),
-            data=Path(arguments.data).expanduser() if arguments.data else None,
+            claim=name, folder=evidence.folder, work=at_home(arguments.out), pictures=evidence.pictures(name),
+            data=at_home(arguments.data) if arguments.data else None,
             base={"name": arguments.base, "device": arguments.device, "dtype": arguments.dtype,
                   "config": arguments.base_config, "prediction_type": arguments.prediction_type},
         )  # fmt: skip

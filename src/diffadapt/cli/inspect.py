@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Refused, printable
-from ..files import is_there, parse_json
+from ..files import at_home, is_there, parse_json
 
 SUMMARY = "say what an adapter file or a run holds"
 EXAMPLES = """\
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    path = Path(arguments.path).expanduser()
+    path = at_home(arguments.path)
     if not is_there(path):
         raise Refused(f"nothing at {path}; give an adapter file or the folder of a run")
     facts = describe_run(path, arguments) if path.is_dir() else describe_file(path, arguments)

@@ -5,9 +5,9 @@ what is wrong.
 """
 
 import argparse
-from pathlib import Path
 
 from ..errors import Refused
+from ..files import at_home
 
 SUMMARY = "find the subject in pictures and write masks"
 EXAMPLES = """\
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    folder = Path(arguments.folder).expanduser()
+    folder = at_home(arguments.folder)
     if not folder.is_dir():
         raise Refused(f"no folder at {folder}; give the folder of pictures")
     from ..controls.clipseg import MODEL, ClipSeg

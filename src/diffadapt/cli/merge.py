@@ -7,9 +7,9 @@ are refused.
 """
 
 import argparse
-from pathlib import Path
 
 from ..errors import Refused
+from ..files import at_home
 from .arguments import adapters, add_adapters, add_base, load, new_folder
 
 SUMMARY = "write adapters into the weights of a base"
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     chosen = adapters(arguments)
-    out = Path(arguments.out).expanduser()
+    out = at_home(arguments.out)
     single = out.suffix == ".safetensors"
     if single and out.exists():
         raise Refused(f"{out} exists already; choose a new name, nothing is overwritten")

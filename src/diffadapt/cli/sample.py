@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from ..errors import Refused
-from ..files import filled_lines
+from ..files import at_home, filled_lines
 from .arguments import adapters, add_adapters, add_base, add_bias, load, read_bias
 
 MANY = "prompt"
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise Refused(f"--{name}: expected at least 1, got {getattr(arguments, name)}")
     chosen = adapters(arguments, folders=True)
     bias = read_bias(arguments.bias)
-    folder = Path(arguments.out).expanduser()
+    folder = at_home(arguments.out)
     if folder.exists() and not folder.is_dir():
         raise Refused(f"--out {folder} is a file; give a folder")
     from ..data.contact_sheet import contact_sheet

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..config import override, read_toml
 from ..errors import Refused
-from ..files import is_there
+from ..files import at_home, is_there
 
 MANY = "settings"  # the argument that takes whatever stands behind a flag, too
 SUMMARY = "train an adapter on a few pictures, or on pictures with control signals"
@@ -67,7 +67,7 @@ def read_settings(settings: list[str]) -> dict[str, Any]:
     if files:
         if not is_there(files[0]):
             raise Refused(f"no config file or run at {files[0]!r}; give one, or options written key=value")
-        path = Path(files[0]).expanduser()
+        path = at_home(files[0])
         table = read_toml(path / "run.toml" if path.is_dir() else path)
     return override(table, assignments)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import Failed, Refused
-from ..files import load_tensors, save_tensors
+from ..files import at_home, load_tensors, save_tensors
 
 
 def content_key(*parts: str | int | float | bytes | Tensor) -> str:
@@ -44,7 +44,7 @@ class TensorCache:
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        self.folder = None if folder is None else Path(folder).expanduser()
+        self.folder = None if folder is None else at_home(folder)
         self.notes: list[str] = []
         self._memory: dict[str, Tensor] = {}
         self._writable = True

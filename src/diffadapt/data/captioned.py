@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import Refused
+from ..files import at_home
 from .cache import content_key
 from .folder import Example, list_folder
 from .picture import Crop
@@ -74,7 +75,7 @@ def load_captioned(folder: str | Path) -> Captioned:
     Raises:
         Refused: no folder, no picture, no caption at all, or a caption or metadata line that cannot be right.
     """
-    folder = Path(folder).expanduser()
+    folder = at_home(folder)
     examples, notes = list_folder(folder)
     notes += [f"{example.path.name}: left out, it has no caption" for example in examples if example.caption is None]
     captioned = [example for example in examples if example.caption is not None]

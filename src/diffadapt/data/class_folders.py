@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import Refused
+from ..files import at_home
 from .captioned import Captioned
 from .folder import list_folder, natural_order
 from .styles import Styles
@@ -34,7 +35,7 @@ def load_classes(folder: str | Path, *, held_out: int = 8) -> ClassFolders:
     Raises:
         Refused: fewer than two classes, a class without a picture, or one with fewer pictures than are kept back.
     """
-    folder = Path(folder).expanduser()
+    folder = at_home(folder)
     split = (folder / "train").is_dir() and (folder / "test").is_dir()
     learned = _classes(folder / "train" if split else folder)
     if len(learned) < 2:

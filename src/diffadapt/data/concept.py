@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import Refused
+from ..files import at_home
 from .folder import Example, list_folder
 from .picture import Crop, fit, to_tensor
 
@@ -219,7 +220,7 @@ def load_concept(folder: str | Path, noun: str, *, token: str | None = None) -> 
         Refused: no folder, no or too many pictures, a picture, caption or mask that cannot be used (names the file),
             an empty noun, a token with blanks.
     """
-    folder = Path(folder).expanduser()
+    folder = at_home(folder)
     noun = " ".join(noun.split())
     if not noun:
         raise Refused('the class noun is empty; say what the pictures show one of, for example noun="cat"')

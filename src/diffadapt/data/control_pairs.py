@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..controls import SIGNALS, find_signal
 from ..errors import Refused
-from ..files import file_digest
+from ..files import at_home, file_digest
 from .cache import content_key
 from .folder import Example, list_folder, plain_name, read_metadata
 from .picture import SUFFIXES, find_crop, fit, open_picture, to_tensor
@@ -166,15 +166,13 @@ def load_control_pairs(
     """
     given = {"folder": folder, "signals": signals, "kind": kind}
     source = {name: str(value) for name, value in given.items() if value is not None}
-    folder = Path(folder).expanduser()
+    folder = at_home(folder)
     examples, notes = list_folder(folder)
     files: dict[Path, Path] = {}
-    if isinstance(signals, str) and (signals in SIGNALS or not Path(signals).expanduser().is_dir()):
+    if isinstance(signals, str) and (signals in SIGNALS or not at_home(signals).is_dir()):
         kind, readers = signals, _computed(examples, signals)
     else:
-        files = (
-            _named_in_metadata(folder) if signals is None else _of_the_same_names(Path(signals).expanduser(), examples)
-        )
+        files = _named_in_metadata(folder) if signals is None else _of_the_same_names(at_home(signals), examples)
         examples = [example for example in examples if example.path not in files.values()]
         readers = _read_from(files, examples, str(signals or folder / METADATA))
         places = {part.name for file in files.values() for part in (file, *file.parents)}

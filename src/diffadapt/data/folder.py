@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import Refused
-from ..files import parse_json, read_text, text_lines
+from ..files import at_home, parse_json, read_text, text_lines
 from ..shapes import METADATA_ROW
 from .picture import SUFFIXES, Crop, fit, on_white, open_mask, open_picture, to_tensor
 
@@ -91,7 +91,7 @@ def list_folder(folder: str | Path) -> tuple[list[Example], list[str]]:
     Raises:
         Refused: no such folder, no picture in it, or a caption, metadata line or mask name that cannot be right.
     """
-    folder = Path(folder).expanduser()
+    folder = at_home(folder)
     kinds = ", ".join(suffix[1:] for suffix in SUFFIXES)
     if not folder.is_dir():
         found = "a file is there" if folder.exists() else "nothing is there"

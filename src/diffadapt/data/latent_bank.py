@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import Failed, Refused
-from ..files import parse_json, read_json, save_tensors, write_json
+from ..files import at_home, parse_json, read_json, save_tensors, write_json
 from ..progress import Steps, say
 from ..shapes import SHARD_CAPTIONS
 
@@ -73,7 +73,7 @@ class LatentBank:
     """
 
     def __init__(self, folder: str | Path, settings: LatentBankSettings) -> None:
-        self.folder, self.settings = Path(folder).expanduser(), settings
+        self.folder, self.settings = at_home(folder), settings
         self._count = 0
         self._open: dict[int, tuple[Any, list[str]]] = {}
         path = self.folder / "bank.json"

@@ -20,7 +20,7 @@ def write_masks(folder: str | Path, noun: str, model: ClipSeg, *, progress: bool
     Returns:
         the files written
     """
-    examples, _ = list_folder(Path(folder).expanduser())
+    examples, _ = list_folder(folder)
     written: list[Path] = []
     with Steps("masks", len(examples), quiet=not progress) as bar:
         for example in examples:

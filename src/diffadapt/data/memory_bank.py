@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import Failed, Refused
-from ..files import read_json, write_atomic, write_json
+from ..files import at_home, read_json, write_atomic, write_json
 from ..shapes import BANK
 from .picture import png_bytes, to_tensor
 
@@ -56,7 +56,7 @@ class MemoryBank:
     """
 
     def __init__(self, folder: str | Path, settings: BankSettings) -> None:
-        self.folder, self.settings = Path(folder).expanduser(), settings
+        self.folder, self.settings = at_home(folder), settings
         self._rows: list[dict[str, str | int]] = []
         self._count = 0
         path = self.folder / "bank.json"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import Refused
+from ..files import at_home
 from .concept import Concept, load_concept, token_of
 from .folder import list_folder
 
@@ -58,7 +59,7 @@ def load_sequence(folder: str | Path, noun: str, *, order: Sequence[str] = ()) -
     Raises:
         Refused: no folder, none in it, a name that is not there, or two names that would share a word; says which.
     """
-    folder = Path(folder).expanduser()
+    folder = at_home(folder)
     if not folder.is_dir():
         raise Refused(f"no folder at {folder}; expected one that holds a folder of pictures for each concept")
     found = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")}

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import Failed, Refused
-from ..files import parse_json
+from ..files import at_home, parse_json
 from .cache import content_key
 from .picture import SUFFIXES, fit, on_white, open_picture, to_tensor
 
@@ -154,7 +154,7 @@ def load_shards(folder: str | Path) -> Shards:
     Raises:
         Refused: no such folder, no shard in it, or the extra is not installed.
     """
-    folder = Path(folder).expanduser()
+    folder = at_home(folder)
     paths = sorted(folder.glob("*.tar")) if folder.is_dir() else []
     if not paths:
         raise Refused(f"expected a folder of shards (*.tar) at {folder}; found none: check the path")

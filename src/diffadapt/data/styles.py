@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import Refused
+from ..files import at_home
 from .captioned import Captioned, load_captioned
 from .folder import list_folder, natural_order
 
@@ -42,7 +43,7 @@ def load_styles(folders: str | Path | Sequence[str | Path], *, held_out: int = 8
     given = [folders] if isinstance(folders, str | Path) else list(folders)
     pictures: dict[str, Captioned] = {}
     kept: dict[str, Captioned] = {}
-    for folder in [each for one in given for each in _folders(Path(one).expanduser())]:
+    for folder in [each for one in given for each in _folders(at_home(one))]:
         name = folder.resolve().name
         if name in pictures:
             raise Refused(f"two styles are called {name!r}; rename one of the folders")

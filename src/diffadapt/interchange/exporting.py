@@ -6,6 +6,7 @@ import torch
 
 from ..adapters import load_adapter
 from ..errors import Refused
+from ..files import at_home
 from ..network import Network
 from .diff import write_diff
 from .lora_writing import write_lora
@@ -51,7 +52,7 @@ def export_adapter(
     Raises:
         Refused: the format cannot hold the adapter, or a file that would be written exists.
     """
-    out = Path(out).expanduser()
+    out = at_home(out)
     if to == "oft_blocks":
         raise Refused(f"oft_blocks cannot be written: {OUTPUT_SIDE}; --to diff reaches the same tools")
     if to not in FORMATS:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..adapters import Attachment, Hint, attach
 from ..errors import Refused
-from ..files import load_tensors
+from ..files import at_home, load_tensors
 from ..network import Network
 from .exporting import OUTPUT_SIDE
 from .found import Found
@@ -62,7 +62,7 @@ def import_adapter(
     Raises:
         Refused: another method or base, an output-side rotation, a pickle, `out` or the encoder's file exists.
     """
-    source, out = Path(source).expanduser(), Path(out).expanduser()
+    source, out = at_home(source), at_home(out)
     if out.exists():
         raise Refused(f"{out} exists already; choose a new name, nothing is overwritten")
     if out.suffix != ".safetensors":

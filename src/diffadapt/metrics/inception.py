@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import Refused
-from ..files import load_tensors
+from ..files import at_home, load_tensors
 
 SIDE, WIDTH, BATCH = 299, 2048, 16
 Shape = tuple[int, ...]  # (in, out, kernel height and width, stride, padding height and width)
@@ -152,7 +152,7 @@ def load_inception(file: str | Path) -> Inception:
     Raises:
         Refused: no such file, not safetensors, or weights of another network.
     """
-    tensors, _ = load_tensors(Path(file).expanduser())
+    tensors, _ = load_tensors(at_home(file))
     network = Inception()
     wanted = network.state_dict()
     lacking = [name for name in wanted if name not in tensors and not name.endswith("num_batches_tracked")]

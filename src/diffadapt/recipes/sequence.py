@@ -64,7 +64,9 @@ class SequenceConfig(LoopConfig):
     prior_weight: float = option(1.0, "weight of prior preservation; 0 switches it off", low=0)
     prior_pictures: int = option(48, "class pictures sampled once from the untouched base, for all tasks", low=1)
     prior_prompts: tuple[str, ...] = option((), "prompts of the class pictures; empty means 'a NOUN'")
-    memory_bank: str = option("", "folder of the class pictures; empty means memory_banks beside the run's folder")
+    memory_bank: str = option(
+        "", "folder of the class pictures; empty means memory_banks beside the run's folder", path=True
+    )
     replay_pictures: int = option(
         0, "pictures of each past concept that the model so far draws before a task, as class pictures; 0 is no replay",
         low=0,

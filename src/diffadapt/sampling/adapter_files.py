@@ -7,6 +7,7 @@ from ..adapters import Attachment, copy_values, load_adapter
 from ..adapters.control_net import copy_control_net, is_control_net, load_control_net
 from ..bases import Base
 from ..errors import Refused
+from ..files import at_home
 from ..run_layout import ADAPTERS, RunLayout
 
 
@@ -16,7 +17,7 @@ def adapter_files(path: str | Path) -> list[Path]:
     Raises:
         Refused: a folder without an adapter.
     """
-    path = Path(path).expanduser()
+    path = at_home(path)
     if not path.is_dir():
         return [path]
     run = RunLayout(path)
