@@ -2,8 +2,10 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -47,17 +49,43 @@ def test_an_interrupted_write_leaves_no_temporary_file_and_the_old_one_whole(tmp
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"] and (tmp_path / "a.json").read_text() == "old"
 
 
-def test_leftovers_of_processes_that_are_gone_are_swept_and_nothing_else(tmp_path):
+@pytest.fixture
+def gone() -> int:
+    """The number of a process that has ended."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    return process.pid
+
+
+def test_leftovers_of_processes_that_are_gone_are_swept_and_nothing_else(tmp_path, gone):
     (tmp_path / "inner").mkdir()
-    gone = subprocess.run(
-        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
-    ).stdout
-    dead = tmp_path / "inner" / f".a.safetensors.{int(gone)}.tmp"
-    kept = [tmp_path / f".b.json.{os.getpid()}.tmp", tmp_path / ".mine.tmp", tmp_path / "c.json"]
-    for path in (dead, *kept):
+    here, day = platform.node(), 86_400
+    dead = tmp_path / "inner" / f".a.safetensors.{here}.{gone}.tmp"
+    folder = tmp_path / f".merged.{here}.{gone}.tmp"
+    old = tmp_path / f".d.json.elsewhere.{gone}.tmp"
+    link = tmp_path / f".link.{here}.{gone}.tmp"
+    kept = [tmp_path / f".b.json.{here}.{os.getpid()}.tmp", tmp_path / f".c.json.elsewhere.{gone}.tmp"]
+    kept += [tmp_path / ".mine.tmp", tmp_path / "c.json", tmp_path / f"e.{here}.{gone}.tmp", link]
+    (folder / "unet").mkdir(parents=True)
+    link.symlink_to(tmp_path / "inner")
+    for path in (dead, old, folder / "unet" / "config.json", *kept[:-1]):
         path.write_text("x")
-    assert sweep(tmp_path) == [dead]
+    os.utime(old, (time.time() - 2 * day, time.time() - 2 * day))
+    assert sorted(sweep(tmp_path)) == sorted([folder, old])
+    assert sweep(tmp_path, deep=True) == [dead]
     assert all(path.exists() for path in kept)
+
+
+def test_a_write_sweeps_the_folder_that_it_writes_to(tmp_path, gone):
+    """A memory bank, an export and a merge lie in folders that no run claims."""
+    left = [tmp_path / f".{name}.{platform.node()}.{gone}.tmp" for name in ("a.png", "merged")]
+    left[0].write_text("x")
+    (left[1] / "unet").mkdir(parents=True)
+    below = tmp_path / "photos" / left[0].name  # a folder of its own
+    below.parent.mkdir()
+    below.write_text("x")
+    write_atomic(tmp_path / "b.png", b"x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.png", "photos"] and below.exists()
 
 
 @pytest.mark.parametrize("text", ["x" * 5000, "a\0b", "~nobody-of-that-name/x", "\ud800"])

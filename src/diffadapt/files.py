@@ -1,11 +1,15 @@
 """Files that are either whole or not there: atomic writes, safetensors, JSON and UTF-8 text, never pickle."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
+import platform
 import re
+import shutil
 import struct
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +21,7 @@ if TYPE_CHECKING:  # torch takes a second to load, and a command's help needs no
     from torch import Tensor
 
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
+_ELSEWHERE = 86_400.0  # seconds: what a process of another machine has left alone for so long, it has left behind
 
 
 def write_atomic(path: str | Path, data: bytes | str) -> Path:
@@ -28,7 +33,7 @@ def write_atomic(path: str | Path, data: bytes | str) -> Path:
         Failed: the disk is full or the folder cannot be written; the old file, if any, is untouched.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
@@ -63,16 +68,44 @@ def write_new(files: Mapping[Path, bytes | str]) -> None:
             write_atomic(path, data)
 
 
-def sweep(folder: str | Path) -> list[Path]:
-    """Removes what killed writes of processes that are gone have left in a folder and the folders in it."""
+def temporary_of(path: Path) -> Path:
+    """Where what comes to `path` is made: beside it, hidden, named for this machine and process, so that `sweep` knows.
+
+    What killed processes have left in that folder is swept first, once in a process.
+    """
+    _sweep_once(path.parent.absolute())
+    return path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
+
+
+@functools.cache
+def _sweep_once(folder: Path) -> None:
+    sweep(folder)  # a cache holds many files, and looking through them at each write would take longer than the write
+
+
+def sweep(folder: str | Path, *, deep: bool = False) -> list[Path]:
+    """Removes the temporary files and folders that killed processes have left in a folder, and nothing else.
+
+    A process of this machine is gone when it does not run; of another one, which shares the disk, after a day.
+
+    Args:
+        folder: where to look; it need not be there.
+        deep: look in the folders in it, too.
+    """
     swept = []
-    for path in Path(folder).rglob(".*.tmp"):
-        found = _TEMPORARY.fullmatch(path.name)
-        if found and path.is_file() and not _alive(int(found[1])):
-            with contextlib.suppress(OSError):
-                path.unlink()
+    for path in list(Path(folder).glob("**/.*.tmp" if deep else ".*.tmp")):
+        with contextlib.suppress(OSError):
+            if _left_behind(path):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
                 swept.append(path)
     return swept
+
+
+def _left_behind(path: Path) -> bool:
+    found = _TEMPORARY.fullmatch(path.name)
+    if not found or path.is_symlink() or _alive(int(found[1])):
+        return False
+    here = path.name.endswith(f".{platform.node()}.{found[1]}.tmp")
+    return here or time.time() - path.stat().st_mtime > _ELSEWHERE
 
 
 def _alive(process: int) -> bool:

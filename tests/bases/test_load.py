@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from diffadapt.bases import load_base
 from diffadapt.bases.load import EMBEDDED
+from diffadapt.errors import Failed
 
 WEIGHT_FILES = (
     "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors",
@@ -153,3 +154,15 @@ def test_every_precision_on_the_gpu_is_the_same_base(dtype, tiny_folder):
     assert base.fingerprint == load_base(tiny_folder, device="cpu").fingerprint
     latents = torch.randn(1, 4, 16, 16, device="cuda")
     assert base.denoise(latents, torch.tensor([5], device="cuda"), base.condition(["a cat"])).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("error", "ends"), [(KeyboardInterrupt, KeyboardInterrupt), (OSError("disk full"), Failed)])
+def test_saving_that_is_interrupted_leaves_nothing(tiny_base, tmp_path, monkeypatch, error, ends):
+    def save(folder):
+        (folder / "model_index.json").write_text("{}")
+        raise error
+
+    monkeypatch.setattr(tiny_base, "save_pipeline", save)
+    with pytest.raises(ends):
+        tiny_base.save(tmp_path / "copy")
+    assert not list(tmp_path.iterdir())

@@ -1,6 +1,7 @@
 """A run that is killed at any write, or whose disk fills up, loses nothing and can go on."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -14,9 +15,10 @@ from diffadapt import files
 from diffadapt.adapters import LoRA, attach
 from diffadapt.bases import load_base
 from diffadapt.data.concept import load_concept
-from diffadapt.errors import Failed
+from diffadapt.errors import Failed, Refused
 from diffadapt.files import load_tensors, write_atomic
 from diffadapt.recipes.subject import SubjectConfig, train_subject
+from diffadapt.training.run import claim_folder
 
 FAST = SubjectConfig(
     steps=4, batch_size=1, warmup=1, prior_pictures=2, checkpoint_every=2, sample_every=4, evaluation_prompts=1,
@@ -161,3 +163,14 @@ def test_an_adapter_that_cannot_be_written_leaves_the_old_one(base, small_disk):
         larger.save(path)
     assert path.read_bytes() == before
     larger.detach()
+
+
+def test_a_folder_that_is_no_run_is_refused_before_anything_in_it_is_swept(tmp_path):
+    left = tmp_path / "deep" / f".a.json.{platform.node()}.{2**30}.tmp"  # no process has such a number
+    left.parent.mkdir()
+    left.touch()
+    with pytest.raises(Refused, match="holds no run of diffadapt"):
+        claim_folder(tmp_path, "seed = 0")
+    assert left.exists()
+    (tmp_path / "settings.toml").write_text("seed = 0")
+    assert claim_folder(tmp_path, "seed = 0") and not left.exists()

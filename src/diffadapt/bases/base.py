@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from ..conditioning import Conditioning
 from ..errors import Failed, Refused
+from ..files import temporary_of
 from ..fingerprint import combined
 from ..network import Network, Rules, broken_weight, find_roles, owns_parameters
 from ..noise_schedule import NoiseSchedule
@@ -373,15 +374,18 @@ class Base(Network):
         defaults = Defaults(
             guidance=self.default_guidance, steps=self.default_steps, encoder=self.encoder, world=self.world
         )
-        temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        temporary = temporary_of(folder)
         try:
             temporary.mkdir(parents=True, exist_ok=True)
             with quiet():
                 self.save_pipeline(temporary)
             write_defaults(temporary, self.name, defaults)
             os.replace(temporary, folder)
-        except Exception as error:  # safetensors, diffusers and tokenizers each say "disk full" in a class of their own
+        except BaseException as error:  # an interrupt as well: no temporary folder stays
             shutil.rmtree(temporary, ignore_errors=True)
+            if not isinstance(error, Exception):
+                raise
+            # safetensors, diffusers and tokenizers each say "disk full" in a class of their own
             raise Failed(f"cannot write {folder} ({error}); free some space or choose another place") from error
         return folder
 

@@ -140,13 +140,13 @@ def claim_folder(folder: Path, settings: str) -> bool:
         Refused: the folder holds something else, or a run of other settings.
     """
     mark = RunLayout(folder).settings
-    sweep(folder)
     if mark.exists():
         held = read_text(mark)
         for name in LATER:
             if not re.search(rf"^{name} = ", held, re.MULTILINE):
                 settings = re.sub(rf"^{name} = .*\n", "", settings, flags=re.MULTILINE)
         if held == settings:
+            sweep(folder, deep=True)
             return True
         was, now = text_lines(held), text_lines(settings)
         difference = next(
