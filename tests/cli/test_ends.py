@@ -8,13 +8,16 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from diffadapt.cli import main as main_module
 from diffadapt.cli import merge
 from diffadapt.cli.arguments import split_adapter
 from diffadapt.cli.main import main
 from diffadapt.errors import Refused
+from diffadapt.training.checkpoint import checkpoints
 
 SOURCE = Path(main_module.__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SOURCE)}
@@ -46,7 +49,7 @@ def test_a_home_folder_is_written_out_once_where_the_config_is_read(capsys, monk
 @pytest.mark.parametrize(
     "command",
     [
-        "check {} --noun cat", "check biscuit --noun cat --out {}", "masks {} --noun cat", "sample cat --prompts {}",
+        "check {} --noun cat", "check biscuit --noun cat --base no.safetensors --out {}", "masks {} --noun cat", "sample cat --prompts {}",
         "sample cat --base no/such --out {} --adapter {}", "inspect {}", "compare {} {} --out {}",
         "demo --out {} nonsense=1", "merge --adapter {} --out {}", "covariance --captions {}",
         "evidence list --folder {}",
@@ -153,6 +156,50 @@ def test_a_signal_ends_in_a_sentence_its_exit_code_and_no_leftovers(tmp_path, nu
     what = "interrupted" if number == signal.SIGINT else f"stopped by {number.name}"
     assert error.strip() == f"{what}; resume with: diffadapt train concept.noun=cat"
     assert not list(tmp_path.glob(".*.tmp")) and (tmp_path / "a.json").read_text() == "x" * 1000
+
+
+TRAINING = """
+import signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup
+from diffadapt.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_training_that_is_stopped_twice_in_the_middle_ends_with_the_same_bits(tiny_v_folder, tmp_path):
+    (tmp_path / "biscuit").mkdir()
+    for i, colour in enumerate(("red", "blue")):
+        Image.new("RGB", (40, 40), colour).save(tmp_path / "biscuit" / f"{i}.png")
+    settings = [
+        f"base={tiny_v_folder}", f"concept.folder={tmp_path / 'biscuit'}", "concept.noun=cat", "method.name=lora",
+        "method.rank=1", "train.steps=60", "train.batch_size=1", "train.prior_weight=0", "train.checkpoint_every=4",
+        "train.sample_every=0", "train.evaluation_prompts=0",
+    ]  # fmt: skip
+
+    def program(name: str) -> subprocess.Popen:
+        command = [sys.executable, "-c", TRAINING, "train", *settings, f"out={tmp_path / name}"]
+        return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    for number, code, step in ((signal.SIGTERM, 143, 6), (signal.SIGHUP, 129, 22)):
+        process, log = program("stopped"), tmp_path / "stopped" / "log.jsonl"
+        while process.poll() is None and not (log.exists() and f'"step": {step},' in log.read_text()):
+            time.sleep(0.002)
+        process.send_signal(number)
+        _, error = process.communicate(timeout=60)
+        assert process.returncode == code, error
+        command = f"diffadapt train {' '.join(settings)} out={tmp_path / 'stopped'}"
+        assert error.splitlines()[-1] == f"stopped by {number.name}; resume with: {command}"
+        assert "Traceback" not in error and not list(tmp_path.rglob(".*.tmp"))
+        steps = [int(place.name[5:]) for place in checkpoints(tmp_path / "stopped" / "checkpoints")]
+        assert step - 4 < steps[-1] < 60 and not any(each % 4 for each in steps)
+    for name in ("stopped", "whole"):
+        process = program(name)
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == 0, error
+        assert ("resumed at step" in error) == (name == "stopped")
+    stopped, whole = (load_file(tmp_path / name / "adapter.safetensors") for name in ("stopped", "whole"))
+    assert stopped.keys() == whole.keys() and all(torch.equal(stopped[key], whole[key]) for key in whole)
 
 
 def test_a_hang_up_that_nohup_ignores_stays_ignored():
