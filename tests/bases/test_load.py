@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from diffadapt.bases import load_base
 from diffadapt.bases.load import EMBEDDED
-from diffadapt.errors import Failed
+from diffadapt.errors import Failed, Refused
 
 WEIGHT_FILES = (
     "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors",
@@ -143,6 +143,9 @@ def test_the_embedded_base_opens_by_name():
     base = load_base("embedded", device="cpu")
     assert (base.name, base.resolution, base.prediction_type) == ("embedded", 64, "v_prediction")
     assert base.world is not None
+    with pytest.raises(Refused, match="'fox' is no word.*take the kind that it is one of. It knows the kinds animal, "):
+        base.check_noun("fox")
+    base.check_noun("animal")
 
 
 @pytest.mark.gpu
@@ -154,6 +157,13 @@ def test_every_precision_on_the_gpu_is_the_same_base(dtype, tiny_folder):
     assert base.fingerprint == load_base(tiny_folder, device="cpu").fingerprint
     latents = torch.randn(1, 4, 16, 16, device="cuda")
     assert base.denoise(latents, torch.tensor([5], device="cuda"), base.condition(["a cat"])).dtype == torch.float32
+
+
+def test_a_single_file_that_is_missing_is_named_and_not_its_configuration(tiny_folder, tmp_path):
+    for config in (tiny_folder, tmp_path / "nowhere"):
+        with pytest.raises(Refused, match="missing.safetensors'; config goes with") as refused:
+            load_base(tmp_path / "missing.safetensors", config=config)
+        assert str(config) not in str(refused.value).replace(str(tmp_path / "missing.safetensors"), "")
 
 
 @pytest.mark.parametrize(("error", "ends"), [(KeyboardInterrupt, KeyboardInterrupt), (OSError("disk full"), Failed)])

@@ -3,10 +3,12 @@
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
-from diffadapt.adapters import LoRA, attach
+from diffadapt.adapters import LoRA, attach, load_adapter
 from diffadapt.bases import load_base
 from diffadapt.bases.original_layout import save_single_file, unet_name, vae_name
+from diffadapt.cli.main import main
 from diffadapt.errors import Refused
 
 # of Stable Diffusion 1.5: diffusers' name -> that of v1-5-pruned-emaonly.safetensors
@@ -85,3 +87,48 @@ def test_a_small_autoencoder_and_an_existing_file_are_refused(tiny_v_base, tiny_
     (tmp_path / "mine.safetensors").write_text("mine")
     with pytest.raises(Refused, match="exists already"):
         save_single_file(tiny_base, tmp_path / "mine.safetensors")
+
+
+def test_merging_into_one_file_writes_the_words_beside_it_and_overwrites_nothing(
+    tiny_base, tiny_folder, tmp_path, capsys
+):
+    file = moved(tiny_base, tmp_path)
+    command = ["merge", "--adapter", str(file), "--base", str(tiny_folder), "--device", "cpu", "--out"]
+    merged, word = tmp_path / "merged.safetensors", tmp_path / "merged-biscuit.safetensors"
+    assert main([*command, str(merged)]) == 0
+    assert capsys.readouterr().out.split() == [str(merged), str(word)]
+    attachment = load_adapter(tiny_base, file)
+    (vectors,) = (words.rows() for words in attachment.words)
+    assert torch.equal(load_file(word)["<biscuit>"], vectors)
+    attachment.merge_()
+    again = load_base(merged, config=tiny_folder, device="cpu")
+    expected = tiny_base.denoiser.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in again.denoiser.state_dict().items())
+
+    for taken in (merged, word):
+        before = taken.read_bytes()
+        assert main([*command, str(merged)]) == 2
+        assert f"{taken}" in (error := capsys.readouterr().err) and "exists already" in error
+        assert taken.read_bytes() == before
+        merged.unlink(missing_ok=True)
+    assert not merged.exists()
+
+
+def test_merging_a_base_that_has_no_such_layout_into_one_file_is_refused(tiny_v_base, tiny_v_folder, tmp_path, capsys):
+    file = moved(tiny_v_base, tmp_path)
+    command = ["merge", "--adapter", str(file), "--base", str(tiny_v_folder), "--device", "cpu"]
+    assert main([*command, "--out", str(tmp_path / "merged.safetensors")]) == 2
+    error = capsys.readouterr().err
+    assert "is AutoencoderTiny; a single file is written of Stable Diffusion 1.x; give a folder for --out" in error
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def moved(base, folder):
+    """A file of LoRA and a word that change the base."""
+    attachment = attach(base, LoRA(rank=2), tokens={"<biscuit>": "cat"})
+    with torch.no_grad():
+        for parameter in attachment.parameters():
+            parameter += 0.1
+    path = attachment.save(folder / "adapter.safetensors")
+    attachment.detach()
+    return path

@@ -49,7 +49,8 @@ def test_a_home_folder_is_written_out_once_where_the_config_is_read(capsys, monk
 @pytest.mark.parametrize(
     "command",
     [
-        "check {} --noun cat", "check biscuit --noun cat --base no.safetensors --out {}", "masks {} --noun cat", "sample cat --prompts {}",
+        "check {} --noun cat", "check biscuit --noun cat --base no.safetensors --out {}", "masks {} --noun cat",
+        "sample cat --prompts {}",
         "sample cat --base no/such --out {} --adapter {}", "inspect {}", "compare {} {} --out {}",
         "demo --out {} nonsense=1", "merge --adapter {} --out {}", "covariance --captions {}",
         "evidence list --folder {}",

@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     out = at_home(arguments.out)
     if out.exists():
         raise Refused(f"{out} exists already; choose a new name with --out, nothing is overwritten")
-    from ..data.concept import load_concept
+    from ..data.concept import load_concept, photograph_notes
     from ..data.prompt_check import caption_notes
     from ..report.data_page import write_data_page
 
@@ -46,11 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     concept.pixels(side)  # whose notes say what is enlarged
     notes = [*concept.notes, *caption_notes(base, concept)]
     notes += [f"{name}: its mask is empty inside the square crop" for name in concept.empty_masks(side)]
-    if base.world and any(max(crop.original) > 4 * base.resolution for crop in concept.crops):
-        notes.append(
-            f"these look like photographs, and base {base.name!r} has seen drawings of {base.resolution} pixels alone; "
-            "expect a drawing in their colours, or take Stable Diffusion"
-        )
+    notes += photograph_notes(concept, base)
     write_data_page(concept, side, notes, out)
     for note in notes:
         print(printable(f"note: {note}"))

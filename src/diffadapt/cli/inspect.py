@@ -109,11 +109,14 @@ def describe_movement(path: Path, base: str, arguments: argparse.Namespace) -> d
 def describe_run(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """The facts of a run's folder: how far it is, its settings, figures and adapter."""
     from ..report.run_folder import read_run_folder
+    from ..run_layout import RunLayout
+    from ..training.log import is_being_written
 
     found = read_run_folder(folder)
+    state = "running, at" if is_being_written(RunLayout(folder).log) else "stopped at"
     facts: dict[str, Any] = {
         "run": str(folder),
-        "state": "finished" if found.complete else f"stopped at step {found.last_step} of {found.steps or 'unknown'}",
+        "state": "finished" if found.complete else f"{state} step {found.last_step} of {found.steps or 'unknown'}",
         "checkpoints": [path.parent.name for path in sorted(folder.glob("checkpoints/step-*/adapter.safetensors"))],
         "pictures": len(found.concept),
         "settings": dict(found.config),

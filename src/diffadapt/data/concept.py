@@ -276,3 +276,13 @@ def _note_duplicates(concept: Concept) -> None:
         if content in first:
             concept.notes.append(f"{example.path.name}: the same file as {first[content]}, so it counts twice")
         first.setdefault(content, example.path.name)
+
+
+def photograph_notes(concept: Concept, base: Any) -> list[str]:
+    """What to expect of large pictures on a base that knows a world of small drawings alone; empty elsewhere."""
+    if not base.world or all(max(crop.original) <= 4 * base.resolution for crop in concept.crops):
+        return []
+    return [
+        f"these look like photographs, and base {base.name!r} has seen drawings of {base.resolution} pixels alone; "
+        "expect a drawing in their colours, or take Stable Diffusion"
+    ]

@@ -17,7 +17,7 @@ from ..adapters import Attachment, Method, attach
 from ..bases import Base
 from ..config import check, dump_toml, option, with_overrides
 from ..data.cache import TensorCache
-from ..data.concept import Concept
+from ..data.concept import Concept, photograph_notes
 from ..data.prompt_check import caption_notes
 from ..errors import Refused
 from ..evaluation.evaluate import evaluate
@@ -121,7 +121,7 @@ def train_subject(
         start_from({"adapter": attachment}, config.start_from)
         if is_main:
             _write_header(folder, base, concept, settings, resolution)
-        for note in [*concept.notes, *cut_captions]:
+        for note in [*concept.notes, *cut_captions, *photograph_notes(concept, base)]:
             say(f"note: {note}", quiet=quiet)
         if counts := count_pictures(concept, config):
             say(f"pictures to be made: {in_words(counts)}", quiet=quiet)

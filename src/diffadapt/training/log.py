@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..errors import Failed
 from ..files import parse_json, read_text, text_lines, write_atomic
@@ -13,6 +13,8 @@ from ..shapes import LOG_LINE
 
 class RunLog:
     """`log.jsonl` of a run, continued on resume: lines of steps that will be done again are dropped first.
+
+    While it is open it is locked, so that others can tell a training that goes on, see `is_being_written`.
 
     Args:
         path: the file.
@@ -25,6 +27,7 @@ class RunLog:
         write_atomic(path, "".join(line + "\n" for line in kept))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  (closed by close())
         self._path = path
+        _lock(self._file, shared=False)
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Appends one line; numbers are rounded to six significant digits.
@@ -42,6 +45,27 @@ class RunLog:
 
     def close(self) -> None:
         self._file.close()
+
+
+def is_being_written(path: Path) -> bool:
+    """Whether a training that goes on has this log open; a lock ends with its process, however that ends."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return not _lock(file, shared=True)
+
+
+def _lock(file: IO[Any], *, shared: bool) -> bool:
+    """Locks an open file until it is closed; False when it is locked already, True as well where there are no locks."""
+    try:
+        import fcntl  # Windows has none
+
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        pass
+    return True
 
 
 def _lines(path: Path) -> list[str]:
