@@ -29,6 +29,12 @@ def test_a_strength_stands_behind_the_adapter_or_in_its_option(saved, tiny_folde
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
+def test_bringing_a_change_to_a_rank_counts_every_layer(saved, tiny_folder, tmp_path, capsys):
+    command = ["export", str(saved(OFT(block_size=8))), str(tmp_path / "a.safetensors"), "--rank", "2"]
+    assert main([*command, "--base", str(tiny_folder), "--device", "cpu"]) == 0
+    assert any(line.startswith("rank 2 56/56") for line in capsys.readouterr().err.splitlines())
+
+
 def test_refusals_are_one_sentence(saved, tiny_folder, tmp_path, capsys):
     file, base = str(saved(OFT(block_size=8))), ["--base", str(tiny_folder), "--device", "cpu"]
     assert main(["export", file, "--to", "oft_blocks", str(tmp_path / "out"), *base]) == 2

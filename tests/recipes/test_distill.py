@@ -11,6 +11,7 @@ from diffadapt.adapters import LoRA, Selective, StyleInject, attach, load_adapte
 from diffadapt.bases import load_base
 from diffadapt.data.captioned import load_captioned
 from diffadapt.errors import Refused
+from diffadapt.evaluation.evaluate_distillation import evaluate_distillation
 from diffadapt.files import load_tensors
 from diffadapt.recipes.distill import pair_up, train_distill
 from diffadapt.recipes.job import read_job
@@ -57,6 +58,12 @@ def test_a_run_measures_and_resumes_to_the_same_bits(student, teacher, tmp_path)
     resumed = train_distill(student, {"ink": teacher}, CAPTIONS, out=tmp_path / "stopped", **settings)
     one, other = (load_tensors(each.adapter)[0] for each in (run, resumed))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_comparison_with_teachers_counts_every_picture(student, teacher, capsys):
+    taught = {"a cat": "a cat", "a dog": "a dog"}
+    evaluate_distillation(student, {"ink": teacher, "oil": teacher}, taught, adapters=[], quiet=False)
+    assert capsys.readouterr().err.splitlines()[-1].startswith("compare 8/8")  # base, student and two teachers
 
 
 def test_training_brings_the_students_predictions_to_the_teachers(student, teacher, tmp_path):

@@ -167,6 +167,7 @@ def test_a_finished_task_leaves_its_record_features_and_the_newest_adapter_alone
     ]
     for each in (*calls["sample_all"], *calls["losses_after"]):
         assert each["base"] is base and each["count"] == 3 and each["seed"] == 3
+    assert all(each["quiet"] for each in calls["sample_all"])
     assert [(each["number"], each["encoder"].name) for each in calls["score_row"]] == [(0, "encoder"), (1, "encoder")]
     [pairs], [figures] = calls["sample_pairs"], calls["figures"]
     assert pairs["base"] is base and (pairs["count"], pairs["seed"]) == (2, 3)

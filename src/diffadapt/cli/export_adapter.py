@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     files, note = export_adapter(
         load(arguments), adapter, arguments.out, to=arguments.to, strength=strength, rank=arguments.rank,
-        dtype=torch.float32 if arguments.float32 else torch.float16,
+        dtype=torch.float32 if arguments.float32 else torch.float16, progress=True,
     )  # fmt: skip
     for path in files:
         print(path)

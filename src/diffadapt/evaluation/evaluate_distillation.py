@@ -20,7 +20,7 @@ from ..metrics.alignment import text_alignment
 from ..metrics.bootstrap import interval_of_mean
 from ..metrics.features import load_features
 from ..metrics.style import style_distance
-from ..progress import say
+from ..progress import Steps
 from ..sampling.sample import adapted, default_line, generate
 from .held_out_loss import MOST, LossSet, loss_by_level, loss_figures, losses
 
@@ -61,18 +61,21 @@ def evaluate_distillation(
     if len(captions) < 2:
         raise Refused(f"student and teacher are compared on 2 captions or more; got {len(captions)}")
     encoder = load_features(features or base.encoder or "clip:openai/clip-vit-base-patch32", device=base.device)
-    say(f"comparing on {len(captions) * (2 + len(teachers))} pictures", quiet=quiet)
+    bar = Steps("compare", len(captions) * (2 + len(teachers)), quiet=quiet)
 
     def made(by: Base, prompts: Sequence[str]) -> Tensor:
-        return torch.stack(generate(by, [default_line(by, prompt, seed + i) for i, prompt in enumerate(prompts)]))
+        lines = [default_line(by, prompt, seed + i) for i, prompt in enumerate(prompts)]
+        return torch.stack(generate(by, lines, bar=bar))
 
-    pictures = {"base": made(base, captions)}
-    of_teachers = {name: made(each, [as_taught[caption] for caption in captions]) for name, each in teachers.items()}
-    sets = _loss_sets(captions, pictures["base"], [*of_teachers.values()])
-    losses_before = losses(base, sets, seed=seed)
-    with adapted(base, adapters):
-        pictures["student"] = made(base, captions)
-        losses_after = losses(base, sets, seed=seed)
+    with bar:
+        pictures = {"base": made(base, captions)}
+        taught = [as_taught[caption] for caption in captions]
+        of_teachers = {name: made(each, taught) for name, each in teachers.items()}
+        sets = _loss_sets(captions, pictures["base"], [*of_teachers.values()])
+        losses_before = losses(base, sets, seed=seed)
+        with adapted(base, adapters):
+            pictures["student"] = made(base, captions)
+            losses_after = losses(base, sets, seed=seed)
     if out:
         for name, pixels in {**pictures, **of_teachers}.items():
             for i, each in enumerate(pixels):

@@ -16,18 +16,20 @@ from ..data.wide_scenes import world_of
 from ..files import load_tensors
 from ..metrics import MMD_AS, Features, a_mmd, drift_mmd, f_mmd, kept, kid, mmd_squared, subject_fidelity
 from ..metrics.inception import Inception, inception_features
+from ..progress import Steps
 from ..sampling.sample import adapted, default_line, generate
 from .agreement import SECOND
 from .held_out_loss import LossSet, losses
 
 
-def sample_all(base: Base, adapter: Path, record: SequenceRecord, count: int, seed: int) -> None:
+def sample_all(base: Base, adapter: Path, record: SequenceRecord, count: int, seed: int, *, quiet: bool = True) -> None:
     """Every concept so far with the present adapter, from the same seeds after every task."""
-    with adapted(base, [(adapter, 1.0)]):
+    bar = Steps("pictures of all concepts", count * len(record.learned), quiet=quiet)
+    with adapted(base, [(adapter, 1.0)]), bar:
         for each in record.learned:
             place = evaluation(record, len(record.learned) - 1, each.name)
             lines = [default_line(base, f"a {each.phrase}", seed + i) for i in range(count)]
-            for i, pixels in enumerate(generate(base, lines)):
+            for i, pixels in enumerate(generate(base, lines, bar=bar)):
                 write_png(place / f"{i:02d}.png", to_picture(pixels))
 
 

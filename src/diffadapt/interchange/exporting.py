@@ -34,6 +34,7 @@ def export_adapter(
     strength: float = 1.0,
     dtype: torch.dtype = torch.float16,
     rank: int | None = None,
+    progress: bool = False,
 ) -> tuple[list[Path], str]:
     """Writes an adapter in another tool's format, and beside it its new words as textual inversion.
 
@@ -45,6 +46,7 @@ def export_adapter(
         strength: at which it is written, 0 to 1 and beyond; the other tool's own strength 1 is then this one.
         dtype: of "lora" and "diff": float16 (the default) or float32. bfloat16 would round small turns off.
         rank: of "lora", for a method that is none: the rank that its change is brought to.
+        progress: show progress on stderr where a change is brought to a rank, a decomposition for each layer.
 
     Returns:
         all that was written, and a note on what the other tool will not read or what was lost ("" where nothing was)
@@ -79,7 +81,7 @@ def export_adapter(
         elif to == "diff":
             written, notes = write_diff(attachment, out, dtype)
         else:
-            written, notes = write_lora(attachment, out, dtype, rank)
+            written, notes = write_lora(attachment, out, dtype, rank, progress=progress)
         return written + write_words(words), "; ".join(notes)
     finally:
         attachment.detach()

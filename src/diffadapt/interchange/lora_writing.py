@@ -31,6 +31,7 @@ from ..adapters.lora import LoRAAdapter, LowRank
 from ..adapters.tokenizer import innermost
 from ..errors import Refused
 from ..files import save_tensors, write_json
+from ..progress import Steps
 from .names import has_two_encoders, kohya_name
 
 _NOT_IN_SD_SCRIPTS = ("unet.conv_in", "unet.conv_out", "unet.time_embedding.")
@@ -57,13 +58,15 @@ class Pair:
 
 
 @torch.no_grad()
-def write_lora(attachment: Attachment, out: Path, dtype: torch.dtype, rank: int | None) -> tuple[list[Path], list[str]]:
+def write_lora(
+    attachment: Attachment, out: Path, dtype: torch.dtype, rank: int | None, *, progress: bool = False
+) -> tuple[list[Path], list[str]]:
     """Writes an attachment at its present strength in one file; returns the file and what is to be said about it.
 
     Raises:
         Refused: the adapter is no LoRA and no rank is given, or it changes what no LoRA can hold.
     """
-    pairs, notes = pairs_of(attachment, rank)
+    pairs, notes = pairs_of(attachment, rank, progress=progress)
     if not pairs:
         return [], []
     if "unet" not in attachment.base.modules():
@@ -131,7 +134,7 @@ def write_peft_lora(attachment: Attachment, out: Path, config_file: str, tensor_
     return folders
 
 
-def pairs_of(attachment: Attachment, rank: int | None) -> tuple[list[Pair], list[str]]:
+def pairs_of(attachment: Attachment, rank: int | None, *, progress: bool = False) -> tuple[list[Pair], list[str]]:
     """The pairs of all layers whose update is not zero, with the strength in them, and notes on what they lose."""
     layers = attachment.layers.items()
     lora = all(isinstance(each, LoRAAdapter | DoRAAdapter) for _, each in layers)
@@ -146,7 +149,7 @@ def pairs_of(attachment: Attachment, rank: int | None) -> tuple[list[Pair], list
             f"this adapter is {attachment.method.name}, not a LoRA; give the rank to reduce it to with --rank "
             "(what is lost is said), or use --to diff, which is exact"
         )
-    return _nearest(attachment, rank)
+    return _nearest(attachment, rank, progress)
 
 
 def _pair(path: str, adapter: LowRank) -> Pair:
@@ -160,23 +163,25 @@ def _changes_something(adapter: LowRank) -> bool:
     return turned or isinstance(adapter, DoRAAdapter) and adapter.scales()
 
 
-def _nearest(attachment: Attachment, rank: int) -> tuple[list[Pair], list[str]]:
+def _nearest(attachment: Attachment, rank: int, progress: bool) -> tuple[list[Pair], list[str]]:
     """The nearest pairs of a rank, and how near they are."""
     if rank < 1:
         raise Refused(f"rank: expected a whole number from 1 up, got {rank}")
     pairs, worst, left_out, whole = [], (0.0, ""), 0.0, 0.0
-    for path, change in _changes(attachment):
-        size = float(change.square().sum())
-        if size == 0:
-            continue
-        u, s, v = torch.linalg.svd(change.flatten(1), full_matrices=False)
-        r = min(rank, len(s))
-        root = s[:r].sqrt()
-        down = (root[:, None] * v[:r]).reshape(r, *change.shape[1:])
-        pairs.append(Pair(path, down, u[:, :r] * root, float(r)))
-        missing = float(s[r:].square().sum())
-        left_out, whole = left_out + missing, whole + size
-        worst = max(worst, ((missing / size) ** 0.5, path))
+    with Steps(f"rank {rank}", len(attachment.layers), quiet=not progress) as bar:
+        for path, change in _changes(attachment):
+            bar.advance()
+            size = float(change.square().sum())
+            if size == 0:
+                continue
+            u, s, v = torch.linalg.svd(change.flatten(1), full_matrices=False)
+            r = min(rank, len(s))
+            root = s[:r].sqrt()
+            down = (root[:, None] * v[:r]).reshape(r, *change.shape[1:])
+            pairs.append(Pair(path, down, u[:, :r] * root, float(r)))
+            missing = float(s[r:].square().sum())
+            left_out, whole = left_out + missing, whole + size
+            worst = max(worst, ((missing / size) ** 0.5, path))
     if not pairs:
         raise Refused(_NOTHING.format(attachment.strength))
     note = (

@@ -183,7 +183,7 @@ def train_sequence(
         )  # fmt: skip
         if warning := unlearned(repr(record.learned[-1].name), record.learned[0].change, record.learned[-1].change):
             say(warning, quiet=quiet)
-        sample_all(base, adapter, record, config.evaluation_pictures, seed)
+        sample_all(base, adapter, record, config.evaluation_pictures, seed, quiet=quiet)
         record.scores.append(score_row(record, encoder, number))
         found = losses_after(base, adapter, record, concept, config.evaluation_pictures, seed)
         record.learned[-1] = replace(record.learned[-1], losses=found)
