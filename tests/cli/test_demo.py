@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from diffadapt.cli.demo import tables, unfinished
+from diffadapt.cli.demo import SAMPLE_EVERY, tables, unfinished
 from diffadapt.cli.main import main
 from diffadapt.errors import Refused
 from diffadapt.recipes.job import Job, read_job
+from diffadapt.recipes.own_settings import own_config
 
 SMALL = [
     "concept.noun=cat", "method.block_size=4", "train.steps=2", "train.roles=cross_attention.*",
@@ -25,6 +26,14 @@ def test_the_demo_trains_oft_and_beside_it_lora_alike():
     assert (oft.out, lora.out) == (Path("demo/run"), Path("demo/lora"))
     same = {key: value for key, value in vars(oft.train).items() if key != "learning_rate"}
     assert same.items() <= vars(lora.train).items()
+
+
+def test_the_demo_is_the_preset_quick_with_samples_on_the_way():
+    for demo in jobs():
+        table = {"concept": vars(demo.data), "method": {"name": demo.method.name}}
+        quick = read_job({**table, "train": {"preset": "quick", "sample_every": SAMPLE_EVERY}})
+        assert (demo.method, demo.train) == (quick.method, quick.train)
+        assert demo.train.sample_every not in (0, own_config("embedded", demo.method.name, "quick").sample_every)
 
 
 def test_settings_are_for_both_except_for_what_belongs_to_the_method():

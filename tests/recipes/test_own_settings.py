@@ -1,13 +1,15 @@
 """`method.name=X` alone is trained as X should be, on each kind of base; what is said wins."""
 
 import json
+import shutil
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 
-from diffadapt.adapters import OFT, LoRA, Selective, Token
+from diffadapt.adapters import OFT, LoRA, Selective, Token, attach
+from diffadapt.bases import load_base
 from diffadapt.config import dump_toml, read_toml
 from diffadapt.data.concept import load_concept
 from diffadapt.errors import Refused
@@ -33,6 +35,27 @@ def test_a_method_s_name_brings_its_own_settings_and_what_is_said_wins(base, met
     told = job(method, base=base, train={"steps": 7, "learning_rate": 0.5}).train
     assert (told.steps, told.learning_rate) == (7, 0.5)
     assert told.schedule == own_config(base, method).schedule
+
+
+def test_a_copied_and_a_merged_embedded_base_keep_its_settings(tmp_path):
+    from diffadapt.bases.load import EMBEDDED
+
+    copied, merged = tmp_path / "copied", tmp_path / "merged"
+    copied.mkdir()
+    shutil.copy(EMBEDDED / "base.json", copied)  # all of the folder that is looked at
+    base = load_base("embedded", device="cpu")
+    attach(base, LoRA(rank=1), ["cross_attention.query"]).merge_()
+    base.save(merged)
+    again = load_base(merged, device="cpu").save(tmp_path / "saved under another name")
+    for folder in (copied, merged, again):
+        for method in ("lora", "oft", "perfusion"):
+            assert job(method, base=str(folder)).train == job(method, base="embedded").train != own_config("x", method)
+        preset = {"preset": "quick"}
+        assert job("lora", base=str(folder), train=preset).train == job("lora", train=preset).train
+
+
+def test_a_folder_without_a_small_world_has_the_settings_of_stable_diffusion(tiny_folder):
+    assert job("lora", base=str(tiny_folder)).train == own_config("sd15", "lora")
 
 
 def test_the_rates_that_ruined_a_method_are_not_taken_from_lora():

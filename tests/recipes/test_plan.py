@@ -93,7 +93,7 @@ def test_the_command_prints_it_and_writes_nothing(tiny_v_folder, photos, tmp_pat
     assert main(["plan", *given, "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["trains", "parameters", "file", "pictures", "memory", "disk"]
-    assert "self_attention.query (" in lines[0] and "100 for the class, for prior preservation" in lines[3]
+    assert "self_attention.query (" in lines[0] and "48 for the class, for prior preservation" in lines[3]
     assert set(tmp_path.rglob("*")) == before
 
 

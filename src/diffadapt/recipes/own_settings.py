@@ -5,10 +5,13 @@ those of the papers and of the configs in configs/. A method that is not listed 
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from ..bases.defaults import read_defaults
 from ..config import Option
 from ..errors import Refused
+from ..files import is_there
 from .subject import SubjectConfig
 
 PRESETS = ("quick", "likeness", "keep", "small")
@@ -143,7 +146,8 @@ def own_settings(base: str, method: str, preset: str = "") -> dict[str, Any]:
     """The settings of `train_subject` that a method on a base takes unless it is told otherwise.
 
     Args:
-        base: as it is named: "embedded", or anything else, which is taken for Stable Diffusion.
+        base: as it is named. The embedded one, or a folder that was copied, saved or merged from it, has settings of
+            its own; anything else is taken for Stable Diffusion.
         method: its name.
         preset: one of `PRESETS`, or empty for the method's own settings alone.
 
@@ -153,7 +157,7 @@ def own_settings(base: str, method: str, preset: str = "") -> dict[str, Any]:
     Raises:
         Refused: an unknown preset, or one that the method does not have.
     """
-    own = (_SMALL if base == "embedded" else _STABLE_DIFFUSION).get(method, {})
+    own = (_SMALL if _is_embedded(base) else _STABLE_DIFFUSION).get(method, {})
     return {**own, **_preset(base, method, preset).get("train", {})}
 
 
@@ -162,12 +166,18 @@ def own_options(base: str, method: str, preset: str = "") -> dict[str, Any]:
     return dict(_preset(base, method, preset).get("method", {}))
 
 
+def _is_embedded(base: str) -> bool:
+    """Whether a base is the embedded one, or a folder of it under another name: its card lists the words it knows."""
+    folder = Path(base).expanduser()
+    return base == "embedded" or (is_there(base) and folder.is_dir() and bool(read_defaults(folder).world))
+
+
 def _preset(base: str, method: str, preset: str) -> Mapping[str, Mapping[str, Any]]:
     if not preset:
         return {}
     if preset not in PRESETS:
         raise Refused(f"train.preset: expected {' or '.join(PRESETS)}, got {preset!r}")
-    known = (_SMALL_PRESETS if base == "embedded" else _STABLE_DIFFUSION_PRESETS)[preset]
+    known = (_SMALL_PRESETS if _is_embedded(base) else _STABLE_DIFFUSION_PRESETS)[preset]
     if method not in known:
         raise Refused(f"train.preset: there is no {preset!r} for {method}; there are presets for {', '.join(known)}")
     return known[method]
