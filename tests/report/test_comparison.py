@@ -91,16 +91,32 @@ def test_the_sentence_says_who_learned_more_and_who_changed_more(pair: list[Path
     assert "OFT changed the rest more than LoRA. Drift features OFT 0.15" in words
 
 
-def figures(fidelity: tuple[float, float, float], drift: tuple[float, float, float]) -> dict[str, Figure]:
-    def entry(numbers: tuple[float, float, float], **more: Any) -> dict[str, Any]:
+Three = tuple[float, float, float]  # value, low, high
+HELD = (0.7, 0.65, 0.75)  # an alignment or diversity whose interval holds the base's, which is 0.7
+
+
+def figures(
+    fidelity: Three, drift: Three, alignment: Three | None = HELD, diversity: Three = HELD, second: Three | None = None
+) -> dict[str, Figure]:
+    def entry(numbers: Three, **more: Any) -> dict[str, Any]:
         return dict(zip(("value", "low", "high"), numbers, strict=True)) | more
 
     values = {
         "class_leakage": entry((0.5, 0.4, 0.6), base=0.4, better="near base"),
         "drift_features": entry(drift, better="lower"),
         "subject_fidelity": entry(fidelity, base=0.3, better="higher"),
+        "diversity": entry(diversity, base=0.7, better="near base"),
     }
+    if alignment:
+        values["text_alignment"] = entry(alignment, base=0.7, better="higher")
+    if second:
+        values["subject_fidelity (second)"] = entry(second, base=0.3, better="higher")
     return {each.name: each for each in read_figures({"values": values})}
+
+
+def said_of(first: dict[str, Figure], second: dict[str, Figure]) -> list[str]:
+    """What is said of A and B but of the rest, which both leave alike."""
+    return [each.text for each in read_comparison({"A": first, "B": second}, "it") if "the rest" not in each.text]
 
 
 @pytest.mark.parametrize(
@@ -117,6 +133,54 @@ def figures(fidelity: tuple[float, float, float], drift: tuple[float, float, flo
 def test_the_sentence_is_no_more_certain_than_the_intervals(first: Any, second: Any, sentences: list[str]) -> None:
     claims = read_comparison({"A": figures(*first), "B": figures(*second)}, "it")
     assert [claim.text for claim in claims] == sentences
+
+
+MORE, LESS, IT = (0.7, 0.6, 0.8), (0.5, 0.4, 0.55), (0.01, 0.005, 0.015)
+FELL = (0.4, 0.35, 0.45)  # of an alignment or a diversity
+
+
+@pytest.mark.parametrize(
+    ("held", "price"),
+    [
+        ({"alignment": FELL}, "B is better at text alignment"),
+        ({"diversity": FELL}, "B is better at diversity"),
+        ({"diversity": (1.0, 0.95, 1.05)}, "B is better at diversity"),  # more variety than the base's is no aim
+        ({"alignment": FELL, "diversity": FELL}, "B is better at text alignment and diversity"),
+    ],
+)
+def test_the_more_alike_is_not_called_better_where_prompts_or_variety_do_not_hold(held: Any, price: str) -> None:
+    said = said_of(figures(MORE, IT, **held), figures(LESS, IT))
+    assert said == ["A took on it more than B, at a price", price]
+    claims = read_comparison({"A": figures(MORE, IT, **held), "B": figures(LESS, IT)}, "it")
+    assert price.split()[-1] in claims[1].evidence
+
+
+def test_the_more_alike_is_not_called_better_where_another_follows_prompts_better_than_it_and_the_base() -> None:
+    said = said_of(figures(MORE, IT), figures(LESS, IT, alignment=(0.9, 0.85, 0.95)))
+    assert said == ["A took on it more than B, at a price", "B is better at text alignment"]
+
+
+def test_what_fell_in_both_is_a_price_as_well() -> None:
+    said = said_of(figures(MORE, IT, alignment=FELL), figures(LESS, IT, alignment=FELL))
+    assert said[0] == "A took on it more than B, at a price"
+    assert said[1] == "text alignment of A did not hold, and no other run is shown to be better"
+
+
+def test_better_prompts_are_told_where_the_likeness_is_not_decided() -> None:
+    said = said_of(figures(MORE, IT), figures((0.65, 0.58, 0.72), IT, alignment=FELL))
+    assert said == ["Whether A or B learned it better is not decided", "A is better at text alignment"]
+
+
+def test_nobody_is_called_better_where_no_prompts_were_measured() -> None:
+    said = said_of(figures(MORE, IT, alignment=None), figures(LESS, IT, alignment=None))
+    assert said == ["A took on it more than B; whether the prompts still hold was not measured"]
+
+
+def test_what_one_of_two_judges_sees_between_runs_is_not_decided() -> None:
+    assert said_of(figures(MORE, IT, second=MORE), figures(LESS, IT, second=LESS)) == ["A learned it better than B"]
+    for second in ((LESS, (0.5, 0.42, 0.6)), ((0.32, 0.29, 0.35), (0.1, 0.05, 0.15))):  # the base's is 0.3
+        said = said_of(figures(MORE, IT, second=second[0]), figures(LESS, IT, second=second[1]))
+        assert said == ["Whether A or B learned it better is not decided, as not all judges see it"]
 
 
 def test_floor_and_perfect_renderings_stand_beside_the_figures_that_have_them() -> None:

@@ -17,6 +17,7 @@ from .verdict import Claim, Figure, Kind, read_figures
 
 Runs = Mapping[str, RunFolder]  # by the name that the page gives each
 Measured = Mapping[str, Mapping[str, Figure]]  # run -> name of a figure -> the figure
+ByRun = Mapping[str, Figure]  # one figure of every run, by the run's name
 
 
 class Finished(Protocol):
@@ -67,23 +68,19 @@ def compare(runs: Sequence[str | Path | Finished], out: str | Path = "comparison
 
 
 def read_comparison(figures: Measured, subject: str) -> list[Claim]:
-    """Which run learned more and which changed the rest more; undecided where intervals overlap.
+    """Which run learned more, what the others are better at, and which changed the rest more.
+
+    As in the verdict of a single run, what one of two judges sees and another does not is not decided, and "better" is
+    said only where prompts and variety hold as well: a picture of the subject for whatever is asked has the highest
+    fidelity.
 
     Args:
         figures: of each run; what not all have is passed over.
         subject: the learned thing in words, for example "the <biscuit> cat".
     """
-    more, claims = "more" if len(figures) == 2 else "most", []
-    if learned := _shared(figures, "fidelity"):
-        best, rivals, others = _ranked(learned)
-        if not any(each.verdict == "good" for each in learned.values()):
-            text = f"None is shown to have learned {subject}"
-        elif rivals:
-            text = f"Whether {listed(rivals, 'or')} learned {subject} better is not decided"
-        else:
-            text = f"{best} learned {subject} better than {listed(others)}"
-        claims.append(Claim(text=text, evidence=_evidence(learned)))
-    if drifted := _shared(figures, "drift"):
+    claims = _learned(figures, subject)
+    if drifted := next((each for each in _shared(figures, "drift") if "leak" not in _name(each)), None):
+        more = "more" if len(figures) == 2 else "most"
         most, rivals, others = _ranked(drifted)
         if rivals:
             text = f"whether {listed(rivals, 'or')} changed the rest {more} is not decided"
@@ -93,23 +90,89 @@ def read_comparison(figures: Measured, subject: str) -> list[Claim]:
     return claims
 
 
-def _shared(figures: Measured, kind: Kind) -> Mapping[str, Figure]:
-    """The first figure of a kind that every run has with an interval, by run; leakage is not about the rest."""
+def _learned(figures: Measured, subject: str) -> list[Claim]:
+    """The claims on the subject itself; none where no fidelity was measured."""
+    learned, held = _shared(figures, "fidelity"), [*_shared(figures, "alignment"), *_shared(figures, "diversity")]
+    if not learned:
+        return []
+    evidence = _evidence(learned[0])
+    if not any(each.verdict == "good" for each in learned[0].values()):
+        return [Claim(text=f"None is shown to have learned {subject}", evidence=evidence)]
+    best, rivals, others = _ranked(learned[0])
+    unseen = [each for each in learned[1:] if each[best].verdict in ("bad", "undecided")]
+    reaching = [run for each in learned[1:] for run in others if each in unseen or not _behind(each[run], each[best])]
+    undecided = rivals or [run for run in figures if reaching and run in (best, *reaching)]
+    ahead, told = _better_at(held, than=undecided or [best])
+    fell = [] if undecided else [each for each in held if each[best].verdict == "bad"]
+    if undecided:
+        why = "" if rivals else ", as not all judges see it"
+        text = f"Whether {listed(undecided, 'or')} learned {subject} better is not decided{why}"
+    elif ahead or fell:
+        text = f"{best} took on {subject} more than {listed(others)}, at a price"
+    elif not _shared(figures, "alignment"):
+        text = f"{best} took on {subject} more than {listed(others)}; whether the prompts still hold was not measured"
+    else:
+        text = f"{best} learned {subject} better than {listed(others)}"
+    claims = [Claim(text=text, evidence=evidence)]
+    if ahead:
+        said = ", ".join(f"{run} is better at {listed(names)}" for run, names in ahead.items())
+        claims.append(Claim(text=said, evidence="; ".join(map(_evidence, told))))
+    elif fell:
+        lost = f"{listed([_name(each) for each in fell])} of {best} did not hold"
+        claims.append(
+            Claim(text=f"{lost}, and no other run is shown to be better", evidence="; ".join(map(_evidence, fell)))
+        )
+    return claims
+
+
+def _better_at(held: Sequence[ByRun], *, than: Sequence[str]) -> tuple[dict[str, list[str]], list[ByRun]]:
+    """The names of the figures in which a run is clear of all these others, by run, and those figures."""
+    ahead: dict[str, list[str]] = {}
+    for figure in held:
+        for run, own in figure.items():
+            if {run} != {*than} and all(_behind(figure[other], own) for other in than if other != run):
+                ahead.setdefault(run, []).append(_name(figure))
+    return ahead, [figure for figure in held if any(_name(figure) in names for names in ahead.values())]
+
+
+def _behind(figure: Figure, other: Figure) -> bool:
+    """Whether a figure is worse than another of its kind, their intervals apart."""
+    return _shortfall(other)[1] < _shortfall(figure)[0]
+
+
+def _shortfall(figure: Figure) -> tuple[float, float]:
+    """The interval of a figure turned so that less is better: of one that should stay, its distance from the base's."""
+    low, high = figure.low or 0.0, figure.high or 0.0
+    if figure.better == "higher":
+        return -high, -low
+    if figure.better == "lower":
+        return low, high
+    low, high = low - (figure.base or 0.0), high - (figure.base or 0.0)
+    return max(low, -high, 0.0), max(-low, high)
+
+
+def _shared(figures: Measured, kind: Kind) -> list[ByRun]:
+    """The figures of a kind that every run has with an interval, by run, in the order of the first run's."""
+    found: list[ByRun] = []
     for name, figure in next(iter(figures.values())).items():
-        found = {run: each[name] for run, each in figures.items() if name in each and _interval(each[name])}
-        if figure.kind == kind and "leak" not in name and len(found) == len(figures):
-            return found
-    return {}
+        known = {run: each[name] for run, each in figures.items() if name in each and _interval(each[name])}
+        if figure.kind == kind and len(known) == len(figures):
+            found.append(known)
+    return found
 
 
-def _ranked(figures: Mapping[str, Figure]) -> tuple[str, list[str], list[str]]:
+def _name(figure: ByRun) -> str:
+    return next(iter(figure.values())).name
+
+
+def _ranked(figures: ByRun) -> tuple[str, list[str], list[str]]:
     """The run with the largest value; if there are any, it and those whose interval reaches its own; all but it."""
     largest = max(figures, key=lambda name: figures[name].value)
     reaching = [name for name, figure in figures.items() if (figure.high or 0.0) >= (figures[largest].low or 0.0)]
     return largest, reaching if len(reaching) > 1 else [], [name for name in figures if name != largest]
 
 
-def _evidence(figures: Mapping[str, Figure]) -> str:
+def _evidence(figures: ByRun) -> str:
     known = next(iter(figures.values()))
     each = ", ".join(f"{name} {_text(figure)}" for name, figure in figures.items())
     return f"{known.name} {each}" + (f", the base {number(known.base)}" if known.base else "")
