@@ -14,10 +14,15 @@ from diffadapt.config import dump_toml, read_toml
 from diffadapt.data.concept import load_concept
 from diffadapt.errors import Refused
 from diffadapt.files import load_tensors
+from diffadapt.recipes.control import train_control
+from diffadapt.recipes.distill import train_distill
 from diffadapt.recipes.job import base_precision, read_job
 from diffadapt.recipes.own_settings import PRESETS, own_config, own_options, own_settings
 from diffadapt.recipes.picture_count import count_pictures, in_words
+from diffadapt.recipes.sequence import train_sequence
+from diffadapt.recipes.style import train_style
 from diffadapt.recipes.subject import SubjectConfig, train_subject
+from diffadapt.training.learner import draws_as_it_trains
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -112,6 +117,33 @@ def test_training_on_a_base_in_bfloat16_learns_the_same_within_its_rounding(base
         losses[dtype] = [row["loss"] for row in rows]
         assert all(tensor.dtype == torch.float32 for tensor in load_tensors(run.adapter)[0].values())
     assert losses[torch.bfloat16] == pytest.approx(losses[torch.float32], rel=0.05)
+
+
+@pytest.mark.parametrize("mixed", ["no", "bf16"])
+def test_a_run_draws_and_measures_in_the_precision_that_it_trains_in(tiny_v_base, photos, tmp_path, mixed):
+    tiny_v_base.default_steps, rounded = 1, {}
+
+    def note(module, *_):
+        at_work = "training" if torch.is_grad_enabled() else "drawing"
+        rounded.setdefault(at_work, set()).add(torch.is_autocast_enabled("cpu"))
+
+    hook = tiny_v_base.denoiser.register_forward_pre_hook(note)
+    run = train_subject(
+        tiny_v_base, load_concept(photos, "cat"), method=Selective(), out=tmp_path / "run", mixed_precision=mixed,
+        steps=1, batch_size=1, warmup=0, prior_pictures=2, sample_every=1, evaluation_prompts=1, quiet=True,
+    )  # fmt: skip
+    hook.remove()
+    assert run.metrics["values"] and rounded == {"training": {mixed == "bf16"}, "drawing": {mixed == "bf16"}}
+    assert tiny_v_base.draws_in is None
+
+
+def test_every_recipe_that_draws_does_so_in_its_precision(tiny_base):
+    draws = draws_as_it_trains(lambda base, **_: base.draws_in)
+    in_half = SubjectConfig(mixed_precision="bf16")
+    assert draws(tiny_base, config=in_half) is draws(tiny_base, mixed_precision="bf16") is torch.bfloat16
+    assert draws(tiny_base, config=in_half, mixed_precision="no") is draws(tiny_base) is None
+    for train in (train_subject, train_control, train_style, train_sequence, train_distill):
+        assert train.__code__ is draws.__code__, train.__name__
 
 
 def test_an_ordinary_run_on_a_photo_base_makes_fewer_pictures_than_steps(tmp_path):

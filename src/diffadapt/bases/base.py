@@ -66,6 +66,7 @@ class Base(Network):
     unconditional_first: ClassVar[bool] = True  # with guidance, whether unconditional rows come before the others
     _waiting: tuple[nn.Module, ...] = ()  # components that are on the CPU until they are used
     own_classes: tuple[str, ...] = ()  # names of the classes of a class-conditional base, without those brought to it
+    draws_in: torch.dtype | None = None  # see `sampling.sample.drawn_in`; None means its own
     given: Mapping[str, str] = MappingProxyType({})  # what it was loaded with, by the names that a run's config has
 
     def __init__(self, pipeline: Any, *, name: str, defaults: Defaults, prediction_type: str | None = None) -> None:

@@ -33,7 +33,7 @@ from ..training.batches import Batches, Texts
 from ..training.control_samples import ControlSamples
 from ..training.finish import finish
 from ..training.fit import fit
-from ..training.learner import make_accelerator, refuse_the_impossible, release
+from ..training.learner import draws_as_it_trains, make_accelerator, refuse_the_impossible, release
 from ..training.progress_samples import COUNT
 from ..training.retention_config import RetentionConfig
 from ..training.run import Run, open_run, write_pictures
@@ -54,6 +54,7 @@ class ControlConfig(RetentionConfig):
     evaluation_pairs: int = option(32, "held-out pairs that are sampled and scored at the end; 0 measures none", low=0)
 
 
+@draws_as_it_trains
 def train_control(
     base: Base,
     pairs: ControlPairs,

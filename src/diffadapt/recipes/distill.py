@@ -34,7 +34,7 @@ from ..sampling.sample import default_line, generate
 from ..training.batches import Batches, Texts
 from ..training.finish import finish
 from ..training.fit import fit
-from ..training.learner import make_accelerator, refuse_the_impossible, release
+from ..training.learner import draws_as_it_trains, make_accelerator, refuse_the_impossible, release
 from ..training.loop_config import LoopConfig
 from ..training.progress_samples import COUNT, ProgressSamples
 from ..training.run import Run, open_run
@@ -55,6 +55,7 @@ class DistillConfig(LoopConfig):
     )
 
 
+@draws_as_it_trains
 def train_distill(
     base: Base,
     teachers: Mapping[str, Base],

@@ -41,7 +41,7 @@ from ..training import seeds
 from ..training.batches import Batches, Texts
 from ..training.class_pictures import class_pictures
 from ..training.fit import AttachedBase, fit
-from ..training.learner import make_accelerator, refuse_the_impossible, release
+from ..training.learner import draws_as_it_trains, make_accelerator, refuse_the_impossible, release
 from ..training.loop_config import LoopConfig
 from ..training.replay import Mixed, ReplayedPictures
 from ..training.run import Run, open_run, open_task
@@ -85,6 +85,7 @@ class SequenceConfig(LoopConfig):
     pairs: int = option(2, "pictures with the first and the last concept in one prompt, at the end", low=0)
 
 
+@draws_as_it_trains
 def train_sequence(
     base: Base,
     tasks: Sequence[Task],

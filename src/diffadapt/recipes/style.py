@@ -38,7 +38,7 @@ from ..sampling.adapter_files import start_from
 from ..training.batches import Batches, Texts
 from ..training.finish import finish
 from ..training.fit import fit
-from ..training.learner import make_accelerator, refuse_the_impossible, release
+from ..training.learner import draws_as_it_trains, make_accelerator, refuse_the_impossible, release
 from ..training.progress_samples import COUNT, ProgressSamples
 from ..training.retention_config import RetentionConfig
 from ..training.run import Run, open_run
@@ -65,6 +65,7 @@ class StyleConfig(RetentionConfig):
     )
 
 
+@draws_as_it_trains
 def train_style(
     base: Base,
     styles: Styles | Shards,

@@ -30,7 +30,7 @@ from ..training.batches import Batches, Texts
 from ..training.class_pictures import class_pictures
 from ..training.finish import finish
 from ..training.fit import fit
-from ..training.learner import make_accelerator, refuse_the_impossible, release
+from ..training.learner import draws_as_it_trains, make_accelerator, refuse_the_impossible, release
 from ..training.progress_samples import subject_samples
 from ..training.retention_config import RetentionConfig
 from ..training.run import Run, open_run, write_pictures
@@ -67,6 +67,7 @@ class SubjectConfig(RetentionConfig):
     evaluation_pictures: int = option(4, "pictures of each of these prompts; 2 or more measure diversity too", low=1)
 
 
+@draws_as_it_trains
 def train_subject(
     base: Base,
     concept: Concept,

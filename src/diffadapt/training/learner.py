@@ -1,10 +1,11 @@
 """Trained parameters and their state: one update, checkpoints, resuming, the moving average."""
 
 import contextlib
+import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -12,10 +13,11 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from ..adapters import Attachment, SideInputs
-from ..bases import Network
+from ..bases import Base, Network
 from ..config import check
 from ..errors import Failed, Refused
 from ..run_layout import RunLayout, checkpoint_of
+from ..sampling.sample import drawn_in
 from .checkpoint import (
     load_checkpoint,
     optimizer_tensors,
@@ -31,6 +33,23 @@ from .loop_config import LoopConfig
 from .optimizer import build_optimizer
 from .run import peak_memory_mb
 from .schedule import learning_rate_factor
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def draws_as_it_trains(
+    train: Callable[Concatenate[Base, _Arguments], _Result],
+) -> Callable[Concatenate[Base, _Arguments], _Result]:
+    """A recipe whose pictures, from first to last, are drawn in the precision that it trains in; see `drawn_in`."""
+
+    @functools.wraps(train)
+    def trained(base: Base, *arguments: _Arguments.args, **settings: _Arguments.kwargs) -> _Result:
+        of_config = getattr(settings.get("config"), "mixed_precision", "no")
+        with drawn_in(base, str(settings.get("mixed_precision", of_config))):
+            return train(base, *arguments, **settings)
+
+    return trained
 
 
 def make_accelerator(base: Network, config: LoopConfig) -> Accelerator:
