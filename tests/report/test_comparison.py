@@ -1,6 +1,7 @@
 """A run beside its copy with other figures: what the page shows, how sure it is, and what does not compare."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import diffadapt as da
 from diffadapt.cli.main import main
 from diffadapt.errors import Refused
 from diffadapt.files import save_tensors, write_json
-from diffadapt.report import compare
+from diffadapt.report import compare, write_report
 from diffadapt.report.comparison import _figure_table, read_comparison
 from diffadapt.report.verdict import Figure, read_figures
 from diffadapt.training.run import Run
@@ -82,6 +83,17 @@ def test_figures_costs_and_geometry_stand_in_tables(pair: list[Path], tmp_path: 
     assert "trainable parameters 69,120 48,128" in words
     assert "adapter file 201 kB 201 kB training 2 min 31 s 2 min 31 s" in words
     assert "largest change of the cosine of two neurons 2e-07" in words
+
+
+def test_what_rounding_leaves_of_nothing_is_no_figure_with_an_exponent(pair: list[Path], tmp_path: Path) -> None:
+    def turned(metrics: dict[str, Any]) -> None:
+        for row in metrics["weight_drift"]:
+            row |= {"cosine_change": 3e-10, "norm_change": 2e-9, "energy_change": -4e-12}
+
+    change_json(pair[0] / "metrics.json", turned)
+    written = read(pair, tmp_path / "page.html"), Reader(write_report(pair[0]).read_text(encoding="utf-8"))
+    for page in written:
+        assert "\u22480" in page.words and not re.findall(r"\de-(?:0[89]|[1-9]\d)", page.words)
 
 
 def test_the_sentence_says_who_learned_more_and_who_changed_more(pair: list[Path], tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Plots with intervals: what is drawn is looked at in a browser, what is computed is held here."""
 
+import re
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -50,3 +52,32 @@ def test_cells_are_written_as_people_read_them() -> None:
     assert [cell(each) for each in (None, "a", 12345, 0.123456, IT)] == [
         "\u2013", "a", "12,345", "0.123", "0.50 [0.25, 0.75]",
     ]  # fmt: skip
+
+
+WRITTEN = (Path(__file__).parents[2] / "evidence" / "report.html").read_text(encoding="utf-8")
+STATUS = ("Reproduced", "Met", "Equal", "Not reproduced", "Not met", "Undecided")
+
+
+def test_the_verdicts_of_the_written_page_are_a_status_and_a_sentence() -> None:
+    found = re.findall(r'<p class="verdict"><b class="[^"]*">([^<]*)\.</b> ([^<]*)</p>', WRITTEN)
+    assert len(found) == 2 * WRITTEN.count("<section id=")
+    for status, sentence in found:
+        assert status in STATUS and sentence.endswith("."), (status, sentence)
+        assert not re.match(r"[B-HJ-Z]\b(?![-_.])", sentence), sentence  # a stray letter, such as "X No cosine"
+
+
+def test_the_first_table_of_the_written_page_has_the_words_and_verdicts_of_its_chapters() -> None:
+    table = WRITTEN.partition('<table class="verdicts">')[2].partition("</table>")[0]
+    rows = re.findall(r'<a href="#([^"]+)">[^<]*</a> (.*?)<small>', table)
+    assert [f"{name}: {title}" for name, title in rows] == re.findall(r"<h2>(.*?)</h2>", WRITTEN)
+    told = [each.lower() for each in re.findall(r'<p class="verdict"><b class="[^"]*">([^<]*)\.</b>', WRITTEN)]
+    assert re.findall(r'<td class="[^"]*" data-name="[^"]*">([^<]*)</td>', table) == told
+
+
+def test_a_table_wider_than_a_telephone_scrolls_and_fades_where_it_goes_on() -> None:
+    tables = re.findall(r'(<div class="scroll" role="region" tabindex="0"[^>]*>)?\s*<table class="results">', WRITTEN)
+    assert tables and all(tables)
+    [scroll] = re.findall(r"\n\.scroll \{([^}]*)\}", WRITTEN)
+    [hint] = re.findall(r"\n\.scroll::after \{([^}]*)\}", WRITTEN)
+    assert "overflow-x: auto" in scroll
+    assert "position: sticky; right: 0" in hint and "linear-gradient(to right, transparent" in hint
