@@ -15,6 +15,7 @@ from diffadapt.adapters import METHODS, attach
 from diffadapt.cli.main import COMMANDS, parser
 from diffadapt.config import REQUIRED, Option, options
 from diffadapt.recipes.job import RECIPES, job_options
+from diffadapt.recipes.own_settings import own_config
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -187,6 +188,12 @@ def test_every_method_has_a_page_and_every_page_a_method():
 @every_method_page
 def test_a_methods_table_holds_its_options_and_their_defaults(page: Path):
     assert option_rows(page) == {row.name: default(row) for row in options(METHODS[page.stem], "method")}
+
+
+def test_the_page_of_full_fine_tuning_has_its_rates():
+    text = " ".join((ROOT / "docs/methods/selective.md").read_text(encoding="utf-8").split())
+    small, photos = (own_config(base, "selective").learning_rate for base in ("embedded", "sd15"))
+    assert f"{small:.0e} on the embedded base and {photos:.0e} on Stable Diffusion".replace("e-0", "e-") in text
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p not in METHOD_PAGES and option_rows(p)], ids=lambda p: p.stem)
