@@ -10,6 +10,7 @@ from diffadapt.data.concept import load_concept
 from diffadapt.data.joined import join_concepts
 from diffadapt.errors import Refused
 from diffadapt.recipes import subject
+from diffadapt.recipes.plan import Plan
 from diffadapt.recipes.subject import SubjectConfig, train_subject
 from diffadapt.training.run import Run
 
@@ -18,6 +19,7 @@ CONFIG = SubjectConfig(
     evaluation_prompts=3, evaluation_pictures=2, caption_dropout=0.25, gradient_accumulation=2, snr_gamma=0.5,
     prior_weight=0.5, roles=("cross_attention.key",), templates=("the small {}",),
 )  # fmt: skip
+COUNTED = Plan(what="it", roles={"key": 2}, parameters=3, adapter_bytes=4, pictures={"it": 2}, disk_bytes=5)
 FOLLOWED = (
     "say", "attach", "start_from", "open_run", "write_pictures", "ConceptPictures",
     "BankPictures", "Batches", "Texts", "Denoising", "PriorPreservation", "premise_of", "release", "retained",
@@ -33,7 +35,7 @@ def learn(base, photos, tmp_path, follow, trained):
     def learn(name: str = "a", method=None, config=CONFIG, **replaced):
         calls = follow(
             subject, *FOLLOWED, "class_pictures", fit=trained, select_step={"chosen": 2}, load_encoders=None,
-            subject_samples="samples", evaluate={"values": 1}, caption_notes=["cut"], count_pictures={"it": 2},
+            subject_samples="samples", evaluate={"values": 1}, caption_notes=["cut"], count=COUNTED,
             finish=lambda given: Run(given["folder"], given["facts"]), **replaced,
         )  # fmt: skip
         run = train_subject(
@@ -64,8 +66,9 @@ def test_a_subject_writes_its_header_before_anything_is_learned(base, learn, tmp
     assert shown["folder"] == out and shown["pictures"].equal(concept.pixels(32))
     assert shown["table"] == concept.crop_table()
     assert [(each["text"], each["quiet"]) for each in calls["say"]] == [
-        ("note: a note", True), ("note: cut", True), ("pictures to be made: 2: 2 for it", True),
+        ("note: a note", True), ("note: cut", True), *((line, True) for line in COUNTED.lines()),
     ]  # fmt: skip
+    assert [each["attachment"] for each in calls["count"]] == [calls["fit"][0]["attachments"]["adapter"]]
 
 
 def test_a_subject_hands_its_settings_to_attachment_sources_objective_and_loop(base, learn, tmp_path):

@@ -1,13 +1,16 @@
 """A plan printed before a training is what the training then does."""
 
+import inspect
+
 import pytest
 import torch
 
-from diffadapt.adapters import LoRA, Token
+from diffadapt.adapters import LoRA, Selective, Token
 from diffadapt.cli.main import main
 from diffadapt.data.concept import load_concept
-from diffadapt.recipes.plan import plan_subject
+from diffadapt.recipes.plan import DRAWN_AT_ONCE, plan_subject
 from diffadapt.recipes.subject import SubjectConfig, train_subject
+from diffadapt.sampling.sample import generate
 from diffadapt.training.memory import CountedMemory
 
 CONFIG = SubjectConfig(
@@ -92,7 +95,9 @@ def test_the_command_prints_it_and_writes_nothing(tiny_v_folder, photos, tmp_pat
     before = set(tmp_path.rglob("*"))
     assert main(["plan", *given, "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["trains", "parameters", "file", "pictures", "memory", "disk"]
+    assert [line.split()[0] for line in lines] == [
+        "trains", "parameters", "file", "pictures", "memory", "drawing", "disk",
+    ]  # fmt: skip
     assert "self_attention.query (" in lines[0] and "48 for the class, for prior preservation" in lines[3]
     assert set(tmp_path.rglob("*")) == before
 
@@ -100,4 +105,33 @@ def test_the_command_prints_it_and_writes_nothing(tiny_v_folder, photos, tmp_pat
 @pytest.mark.parametrize("recipe", ["control"])
 def test_another_recipe_is_refused(photos, recipe, capsys):
     assert main(["plan", f"recipe={recipe}", f"pairs.folder={photos}"]) == 2
-    assert "plan knows the recipe subject" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "plan knows the recipe subject, and this is control, whose data decide" in said and "--dry-run" in said
+
+
+def test_a_training_says_its_plan_at_the_start_and_a_quiet_one_does_not(base, photos, tmp_path, capsys):
+    base.default_steps, concept, method = 1, load_concept(photos, "cat"), LoRA(rank=2)
+    settings = {"steps": 1, "batch_size": 1, "warmup": 0, "prior_weight": 0, "sample_every": 0, "evaluation_prompts": 0}
+    plan = plan_subject(base, concept, method=method, config=SubjectConfig(**settings), timed=False)
+    train_subject(base, concept, method=method, out=tmp_path / "quiet", quiet=True, **settings)
+    assert capsys.readouterr().err == ""
+    train_subject(base, concept, method=method, out=tmp_path / "told", **settings)
+    said = capsys.readouterr().err.splitlines()
+    known = [line for line in plan.lines() if line.split()[0] not in ("memory", "drawing")]
+    start = said.index(known[0])
+    assert said[start : start + len(known)] == known and len(known) == 5
+    assert not any("train 1/1" in line for line in said[:start])
+
+
+def test_drawing_in_half_takes_less_memory_and_with_moments_on_the_way_more(base, photos):
+    concept = load_concept(photos, "cat")
+
+    def drawing(**changes) -> int:
+        config = SubjectConfig(prior_weight=0, **changes)
+        return plan_subject(base, concept, method=Selective(), config=config, timed=False).drawing_bytes
+
+    parameters = plan_subject(base, concept, method=Selective(), config=CONFIG, timed=False).parameters
+    alone = drawing(sample_every=0)
+    assert drawing(sample_every=1) - alone == 8 * parameters
+    assert drawing(sample_every=0, mixed_precision="bf16") < alone
+    assert inspect.signature(generate).parameters["batch"].default == DRAWN_AT_ONCE

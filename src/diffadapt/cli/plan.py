@@ -1,7 +1,7 @@
 """Says what a training would do before it does it: what trains, the file's size, pictures, memory, disk, time.
 
 It takes what `diffadapt train` takes. Time is measured on this machine, with one step and one picture; the rest is
-counted. Nothing is written.
+counted. Nothing is written. Of recipes it knows `subject`; how many pictures the others draw depends on their data.
 """
 
 import argparse
@@ -26,25 +26,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     table = read_settings(arguments.settings)
     from ..recipes.job import read_job
-    from ..recipes.picture_count import in_words
     from ..recipes.plan import plan_subject
-    from ..report.page import duration, file_size
 
     job = read_job(table)
     if job.top.recipe != "subject":
-        raise Refused(f"plan knows the recipe subject, and this is {job.top.recipe}")
+        raise Refused(
+            f"plan knows the recipe subject, and this is {job.top.recipe}, whose data decide how much it draws; "
+            "`diffadapt train --dry-run` prints its settings, and with train.steps=2 it shows memory and time"
+        )
     concept = job.concept()
     base = job.load_base(arguments.device)
     plan = plan_subject(base, concept, method=job.method, config=job.train, timed=not arguments.no_time)
-    roles = ", ".join(f"{role} ({count})" for role, count in plan.roles.items()) or "the new word alone"
-    print(f"trains      {job.method.name} on {base.name}: {roles}")
-    print(f"parameters  {plan.parameters:,}")
-    print(f"file        {file_size(plan.adapter_bytes)}")
-    print(f"pictures    {in_words(plan.pictures)}")
-    if plan.memory_bytes:
-        print(f"memory      {file_size(plan.memory_bytes)} at a step's peak, counted; a GPU's context comes on top")
-    print(f"disk        about {file_size(plan.disk_bytes)}")
-    if plan.seconds:
-        parts = ", ".join(f"{duration(seconds)} of {phase}" for phase, seconds in plan.seconds.items())
-        print(f"time        about {duration(sum(plan.seconds.values()))} on this machine: {parts}")
+    for line in plan.lines():
+        print(line)
     return 0

@@ -7,8 +7,8 @@ add. Time is that of one step and one picture on this machine, times their numbe
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
@@ -16,12 +16,38 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from ..adapters import Attachment, Method, SideInputs, attach
 from ..bases import Base
 from ..data.concept import Concept
-from ..sampling.sample import default_line, generate
+from ..report.page import duration, file_size
+from ..sampling.sample import default_line, drawn_in, generate
 from ..training.memory import CountedMemory
-from .picture_count import count_pictures
-from .subject import SubjectConfig
+from .picture_count import PictureConfig, count_pictures, in_words
 
 _PNG = 1.5  # bytes a pixel, of photographs; drawings take less
+DRAWN_AT_ONCE = 8  # pictures
+
+
+class PlanConfig(PictureConfig, Protocol):
+    """The settings of `train_subject` that a plan reads; the recipe, which says its plan, stands above it."""
+
+    @property
+    def resolution(self) -> int: ...
+    @property
+    def roles(self) -> tuple[str, ...]: ...
+    @property
+    def train_token(self) -> bool: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def gradient_accumulation(self) -> int: ...
+    @property
+    def mixed_precision(self) -> str: ...
+    @property
+    def gradient_checkpointing(self) -> bool: ...
+    @property
+    def offload(self) -> bool: ...
+    @property
+    def ema_decay(self) -> float: ...
+    @property
+    def keep_checkpoints(self) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,25 +55,50 @@ class Plan:
     """The preview that `plan_subject` returns.
 
     Attributes:
+        what: method and base in words.
         roles: role -> number of layers that are adapted.
         parameters: that train, the new word's included.
         adapter_bytes: of the finished file's tensors.
         pictures: what for -> how many are made.
-        memory_bytes: at the peak of a step: weights, activations, gradients, moments; None where it cannot be counted.
+        memory_bytes: at the peak of a step: weights, activations, gradients, moments; None where it was not or cannot
+            be counted.
+        drawing_bytes: at the peak of drawing pictures, `DRAWN_AT_ONCE` of them: weights, activations, and the moments
+            where pictures are drawn on the way; None likewise. A GPU that has less draws fewer at once.
         disk_bytes: of the run's folder, about.
         seconds: of training and of pictures on this machine, about; empty when it was not measured.
     """
 
+    what: str
     roles: dict[str, int]
     parameters: int
     adapter_bytes: int
     pictures: dict[str, int]
-    memory_bytes: int | None
     disk_bytes: int
+    memory_bytes: int | None = None
+    drawing_bytes: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
+    def lines(self) -> list[str]:
+        """The plan in words, a line for each thing that is known."""
+        roles = ", ".join(f"{role} ({count})" for role, count in self.roles.items()) or "the new word alone"
+        known = [f"trains      {self.what}: {roles}", f"parameters  {self.parameters:,}"]
+        known += [f"file        {file_size(self.adapter_bytes)}"]
+        known += [f"pictures    {in_words(self.pictures)}"] if self.pictures else []
+        if self.memory_bytes:
+            known += [
+                f"memory      {file_size(self.memory_bytes)} at a step's peak, counted; a GPU's context comes on top"
+            ]
+        if self.drawing_bytes:
+            fewer = "fewer at once where a GPU has less"
+            known += [f"drawing     {file_size(self.drawing_bytes)} for {DRAWN_AT_ONCE} pictures at once, {fewer}"]
+        known += [f"disk        about {file_size(self.disk_bytes)}"]
+        if self.seconds:
+            parts = ", ".join(f"{duration(seconds)} of {phase}" for phase, seconds in self.seconds.items())
+            known += [f"time        about {duration(sum(self.seconds.values()))} on this machine: {parts}"]
+        return known
 
-def plan_subject(base: Base, concept: Concept, *, method: Method, config: SubjectConfig, timed: bool = True) -> Plan:
+
+def plan_subject(base: Base, concept: Concept, *, method: Method, config: PlanConfig, timed: bool = True) -> Plan:
     """Preview `train_subject` with these arguments; nothing is written and the base stays as it is.
 
     Args:
@@ -62,33 +113,50 @@ def plan_subject(base: Base, concept: Concept, *, method: Method, config: Subjec
     tokens = concept.tokens if config.train_token else None
     attachment = attach(base, method, list(config.roles) or None, tokens=tokens)
     try:
-        role_of = base.select([*base.roles])
-        parameters = sum(parameter.numel() for parameter in attachment.parameters())
-        size = sum(tensor.numel() * tensor.element_size() for tensor in attachment.state_dict().values())
-        pictures = count_pictures(concept, config)
-        side = config.resolution or base.resolution
-        state = size + 4 * parameters * (2 + bool(config.ema_decay))
-        kept = config.steps // config.checkpoint_every if config.checkpoint_every else 0
-        kept = min(kept, config.keep_checkpoints) if config.keep_checkpoints else kept
-        shown = sum(pictures.values()) - pictures.get("evaluation", 0)
-        return Plan(
-            roles=dict(Counter(role_of[path] for path in attachment.layers)),
-            parameters=parameters,
-            adapter_bytes=size,
-            pictures=pictures,
-            memory_bytes=_memory(base, attachment, config),
-            disk_bytes=round(size + kept * (size + state) + _PNG * side**2 * shown),
-            seconds=_time(base, concept, attachment, config, pictures) if timed else {},
-        )
+        with drawn_in(base, config.mixed_precision):
+            plan = count(base, attachment, concept, config)
+            return replace(
+                plan,
+                memory_bytes=_memory(base, attachment, config),
+                drawing_bytes=_drawing_memory(base, attachment, config) if plan.pictures else None,
+                seconds=_time(base, concept, attachment, config, plan.pictures) if timed else {},
+            )
     finally:
         attachment.detach()
 
 
-def _rows(config: SubjectConfig) -> int:
+def count(base: Base, attachment: Attachment, concept: Concept, config: PlanConfig) -> Plan:
+    """The part of a plan that is known at once: what trains, its file, pictures and disk. `train` says it, too.
+
+    Args:
+        base: with the attachment on it.
+        attachment: what is to be trained.
+        concept, config: as for `train_subject`.
+    """
+    role_of = base.select([*base.roles])
+    parameters = sum(parameter.numel() for parameter in attachment.parameters())
+    size = sum(tensor.numel() * tensor.element_size() for tensor in attachment.state_dict().values())
+    pictures = count_pictures(concept, config)
+    side = config.resolution or base.resolution
+    state = size + 4 * parameters * (2 + bool(config.ema_decay))
+    kept = config.steps // config.checkpoint_every if config.checkpoint_every else 0
+    kept = min(kept, config.keep_checkpoints) if config.keep_checkpoints else kept
+    shown = sum(pictures.values()) - pictures.get("evaluation", 0)
+    return Plan(
+        what=f"{attachment.method.name} on {base.name}",
+        roles=dict(Counter(role_of[path] for path in attachment.layers)),
+        parameters=parameters,
+        adapter_bytes=size,
+        pictures=pictures,
+        disk_bytes=round(size + kept * (size + state) + _PNG * side**2 * shown),
+    )
+
+
+def _rows(config: PlanConfig) -> int:
     return config.batch_size * (2 if config.prior_weight else 1)
 
 
-def _step(base: Base, attachment: Attachment, config: SubjectConfig) -> tuple[Callable[[], None], Callable[[], None]]:
+def _step(base: Base, attachment: Attachment, config: PlanConfig) -> tuple[Callable[[], None], Callable[[], None]]:
     """A training step on noise and an empty prompt, whose shapes and work are those of a real one, in two parts.
 
     Returns:
@@ -116,7 +184,7 @@ def _step(base: Base, attachment: Attachment, config: SubjectConfig) -> tuple[Ca
     return before, there_and_back
 
 
-def _memory(base: Base, attachment: Attachment, config: SubjectConfig) -> int | None:
+def _memory(base: Base, attachment: Attachment, config: PlanConfig) -> int | None:
     """Bytes at the peak of a step: what stands, and the activations, counted on fake tensors; None where that fails."""
     waiting = [parameter for part in base.idle_parts() for parameter in part.parameters()] if config.offload else []
     resident = {*(each for part in base.all_parts() for each in part.parameters())} - {*waiting}
@@ -140,8 +208,28 @@ def _memory(base: Base, attachment: Attachment, config: SubjectConfig) -> int | 
     return standing + counted.peak + parameters * 8 + parameters * (4 if config.ema_decay else 0)
 
 
+def _drawing_memory(base: Base, attachment: Attachment, config: PlanConfig) -> int | None:
+    """Bytes at the peak of drawing: what stands, one denoising step with guidance, and the decoding of its pictures."""
+    rows = DRAWN_AT_ONCE * (2 if base.default_guidance > 1 else 1)
+    small, channels = base.resolution // base.downsampling, int(base.denoiser.config.in_channels)
+    dtype, device = base.draws_in or base.dtype, base.device
+    times = torch.full((rows,), base.num_train_timesteps // 2, device=device)
+    try:
+        with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            condition = base.condition([""] * rows)
+            attachment.begin(SideInputs.of(condition, timesteps=times))
+            with FakeTensorMode(allow_non_fake_inputs=True), CountedMemory() as counted:
+                base.denoise(torch.randn(rows, channels, small, small, device=device), times, condition)
+                base.decode_latents(torch.randn(DRAWN_AT_ONCE, channels, small, small, device=device))
+    except DataDependentOutputException:  # a method that looks at values, which fake tensors do not have
+        return None
+    moments = sum(parameter.numel() for parameter in attachment.parameters()) * 8 if config.sample_every else 0
+    weights = {*(each for part in base.all_parts() for each in part.parameters())}
+    return sum(each.numel() * each.element_size() for each in weights) + counted.peak + moments
+
+
 def _time(
-    base: Base, concept: Concept, attachment: Attachment, config: SubjectConfig, pictures: dict[str, int]
+    base: Base, concept: Concept, attachment: Attachment, config: PlanConfig, pictures: dict[str, int]
 ) -> dict[str, float]:
     """Seconds of the training and of the pictures, from one of each."""
     before, there_and_back = _step(base, attachment, config)

@@ -36,7 +36,7 @@ from ..training.retention_config import RetentionConfig
 from ..training.run import Run, open_run, write_pictures
 from ..training.select_step import select_step
 from ..training.sources import BankPictures, ConceptPictures, Source
-from .picture_count import count_pictures, in_words
+from .plan import count
 from .retention import KEPT, premise_of, retained
 
 
@@ -124,8 +124,8 @@ def train_subject(
             _write_header(folder, base, concept, settings, resolution)
         for note in [*concept.notes, *cut_captions, *photograph_notes(concept, base)]:
             say(f"note: {note}", quiet=quiet)
-        if counts := count_pictures(concept, config):
-            say(f"pictures to be made: {in_words(counts)}", quiet=quiet)
+        for line in count(base, attachment, concept, config).lines():
+            say(line, quiet=quiet)
 
         # --- batches: latents of the concept and of its class, each encoded once --------------------------------------
         cache = TensorCache(folder / "cache" if is_main else None)
