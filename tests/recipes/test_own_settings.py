@@ -121,11 +121,12 @@ def test_training_on_a_base_in_bfloat16_learns_the_same_within_its_rounding(base
 
 @pytest.mark.parametrize("mixed", ["no", "bf16"])
 def test_a_run_draws_and_measures_in_the_precision_that_it_trains_in(tiny_v_base, photos, tmp_path, mixed):
-    tiny_v_base.default_steps, rounded = 1, {}
+    tiny_v_base.default_steps, rounded, kept = 1, {}, set()
 
     def note(module, *_):
         at_work = "training" if torch.is_grad_enabled() else "drawing"
         rounded.setdefault(at_work, set()).add(torch.is_autocast_enabled("cpu"))
+        kept.add((at_work, torch.is_autocast_cache_enabled()))
 
     hook = tiny_v_base.denoiser.register_forward_pre_hook(note)
     run = train_subject(
@@ -135,6 +136,7 @@ def test_a_run_draws_and_measures_in_the_precision_that_it_trains_in(tiny_v_base
     hook.remove()
     assert run.metrics["values"] and rounded == {"training": {mixed == "bf16"}, "drawing": {mixed == "bf16"}}
     assert tiny_v_base.draws_in is None
+    assert (("drawing", True) in kept) == (mixed == "no")  # a cast copy of all weights is not kept beside them
 
 
 def test_every_recipe_that_draws_does_so_in_its_precision(tiny_base):

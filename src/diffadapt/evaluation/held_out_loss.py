@@ -66,7 +66,8 @@ def held_out_loss(
                 for attachment in base.attachments:
                     if attachment.live:
                         attachment.begin(SideInputs.of(given, timesteps=t))
-                with torch.autocast(base.device.type, dtype=base.draws_in, enabled=base.draws_in is not None):
+                whole = base.draws_in is None
+                with torch.autocast(base.device.type, dtype=base.draws_in, enabled=not whole, cache_enabled=whole):
                     predicted = base.denoise(schedule.add_noise(x, e, t), t, given).float()
                 error = predicted - schedule.target(x, e, t)
                 losses[row, rows] += error.square().mean((1, 2, 3)).cpu() / draws

@@ -215,7 +215,10 @@ def _drawing_memory(base: Base, attachment: Attachment, config: PlanConfig) -> i
     dtype, device = base.draws_in or base.dtype, base.device
     times = torch.full((rows,), base.num_train_timesteps // 2, device=device)
     try:
-        with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        cast = torch.autocast(
+            device.type, dtype=dtype, enabled=dtype != torch.float32, cache_enabled=base.draws_in is None
+        )
+        with torch.no_grad(), cast:
             condition = base.condition([""] * rows)
             attachment.begin(SideInputs.of(condition, timesteps=times))
             with FakeTensorMode(allow_non_fake_inputs=True), CountedMemory() as counted:

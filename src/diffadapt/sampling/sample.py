@@ -286,7 +286,10 @@ def _generate_batch(base: Base, lines: list[PromptLine], hand_back: float) -> Te
         dtype = base.draws_in or base.dtype  # adapters and new words are float32, whatever the base is
         # What is switched off on the way must not be cached.
         last_steps = handed_back(base, hand_back, first.steps) if hand_back else cached_projections(base)
-        with last_steps, torch.autocast(base.device.type, dtype=dtype, enabled=dtype != torch.float32):
+        cast = torch.autocast(
+            base.device.type, dtype=dtype, enabled=dtype != torch.float32, cache_enabled=base.draws_in is None
+        )  # what was cast of a whole base in float32 would be kept beside it
+        with last_steps, cast:
             pictures = base.generate(
                 condition,
                 guidance=first.guidance,
