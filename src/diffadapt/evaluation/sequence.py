@@ -22,7 +22,7 @@ from .agreement import SECOND
 from .held_out_loss import LossSet, losses
 
 
-def sample_all(base: Base, adapter: Path, record: SequenceRecord, count: int, seed: int, *, quiet: bool = True) -> None:
+def sample_all(base: Base, adapter: Path, record: SequenceRecord, count: int, seed: int, *, quiet: bool) -> None:
     """Every concept so far with the present adapter, from the same seeds after every task."""
     bar = Steps("pictures of all concepts", count * len(record.learned), quiet=quiet)
     with adapted(base, [(adapter, 1.0)]), bar:
