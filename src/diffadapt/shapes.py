@@ -90,10 +90,10 @@ PEFT_CONFIG = {
     "use_cayley_neumann": _FLAG, "num_cayley_neumann_terms": _WHOLE,
 }  # fmt: skip
 METADATA_ROW = {"file_name": str}
-_DENOISER = {"sample_size": int, "in_channels": Maybe(int), "pos_embed_max_size": Maybe(int)}
+_DENOISER = {"sample_size": Maybe(int), "in_channels": Maybe(int), "pos_embed_max_size": Maybe(int)}
 _TOKENIZER = {"model_max_length": _WHOLE}
 COMPONENTS = {
-    "unet/config.json": _DENOISER, "transformer/config.json": _DENOISER,
+    "unet/config.json": {**_DENOISER, "sample_size": int}, "transformer/config.json": _DENOISER,
     "vae/config.json": {"scaling_factor": Maybe(NUMBER), "shift_factor": _REAL, "latent_channels": Maybe(int)},
     "text_encoder/config.json": dict, "text_encoder_2/config.json": dict, "text_encoder_3/config.json": dict,
     "tokenizer/tokenizer_config.json": _TOKENIZER, "tokenizer_2/tokenizer_config.json": _TOKENIZER,

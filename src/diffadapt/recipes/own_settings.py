@@ -5,13 +5,12 @@ those of the papers and of the configs in configs/. A method that is not listed 
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ..bases.defaults import read_defaults
 from ..config import Option
 from ..errors import Refused
-from ..files import is_there
+from ..files import at_home, is_there
 from .subject import SubjectConfig
 
 PRESETS = ("quick", "likeness", "keep", "small")
@@ -168,7 +167,7 @@ def own_options(base: str, method: str, preset: str = "") -> dict[str, Any]:
 
 def _is_embedded(base: str) -> bool:
     """Whether a base is the embedded one, or a folder of it under another name: its card lists the words it knows."""
-    folder = Path(base).expanduser()
+    folder = at_home(base)
     return base == "embedded" or (is_there(base) and folder.is_dir() and bool(read_defaults(folder).world))
 
 
