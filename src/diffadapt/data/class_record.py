@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ..errors import Refused
-from ..files import read_json, write_json
+from ..files import write_json
 from ..shapes import CLASSES
 from .class_tasks import ClassTask
-from .sequence_record import check_triangle, digest
+from .sequence_record import digest, read_record
 
 FILES = ("adapter", "head")
 
@@ -52,10 +52,7 @@ class ClassRecord:
         path = folder / "classes.json"
         if not path.is_file():
             return cls(folder)
-        held, names = read_json(path, CLASSES), LearnedClasses.__dataclass_fields__
-        check_triangle(path, len(held["learned"]), held["answers"])
-        known = [{key: each[key] for key in names if key in each} for each in held["learned"]]
-        return cls(folder, [LearnedClasses(**each) for each in known], held["answers"])
+        return cls(folder, *read_record(path, CLASSES, LearnedClasses, "answers"))
 
     def write(self) -> None:
         write_json(

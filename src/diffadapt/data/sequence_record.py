@@ -2,14 +2,16 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import Refused
 from ..files import read_json, write_json
 from ..shapes import SEQUENCE
 from .sequence import Task
+
+_Row = TypeVar("_Row")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +59,7 @@ class SequenceRecord:
         path = folder / "sequence.json"
         if not path.is_file():
             return cls(folder)
-        held = read_json(path, SEQUENCE)
-        known = [{key: each[key] for key in Learned.__dataclass_fields__ if key in each} for each in held["learned"]]
-        check_triangle(path, len(known), held["scores"])
-        return cls(folder, [Learned(**each) for each in known], held["scores"])
+        return cls(folder, *read_record(path, SEQUENCE, Learned, "scores"))
 
     def write(self) -> None:
         content = {"learned": [asdict(each) for each in self.learned], "scores": self.scores}
@@ -106,13 +105,20 @@ class SequenceRecord:
         return [task for task in tasks if task.name not in names]
 
 
-def check_triangle(path: Path, tasks: int, rows: Sequence[Sequence[Any]]) -> None:
-    """Raises Refused unless there is a row after every task, of all tasks up to that one."""
-    if [len(row) for row in rows] != [*range(1, tasks + 1)]:
+def read_record(path: Path, shape: Any, kind: type[_Row], after: str) -> tuple[list[_Row], list[Any]]:
+    """The learned tasks of a record, and its rows `after` each of them, of all tasks up to that one.
+
+    Raises:
+        Refused: the file is damaged, or a row is missing or of another length.
+    """
+    held, names = read_json(path, shape), [each.name for each in fields(kind)]  # pyright: ignore[reportArgumentType]
+    learned, rows = held["learned"], held[after]
+    if [len(row) for row in rows] != [*range(1, len(learned) + 1)]:
         raise Refused(
-            f"{path}: expected a row after each of {tasks} tasks, of the tasks up to it, got rows of "
+            f"{path}: expected a row after each of {len(learned)} tasks, of the tasks up to it, got rows of "
             f"{[len(row) for row in rows]}; restore the file or start in a new folder"
         )
+    return [kind(**{name: each[name] for name in names if name in each}) for each in learned], rows
 
 
 def digest(path: Path) -> str:

@@ -17,7 +17,7 @@ from ..adapters import Attachment, Method, SideInputs, attach
 from ..bases import Base
 from ..data.concept import Concept
 from ..report.page import duration, file_size
-from ..sampling.sample import default_line, drawn_in, generate
+from ..sampling.sample import default_line, drawing_autocast, drawn_in, generate
 from ..training.memory import CountedMemory
 from .picture_count import PictureConfig, count_pictures, in_words
 
@@ -212,13 +212,10 @@ def _drawing_memory(base: Base, attachment: Attachment, config: PlanConfig) -> i
     """Bytes at the peak of drawing: what stands, one denoising step with guidance, and the decoding of its pictures."""
     rows = DRAWN_AT_ONCE * (2 if base.default_guidance > 1 else 1)
     small, channels = base.resolution // base.downsampling, int(base.denoiser.config.in_channels)
-    dtype, device = base.draws_in or base.dtype, base.device
+    device = base.device
     times = torch.full((rows,), base.num_train_timesteps // 2, device=device)
     try:
-        cast = torch.autocast(
-            device.type, dtype=dtype, enabled=dtype != torch.float32, cache_enabled=base.draws_in is None
-        )
-        with torch.no_grad(), cast:
+        with torch.no_grad(), drawing_autocast(base):
             condition = base.condition([""] * rows)
             attachment.begin(SideInputs.of(condition, timesteps=times))
             with FakeTensorMode(allow_non_fake_inputs=True), CountedMemory() as counted:

@@ -258,6 +258,14 @@ def drawn_in(base: Base, mixed_precision: str) -> Iterator[None]:
         base.draws_in = before
 
 
+def drawing_autocast(base: Base) -> torch.autocast:
+    """The precision in which pictures are drawn: the base's own, or that of `drawn_in`."""
+    dtype = base.draws_in or base.dtype  # adapters and new words are float32, whatever the base is
+    return torch.autocast(
+        base.device.type, dtype=dtype, enabled=dtype != torch.float32, cache_enabled=base.draws_in is None
+    )  # what was cast of a whole base in float32 would be kept beside it
+
+
 @torch.no_grad()
 def _generate_batch(base: Base, lines: list[PromptLine], hand_back: float) -> Tensor:
     """Pixels (N, 3, H, W) in [0, 1]; the lines share all but prompt, seed and control signal."""
@@ -283,13 +291,9 @@ def _generate_batch(base: Base, lines: list[PromptLine], hand_back: float) -> Te
 
     hook = base.denoiser.register_forward_pre_hook(hand_out_timesteps, with_kwargs=True)
     try:
-        dtype = base.draws_in or base.dtype  # adapters and new words are float32, whatever the base is
         # What is switched off on the way must not be cached.
         last_steps = handed_back(base, hand_back, first.steps) if hand_back else cached_projections(base)
-        cast = torch.autocast(
-            base.device.type, dtype=dtype, enabled=dtype != torch.float32, cache_enabled=base.draws_in is None
-        )  # what was cast of a whole base in float32 would be kept beside it
-        with last_steps, cast:
+        with last_steps, drawing_autocast(base):
             pictures = base.generate(
                 condition,
                 guidance=first.guidance,
