@@ -554,6 +554,7 @@ class Untouched:
     ("base", "settings", "says"),
     [
         (Untouched(), {"mixed_precision": "fp16"}, "fp16 needs a GPU"),
+        (Untouched(), {"mixed_precision": "bf16", "compile": True}, "would train only a part of the adapter"),
         (Untouched(), {"resolution": 36}, "multiple of 8 pixels, got 36"),
         (Untouched(side_step=16), {"resolution": 72}, "multiple of 16 pixels, got 72"),
         (Untouched(), {"steps": 0}, "steps"),

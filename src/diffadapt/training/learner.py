@@ -82,6 +82,14 @@ def refuse_the_impossible(base: Network, config: LoopConfig) -> None:
         raise Refused("training starts from the untouched base; detach what is attached first")
     if config.mixed_precision == "fp16" and base.device.type == "cpu":
         raise Refused("mixed_precision = fp16 needs a GPU; on the CPU use no or bf16")
+    if config.compile and config.mixed_precision == "bf16" and base.device.type == "cpu":
+        # torch 2.13 (inductor): a UNet compiled for a CPU in bf16 gets no gradient through the interpolate of its
+        # upsampling, so that all that lies before it learns nothing; a tiny one shows it at a batch of 4, two
+        # convolutions around an interpolate do not. Eager, in float32 or with the doubling written out it is right.
+        raise Refused(
+            "compile = true with mixed_precision = bf16 on the CPU would train only a part of the adapter: what "
+            "torch.compile makes of a UNet's upsampling there passes no gradient on; leave one of the two out"
+        )
     if config.resolution % base.side_step:
         raise Refused(f"resolution must be a multiple of {base.side_step} pixels, got {config.resolution}")
 
