@@ -8,6 +8,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .errors import printable
 
+SHORT = 5.0  # seconds that need no word
+
 
 class Steps:
     """Progress of counted work on stderr, with the time left: a bar on a terminal, else a plain line at every tenth.
@@ -44,15 +46,50 @@ class Steps:
         if self._bar:
             self._bar.update(self._task, completed=self.done, note=note)
         elif self.done * 10 // self.total > before * 10 // self.total:
-            parts = (f"{self.title} {self.done}/{self.total}", note, self._left())
-            print("  ".join(part for part in parts if part), file=sys.stderr, flush=True)
+            left = _left(self._began, self.done - self._first, self.total - self.done)
+            _line(f"{self.title} {self.done}/{self.total}", note, left)
 
-    def _left(self) -> str:
-        """The time left at the pace so far, "" below five seconds."""
-        seconds = (time.monotonic() - self._began) / (self.done - self._first) * (self.total - self.done)
-        if seconds < 5:
-            return ""
-        return f"{seconds:.0f} s left" if seconds < 90 else f"{seconds / 60:.0f} min left"
+    def aside(self, title: str, total: int) -> "Aside":
+        """Counted work within a step, such as the pictures on the way."""
+        return Aside(self, title, total)
+
+    def note(self, text: str) -> bool:
+        """Shows a note beside the bar; False where there is no bar."""
+        if self._bar:
+            self._bar.update(self._task, note=text)
+        return self._bar is not None
+
+
+class Aside:
+    """Progress of work within a step of other work: said beside its bar, or in lines, once it has taken five seconds.
+
+    Two bars cannot be on a terminal at a time.
+    """
+
+    def __init__(self, steps: Steps, title: str, total: int) -> None:
+        self.steps, self.title, self.total, self.done = steps, title, total, 0
+        self._began = time.monotonic()
+
+    def advance(self, by: int = 1) -> None:
+        """`by` more are done."""
+        self.done += by
+        if self.steps.quiet or time.monotonic() - self._began < SHORT:
+            return
+        parts = (f"{self.title} {self.done}/{self.total}", _left(self._began, self.done, self.total - self.done))
+        if not self.steps.note("  ".join(part for part in parts if part)):
+            _line(*parts)
+
+
+def _left(began: float, done: int, left: int) -> str:
+    """The time left at the pace since `began`, "" below five seconds."""
+    seconds = (time.monotonic() - began) / done * left
+    if seconds < SHORT:
+        return ""
+    return f"{seconds:.0f} s left" if seconds < 90 else f"{seconds / 60:.0f} min left"
+
+
+def _line(*parts: str) -> None:
+    print("  ".join(part for part in parts if part), file=sys.stderr, flush=True)
 
 
 def say(text: str, *, quiet: bool = False) -> None:

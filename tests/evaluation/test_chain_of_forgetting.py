@@ -85,11 +85,15 @@ def test_the_switch_model_curve_goes_from_the_adapted_base_to_the_untouched_one(
     )
 
 
-def test_the_whole_analysis_tells_source_from_target(tiny_v_base, tmp_path):
+def test_the_whole_analysis_tells_source_from_target(tiny_v_base, tmp_path, capsys):
     file = moved(attach(tiny_v_base, LoRA(rank=2))).save(tmp_path / "a.safetensors")
     tiny_v_base.attachments[0].detach()
     pictures = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    found = chain_of_forgetting(tiny_v_base, [(file, 1.0)], pictures, ["a cat", "a dog"], Colours(), switched=3)
+    found = chain_of_forgetting(
+        tiny_v_base, [(file, 1.0)], pictures, ["a cat", "a dog"], Colours(), switched=3, quiet=False
+    )
+    told = capsys.readouterr().err.splitlines()
+    assert told[-1] == "where it forgot 87/87"  # 32 pictures, 4 x 10 levels, 3 pictures at 5 shares
     assert found["levels"][0] == 0.05 and len(found["levels"]) == 10
     for name in ("source", "target"):
         assert len(found[name]["base"]) == 10 and found[name]["base"] != found[name]["adapted"]

@@ -428,7 +428,7 @@ def test_an_update_that_is_no_number_is_told_before_anything_of_its_step_is_writ
                     self.w.fill_(float("nan"))
 
     watched, drawn = [], []
-    samples = SimpleNamespace(save_base=lambda _: None, save_step=drawn.append)
+    samples = SimpleNamespace(save_base=lambda _, bar: None, save_step=lambda step, bar: drawn.append(step))
     with pytest.raises(Failed, match=rf"^the update of step {at} of .* gave values that are not numbers; .*{kept};"):
         step(
             tmp_path, {"adapter": Spoilt()}, Rows([ROW]), changed(steps=5, **settings),
@@ -509,7 +509,7 @@ def test_the_base_is_sampled_before_the_first_step(tmp_path):
     sampled: list[list[float]] = []
 
     class Samples:
-        def save_base(self, attachments) -> None:
+        def save_base(self, attachments, *, bar) -> None:
             sampled.append([attachment.w.item() for attachment in attachments])
 
     train(tmp_path, Base(Scale()), Rows([ROW]), PLAIN, samples=Samples())

@@ -23,10 +23,10 @@ class Samples:
         self.parameter, self.attached = parameter, None
         self.at: dict[int, float] = {}
 
-    def save_base(self, attachments) -> None:
+    def save_base(self, attachments, *, bar) -> None:
         self.attached = attachments
 
-    def save_step(self, step: int) -> None:
+    def save_step(self, step: int, *, bar) -> None:
         self.at[step] = self.parameter.flatten()[0].item()
 
 

@@ -152,6 +152,27 @@ def test_progress_tells_the_time_left_at_the_pace_so_far(capsys, monkeypatch):
     assert left == [["4 min left"], ["3 min left"], ["2 min left"], ["60 s left"], []] and bar.done == 40
 
 
+def test_work_within_a_step_is_told_once_it_has_taken_five_seconds(capsys, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with Steps("train", 40) as bar:
+        aside = bar.aside("pictures on the way", 6)
+        for _ in range(3):
+            now[0] += 4
+            aside.advance(by=2)
+    told = capsys.readouterr().err.splitlines()
+    assert told == ["pictures on the way 4/6", "pictures on the way 6/6"]  # 4 s are left, which need no word
+    now[0] = 200
+    aside = bar.aside("pictures on the way", 6)
+    now[0] += 30
+    aside.advance()
+    assert capsys.readouterr().err == "pictures on the way 1/6  2 min left\n"
+    aside = Steps("train", 40, quiet=True).aside("pictures on the way", 6)
+    now[0] += 30
+    aside.advance()
+    assert not capsys.readouterr().err
+
+
 def test_a_missing_8_bit_optimizer_names_the_extra():
     pytest.importorskip("torch")
     try:

@@ -19,6 +19,7 @@ from ..data.wide_scenes import world_of
 from ..errors import Refused
 from ..metrics.features import Features
 from ..metrics.frechet import fid
+from ..progress import Steps
 from ..sampling.sample import adapted, default_line, generate
 from .geometry import weight_distance
 
@@ -37,6 +38,7 @@ def chain_of_forgetting(
     *,
     switched: int = 0,
     seed: int = 0,
+    quiet: bool = True,
 ) -> dict[str, Any]:
     """All of it, as entries for a run's `metrics.json`.
 
@@ -48,22 +50,33 @@ def chain_of_forgetting(
         encoder: of that curve's Frechet distance.
         switched: pictures of each of its points; 0 leaves the curve out.
         seed: of noises and pictures.
+        quiet: show no progress.
 
     Returns:
         "levels": (BINS,) quantiles of the noise level; "source" and "target": {"base", "adapted"} losses at them under
         the null condition; "weight_distance"; with `switched` "switch_curve": [share, Frechet distance] pairs
     """
-    own = own_latents(base, seed=seed)
-    sets = {"source": own, "target": base.encode_pictures(target[:OWN])}
-    found: dict[str, Any] = {"levels": [(i + 0.5) / BINS for i in range(BINS)]}
-    losses = {name: {"base": _rounded(loss_by_noise(base, latents, seed=seed))} for name, latents in sets.items()}
-    with adapted(base, adapters) as attached:
-        for name, latents in sets.items():
-            losses[name]["adapted"] = _rounded(loss_by_noise(base, latents, seed=seed))
-        found |= {**losses, "weight_distance": weight_distance(attached)}
-        if switched and encoder is not None:
-            asked = [captions[i % len(captions)] for i in range(switched)]
-            found["switch_curve"] = switch_curve(base, asked, encoder.pictures(target), encoder, seed=seed)
+    switched = switched if encoder is not None else 0
+    total = OWN + 4 * BINS + switched * len(SHARES)  # pictures, and noise levels, which take about as long
+    with Steps("where it forgot", total, quiet=quiet) as bar:
+
+        def losses_of(latents: Tensor) -> list[float]:
+            losses = loss_by_noise(base, latents, seed=seed)
+            bar.advance(by=BINS)
+            return [round(value, 6) for value in losses.tolist()]
+
+        own = own_latents(base, seed=seed, bar=bar)
+        sets = {"source": own, "target": base.encode_pictures(target[:OWN])}
+        found: dict[str, Any] = {"levels": [(i + 0.5) / BINS for i in range(BINS)]}
+        losses = {name: {"base": losses_of(latents)} for name, latents in sets.items()}
+        with adapted(base, adapters) as attached:
+            for name, latents in sets.items():
+                losses[name]["adapted"] = losses_of(latents)
+            found |= {**losses, "weight_distance": weight_distance(attached)}
+            if encoder is not None and switched:
+                asked = [captions[i % len(captions)] for i in range(switched)]
+                reference = encoder.pictures(target)
+                found["switch_curve"] = switch_curve(base, asked, reference, encoder, seed=seed, bar=bar)
     return found
 
 
@@ -77,6 +90,7 @@ def switch_curve(
     seed: int = 0,
     steps: int | None = None,
     batch: int = 16,
+    bar: Steps | None = None,
 ) -> list[list[float]]:
     """Frechet distance of pictures whose last steps the untouched base does, from the same noise at every share.
 
@@ -88,6 +102,7 @@ def switch_curve(
         shares: of the last steps, from 0, the adapted base, to 1, the untouched one.
         seed: picture i starts from seed + i.
         steps: of the sampling; None means the base's default.
+        bar: advanced by every picture.
 
     Returns:
         [share, distance] pairs
@@ -95,18 +110,18 @@ def switch_curve(
     lines = [default_line(base, prompt, seed + i, steps=steps) for i, prompt in enumerate(prompts)]
     curve = []
     for share in shares:
-        made = torch.stack(generate(base, lines, batch=batch, hand_back=share))
+        made = torch.stack(generate(base, lines, batch=batch, hand_back=share, bar=bar))
         curve.append([share, round(fid(encoder.pictures(made), reference), 5)])
     return curve
 
 
-def own_latents(base: Base, count: int = OWN, *, seed: int = 0, batch: int = 16) -> Tensor:
+def own_latents(base: Base, count: int = OWN, *, seed: int = 0, batch: int = 16, bar: Steps | None = None) -> Tensor:
     """(count, C, h, w) latents of pictures that the untouched base makes now, of its world or its classes."""
     if any(attachment.live for attachment in base.attachments):
         raise Refused("the base's own pictures are made without an adapter, and one is on; switch it off or detach it")
     prompts = spread(base.own_classes, count) or drift_prompts(world_of(base), count, seed)
     lines = [default_line(base, prompts[i % len(prompts)], OWN_SEED + seed + i) for i in range(count)]
-    return base.encode_pictures(torch.stack(generate(base, lines, batch=batch)))
+    return base.encode_pictures(torch.stack(generate(base, lines, batch=batch, bar=bar)))
 
 
 def loss_by_noise(base: Base, latents: Tensor, *, bins: int = BINS, seed: int = 0) -> Tensor:
@@ -161,7 +176,3 @@ def losses_at(base: Base, latents: Tensor, steps: Tensor, *, caption: str = "", 
         prediction = base.denoise(schedule.add_noise(x, e, t), t, condition).float()
         found.append((prediction - schedule.target(x, e, t)).square().mean((1, 2, 3)).cpu())
     return torch.cat(found)
-
-
-def _rounded(losses: Tensor) -> list[float]:
-    return [round(value, 6) for value in losses.tolist()]

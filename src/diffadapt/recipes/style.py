@@ -185,8 +185,9 @@ def train_style(
             target = torch.cat([part.pixels(range(min(each, len(part))), resolution) for part in held_out.values()])
             encoder = load_features(found["features"], device=base.device) if config.switch_pictures else None
             found["chain_of_forgetting"] = chain_of_forgetting(
-                base, adapters, target, list(held_out), encoder, switched=config.switch_pictures, seed=seed
-            )
+                base, adapters, target, list(held_out), encoder, switched=config.switch_pictures, seed=seed,
+                quiet=quiet,
+            )  # fmt: skip
         return found
 
     measured = measure if held_out and config.evaluation_pictures else None

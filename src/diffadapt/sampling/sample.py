@@ -22,7 +22,7 @@ from ..adapters.hint import SIGNAL
 from ..bases import Base
 from ..data.picture import to_picture
 from ..errors import Refused
-from ..progress import Steps
+from ..progress import Aside, Steps
 from .adapter_files import adapter_files, load_file
 from .cached_projections import cached_projections
 from .control_signal import Control, check_control, each_control, read_signal
@@ -210,7 +210,7 @@ def sample(
 
 
 def generate(
-    base: Base, lines: Sequence[PromptLine], *, batch: int = 8, hand_back: float = 0.0, bar: Steps | None = None
+    base: Base, lines: Sequence[PromptLine], *, batch: int = 8, hand_back: float = 0.0, bar: Steps | Aside | None = None
 ) -> list[Tensor]:
     """`sample` on complete prompt lines and with whatever is attached now -> pixels (3, H, W) in [0, 1] each, on CPU.
 

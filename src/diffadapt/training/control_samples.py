@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..bases import Base
 from ..data.control_pairs import ControlPairs
@@ -12,6 +13,7 @@ from ..files import read_json, write_json
 from ..metrics.control_consistency import control_consistency
 from ..metrics.convergence import FEWEST, find_leap
 from ..metrics.reader import load_reader
+from ..progress import Steps
 from ..shapes import FOLLOWED
 from .progress_samples import ProgressSamples
 
@@ -37,14 +39,15 @@ class ControlSamples(ProgressSamples):
         self.reader = load_reader() if needs_reader(self.signal) else None
         self.curve: dict[str, float] = read_json(self.run.followed, FOLLOWED) if self.run.followed.exists() else {}
 
-    def save_step(self, step: int) -> None:
-        made = self._write(self.run.step_samples(step), self.prompts, self.controls)
+    def save_step(self, step: int, *, bar: Steps) -> list[Tensor]:
+        made = super().save_step(step, bar=bar)
         if self.signal is None:
-            return
+            return made
         rows = control_consistency(self.signal, self.signals, torch.stack(made), self.reader)[DECIDING[self.signal]]
         # A landmark that is not found counts as one that lies half the picture away.
         self.curve[str(step)] = round(float(rows.nan_to_num(self.base.resolution / 2).mean()), 5)
         write_json(self.run.followed, self.curve)
+        return made
 
     def convergence(self) -> dict[str, Any]:
         """The curve and the step of its leap, for `metrics.json`.

@@ -50,7 +50,7 @@ class Journal:
 
     def __enter__(self) -> "Journal":
         if self.samples:
-            self.samples.save_base(list(self.learner.attachments.values()))
+            self.samples.save_base(list(self.learner.attachments.values()), bar=self.bar)
         if self.is_main:
             self._write_page()  # before the log is open, since this may fail
             self.log = RunLog(RunLayout(self.learner.folder).log, resume_at=self.done)
@@ -96,7 +96,7 @@ class Journal:
         self.bar.advance(f"loss {row['loss']:.4f}")
         if self.samples and due:
             with self.learner.averaged():
-                self.samples.save_step(step)
+                self.samples.save_step(step, bar=self.bar)
         if self.is_main and kept:
             self.learner.checkpoint(step)
         if self.is_main and (due or kept and time.monotonic() - self._page > PAGE_EVERY):

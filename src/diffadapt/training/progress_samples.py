@@ -14,7 +14,7 @@ from ..data.picture import to_picture, write_png
 from ..data.prompts import benchmark_prompts, spread
 from ..data.wide_scenes import world_of
 from ..files import write_json
-from ..progress import Steps
+from ..progress import Aside, Steps
 from ..run_layout import RunLayout, picture
 from ..sampling.sample import adapted, default_line, generate
 
@@ -60,19 +60,21 @@ class ProgressSamples:
         for i, control in enumerate(controls or ()):
             write_png(picture(self.run.signals, i), to_picture(control))
 
-    def save_base(self, attachments: Sequence[Attachment]) -> None:
-        """The untouched base's pictures."""
+    def save_base(self, attachments: Sequence[Attachment], *, bar: Steps) -> None:
+        """The untouched base's pictures. `bar` is that of the training, here and below."""
         if self._complete(self.run.base_samples):
             return
         for attachment in attachments:
             attachment.enabled = False
-        self._write(self.run.base_samples, self.base_prompts, controls=None)  # nothing would follow them
+        aside = bar.aside("pictures of the base", len(self.prompts))
+        self._write(self.run.base_samples, self.base_prompts, controls=None, bar=aside)  # nothing would follow them
         for attachment in attachments:
             attachment.enabled = True
 
-    def save_step(self, step: int) -> None:
-        """The pictures of what is attached now, after a 1-based step."""
-        self._write(self.run.step_samples(step), self.prompts, self.controls)
+    def save_step(self, step: int, *, bar: Steps) -> list[Tensor]:
+        """Writes the pictures of what is attached now, after a 1-based step, and returns them."""
+        aside = bar.aside("pictures on the way", len(self.prompts))
+        return self._write(self.run.step_samples(step), self.prompts, self.controls, aside)
 
     def save_strengths(self, adapter: Path, strengths: Sequence[float], *, quiet: bool = True) -> None:
         """The pictures of a finished adapter, a file or a run's folder, at these strengths; those there are kept."""
@@ -89,7 +91,7 @@ class ProgressSamples:
         return all(picture(place, i).is_file() for i in range(len(self.prompts)))
 
     def _write(
-        self, place: Path, prompts: Sequence[str], controls: Sequence[Tensor] | None, bar: Steps | None = None
+        self, place: Path, prompts: Sequence[str], controls: Sequence[Tensor] | None, bar: Steps | Aside
     ) -> list[Tensor]:
         """Makes the pictures of a set, and returns them, (3, H, W) in [0, 1] each."""
         lines = [
