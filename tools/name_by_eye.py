@@ -53,7 +53,7 @@ def draw(args: argparse.Namespace) -> None:
     with torch.no_grad():
         given_back = base.decode_latents(base.encode_pictures(real.clamp(0, 1)))
     args.out.mkdir(parents=True, exist_ok=True)
-    write_grid(args.out / "generated.png", torch.stack([to_tensor(picture) for picture in pictures]), ACROSS)
+    write_grid(args.out / "generated.png", torch.stack([to_tensor(picture) for picture in pictures]) / 255, ACROSS)
     write_grid(args.out / "real.png", given_back, ACROSS)
     nouns = [scene.things[0].noun for scene in scenes]
     write_json(args.out / "asked.json", {"generated": nouns[:COUNT], "real": nouns[COUNT:]})
