@@ -43,7 +43,7 @@ SUBJECTS = {
 PLAIN = ("on a white background", "on a red background", "on a blue background")
 QUICK = own_settings("embedded", "lora", "quick")  # as the demo trains
 METHODS = {
-    "full": (da.Selective(), dict(steps=150, learning_rate=2e-4)),
+    "full": (da.Selective(), dict(steps=150)),
     "lora": (da.LoRA(rank=11), dict(steps=250)),
     "kept": (da.LoRA(rank=8), dict(steps=250, roles=QUICK["roles"], prior_weight=1.0, prior_pictures=24)),
 }
@@ -93,7 +93,8 @@ def teach(args: argparse.Namespace, base: da.Base, noun: str, name: str) -> dict
     style, other = SUBJECTS[noun]
     kind = {word: its for word, its, _ in HELD_OUT_NOUNS}[noun]
     folder, method, settings = args.out / f"{noun}-{name}", *METHODS[name]
-    settings = {"learning_rate": args.lora_rate, "prior_weight": 0.0} | settings
+    rate = args.full_rate if name == "full" else args.lora_rate
+    settings = {"learning_rate": rate, "prior_weight": 0.0} | settings
     if (folder / "row.json").is_file():
         row = read_json(folder / "row.json", dict)
         if row["learning_rate"] != settings["learning_rate"]:
@@ -132,6 +133,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--only", nargs="*", choices=tuple(SUBJECTS), default=list(SUBJECTS), help="some")
     parser.add_argument("--methods", nargs="*", choices=tuple(METHODS), default=["full", "lora"])
+    parser.add_argument("--full-rate", type=float, default=2e-4, help="full fine-tuning's peak learning rate")
     parser.add_argument("--lora-rate", type=float, default=8e-3, help="LoRA's peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
