@@ -1,6 +1,6 @@
 """Default training settings of each method: the learning rate of one would ruin another.
 
-Of the embedded base these are the settings that its evidence was measured with (docs/evidence), of Stable Diffusion
+Of the embedded base these are the ones that docs/presets.md measures, of Stable Diffusion
 those of the papers and of the configs in configs/. A method that is not listed takes the recipe's defaults.
 """
 
@@ -33,7 +33,10 @@ _PHOTOS = {
     "gradient_checkpointing": True,
     "checkpoint_every": 200,
 }
+_WHOLE = ("self_attention.*", "cross_attention.*", "feed_forward.*", "residual.conv")
 _SMALL: Mapping[str, Mapping[str, Any]] = {
+    "lora": {"steps": 300, "learning_rate": 2e-3, "roles": _WHOLE},
+    "oft": {"steps": 300, "learning_rate": 2e-3, "roles": _WHOLE},
     "selective": {"learning_rate": 2e-4},
     "perfusion": {**_PERFUSION, "steps": 200},
     # the class cannot be lost when no weight of the base changes
@@ -66,8 +69,7 @@ _STABLE_DIFFUSION: Mapping[str, Mapping[str, Any]] = {
 
 # A preset -> method -> "train" or "method" -> option -> value, beside the method's own settings; {} leaves those alone.
 # benchmarks/presets.py measures what each one gives on the embedded base, see docs/presets.md; those of Stable
-# Diffusion, perfusion and token are first values.
-_WHOLE = ("self_attention.*", "cross_attention.*", "feed_forward.*", "residual.conv")
+# Diffusion are first values.
 _LITTLE = {"evaluation_prompts": 6, "evaluation_pictures": 2, "prior_pictures": 24, "sample_every": 0}
 _Presets = Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]
 _SMALL_PRESETS: _Presets = {
