@@ -165,7 +165,7 @@ def test_class_folders_are_a_transfer_whose_forgetting_is_measured(base, picture
     assert torch.equal(target, torch.stack(expected))
     assert asked == {
         "base": base, "adapters": [(out / "adapter.safetensors", 1.0)], "captions": ["ink", "oil"],
-        "encoder": "encoder" if switched else None, "switched": switched, "seed": 3,
+        "encoder": "encoder" if switched else None, "switched": switched, "seed": 3, "quiet": True,
     }  # fmt: skip
     encoders = [(each["name"], each["device"]) for each in calls["load_features"]]
     assert encoders == [("probe", base.device)] * bool(switched)
