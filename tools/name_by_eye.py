@@ -1,4 +1,4 @@
-"""Sixty single things to be named by somebody who does not see what was asked for: numbered sheets, and the count.
+"""Sixty single things to be named by somebody who does not see what was asked for: two sheets, and the count.
 
     python tools/name_by_eye.py draw --base BASE --data EMOJI --out OUT
     python tools/name_by_eye.py count --out OUT

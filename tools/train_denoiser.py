@@ -263,9 +263,9 @@ def train(args: argparse.Namespace) -> None:
             optimizer.load_state_dict({"state": rows, "param_groups": optimizer.state_dict()["param_groups"]})
             warm_from = -WARM_UP
     alphas = build_scheduler().alphas_cumprod.to(device)
+    denoise = models["unet"]
     if args.compile:
-        nn.functional.interpolate = doubled
-    denoise = torch.compile(models["unet"]) if args.compile else models["unet"]
+        nn.functional.interpolate, denoise = doubled, torch.compile(denoise)
 
     def embed(captions: list[str], model: str = "averaged") -> Tensor:
         ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)

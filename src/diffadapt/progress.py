@@ -47,7 +47,7 @@ class Steps:
             self._bar.update(self._task, completed=self.done, note=note)
         elif self.done * 10 // self.total > before * 10 // self.total:
             left = _left(self._began, self.done - self._first, self.total - self.done)
-            _line(f"{self.title} {self.done}/{self.total}", note, left)
+            say(_parts(f"{self.title} {self.done}/{self.total}", note, left))
 
     def aside(self, title: str, total: int) -> "Aside":
         """Counted work within a step, such as the pictures on the way."""
@@ -75,9 +75,10 @@ class Aside:
         self.done += by
         if self.steps.quiet or time.monotonic() - self._began < SHORT:
             return
-        parts = (f"{self.title} {self.done}/{self.total}", _left(self._began, self.done, self.total - self.done))
-        if not self.steps.note("  ".join(part for part in parts if part)):
-            _line(*parts)
+        left = _left(self._began, self.done, self.total - self.done)
+        text = _parts(f"{self.title} {self.done}/{self.total}", left)
+        if not self.steps.note(text):
+            say(text)
 
 
 def _left(began: float, done: int, left: int) -> str:
@@ -88,8 +89,8 @@ def _left(began: float, done: int, left: int) -> str:
     return f"{seconds:.0f} s left" if seconds < 90 else f"{seconds / 60:.0f} min left"
 
 
-def _line(*parts: str) -> None:
-    print("  ".join(part for part in parts if part), file=sys.stderr, flush=True)
+def _parts(*parts: str) -> str:
+    return "  ".join(part for part in parts if part)
 
 
 def say(text: str, *, quiet: bool = False) -> None:

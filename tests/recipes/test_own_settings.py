@@ -42,6 +42,14 @@ def test_a_method_s_name_brings_its_own_settings_and_what_is_said_wins(base, met
     assert told.schedule == own_config(base, method).schedule
 
 
+@pytest.mark.parametrize("method", ["lora", "oft"])
+def test_on_the_embedded_base_a_method_alone_trains_the_layers_that_its_keep_does(method):
+    alone = own_config("embedded", method)
+    assert alone.roles == own_config("embedded", method, "keep").roles and "residual.conv" in alone.roles
+    assert (alone.steps, alone.learning_rate) == (300, 2e-3)  # as docs/presets.md has them
+    assert own_config("sd15", method).roles == SubjectConfig().roles
+
+
 def test_a_copied_and_a_merged_embedded_base_keep_its_settings(tmp_path):
     from diffadapt.bases.load import EMBEDDED
 

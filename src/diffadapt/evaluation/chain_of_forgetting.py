@@ -38,7 +38,7 @@ def chain_of_forgetting(
     *,
     switched: int = 0,
     seed: int = 0,
-    quiet: bool = True,
+    quiet: bool,
 ) -> dict[str, Any]:
     """All of it, as entries for a run's `metrics.json`.
 
@@ -56,8 +56,8 @@ def chain_of_forgetting(
         "levels": (BINS,) quantiles of the noise level; "source" and "target": {"base", "adapted"} losses at them under
         the null condition; "weight_distance"; with `switched` "switch_curve": [share, Frechet distance] pairs
     """
-    switched = switched if encoder is not None else 0
-    total = OWN + 4 * BINS + switched * len(SHARES)  # pictures, and noise levels, which take about as long
+    curve = len(SHARES) * switched if encoder is not None else 0
+    total = OWN + 4 * BINS + curve  # pictures, and noise levels, which take about as long
     with Steps("where it forgot", total, quiet=quiet) as bar:
 
         def losses_of(latents: Tensor) -> list[float]:
@@ -73,7 +73,7 @@ def chain_of_forgetting(
             for name, latents in sets.items():
                 losses[name]["adapted"] = losses_of(latents)
             found |= {**losses, "weight_distance": weight_distance(attached)}
-            if encoder is not None and switched:
+            if switched and encoder is not None:
                 asked = [captions[i % len(captions)] for i in range(switched)]
                 reference = encoder.pictures(target)
                 found["switch_curve"] = switch_curve(base, asked, reference, encoder, seed=seed, bar=bar)
