@@ -49,6 +49,7 @@ LABELS = {
 }
 NUMBER = {head: {label: i for i, label in enumerate(labels)} for head, labels in LABELS.items()}
 SKIP = -100  # a label that is not known: no loss
+ORDERED = ("above", "under", "on")  # relations that are false the other way round
 CHANGES = ("noun", "style", "background", "position", "size", "order", "colour", "count", "wearing", "pattern")
 
 
@@ -149,7 +150,7 @@ def change(scene: WideScene, rng: np.random.Generator, what: str) -> WideScene |
         )
         return dataclasses.replace(scene, ground=new)
     if what == "order":
-        if scene.relation not in ("above", "under", "on"):
+        if scene.relation not in ORDERED:
             return None
         things[0], things[1] = (
             dataclasses.replace(a, noun=b.noun, colour=b.colour, style=b.style) for a, b in (things, things[::-1])
@@ -200,7 +201,8 @@ def draw_batch(rng: np.random.Generator, sprites: Sprites, size: int) -> Batch:
     captions, wrong, labels, numbers = [], [], [], []
     for scene, seed in zip(scenes, rng.integers(2**31, size=len(scenes)), strict=True):
         text = wide_caption(scene, np.random.default_rng(seed))
-        if no := change(scene, rng, CHANGES[rng.integers(len(CHANGES))]):
+        turned = scene.relation in ORDERED and rng.random() < 0.5  # else the order is hardly ever what is false
+        if no := change(scene, rng, "order" if turned else CHANGES[rng.integers(len(CHANGES))]):
             false = wide_caption(no, np.random.default_rng(seed))
             wrong += [false] if false != text else []
         first = scene.things[0]

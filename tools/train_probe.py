@@ -1,16 +1,19 @@
 """Trains the probe that measures the embedded base: an image-text encoder pair of the embedded world.
 
     python tools/train_probe.py train  --data EMOJI --work DIR --steps 4000     (resumes from DIR)
+    python tools/train_probe.py train  --data EMOJI --work DIR --init PROBE    (begins with a probe, made deeper)
     python tools/train_probe.py export --data EMOJI --work DIR --out src/diffadapt/metrics/probe
 
 EMOJI is the folder of sprite folders that `tools/train_embedded_base.py` reads. Four things are asked of the probe at
 once: name what is in a picture; find the caption of a picture among all captions of the batch and among captions that
 are false in one word; name the sprite out of all sprites; tell two scenes of one sprite from scenes of others. Held-out
-nouns (in every folder) and the held-out style are never shown. Batches are drawn from (seed, step), so a resumed run
-sees what an uninterrupted one would have seen. `export` also measures the averaged weights on held-back scenes.
+nouns (in every folder) and the held-out style are never shown. Batches are drawn from (seed, step) by a process of
+their own, so a resumed run sees what an uninterrupted one would have seen. `export` also measures the averaged weights
+on held-back scenes. What `--init` adds to a probe changes nothing to begin with.
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import time
@@ -23,10 +26,11 @@ from probe_batches import LABELS, SKIP, Batch, Sprites, draw_batch, probe_shape
 from probe_quality import measure
 from torch import Tensor, nn
 
+from diffadapt.data.wide_pictures import draw_wide_scenes
 from diffadapt.files import load_tensors, save_tensors, write_json
-from diffadapt.metrics.probe import EMBEDDING, Probe, ProbeShape
+from diffadapt.metrics.probe import EMBEDDING, Probe, ProbeShape, load_probe
 
-HEAD_WEIGHTS = {"object": 1.0, "second": 0.5, "style": 1.0, "colour": 0.5, "wearing": 0.5}  # the others 0.3
+HEAD_WEIGHTS = {"object": 1.0, "second": 0.5, "style": 1.5, "colour": 1.0, "wearing": 0.5}  # the others 0.3
 
 SOURCES = {
     "Noto Emoji": "Apache-2.0, Google",
@@ -59,6 +63,43 @@ def sprite_losses(subject: Tensor, proxies: Tensor, sprite: Tensor) -> tuple[Ten
     paired = alike.any(1)
     each = -(near.log_softmax(1) * alike).sum(1)[paired] / alike.sum(1)[paired]
     return naming, each.mean()
+
+
+class Batches(torch.utils.data.Dataset[Batch]):
+    """Batch number `step` of a run."""
+
+    def __init__(self, sprites: Sprites, seed: int, size: int) -> None:
+        self.sprites, self.seed, self.size = sprites, seed, size
+
+    def __getitem__(self, step: int) -> Batch:
+        return draw_batch(np.random.default_rng([self.seed, step]), self.sprites, self.size)
+
+
+@torch.no_grad()
+def deepen(old: Probe, probe: Probe) -> None:
+    """Gives `probe`, which has as many blocks at each size or more, all that `old` knows: it says the same at first."""
+    if old.shape.words != probe.shape.words or old.shape.labels != probe.shape.labels:
+        raise ValueError("the probe to begin with knows other words or labels than the world has now")
+    rest = {key: value for key, value in old.state_dict().items() if not key.startswith("image.trunk.")}
+    probe.load_state_dict(rest, strict=False)
+    theirs, ours = iter(old.image.trunk), iter(probe.image.trunk)
+    for was, now in zip(old.shape.blocks, probe.shape.blocks, strict=True):
+        for at, layer in zip(range(1 + now), ours, strict=False):
+            if at <= was:
+                layer.load_state_dict(next(theirs).state_dict())
+            else:
+                nn.init.zeros_(layer.second_norm.weight)  # x + 0
+
+
+@torch.no_grad()
+def embed_sprites(probe: Probe, proxies: nn.Embedding, sprites: Sprites) -> None:
+    """The proxy of each sprite becomes the subject embedding of one view of it."""
+    chosen, rng = list(sprites.number), np.random.default_rng(0)
+    probe.eval()
+    for start in range(0, len(chosen), 256):
+        scenes, drawn = sprites.views(rng, chosen[start : start + 256])
+        proxies.weight[start : start + len(scenes)] = probe.image(draw_wide_scenes(scenes, drawn)[0])[2]
+    probe.train()
 
 
 def learning_rate(step: int, total: int, peak: float) -> float:
@@ -94,7 +135,7 @@ def load_state(work: Path, model: nn.Module, average: dict[str, Tensor], optimiz
 def train(args) -> None:
     torch.manual_seed(args.seed)
     sprites = Sprites(args.data)
-    shape = probe_shape(args.data)
+    shape = dataclasses.replace(probe_shape(args.data), blocks=tuple(args.blocks))
     model = nn.ModuleDict({"probe": Probe(shape), "proxies": nn.Embedding(len(sprites.stack), EMBEDDING)})
     probe, proxies = model["probe"], model["proxies"]
     assert isinstance(probe, Probe) and isinstance(proxies, nn.Embedding)
@@ -104,13 +145,19 @@ def train(args) -> None:
     weights = {k: v for k, v in probe.state_dict().items() if v.is_floating_point()}
     average = {k: v.detach().clone() for k, v in weights.items()}
     first = load_state(args.work, model, average, optimizer)
+    if args.init and not first:
+        deepen(load_probe(args.init), probe)
+        embed_sprites(probe, proxies, sprites)
+        for key, value in average.items():
+            value.copy_(weights[key])
     millions = sum(p.numel() for p in probe.parameters()) / 1e6
     print(f"{len(sprites.stack)} sprites; {millions:.2f} M parameters; from step {first} to {args.steps}", flush=True)
     start, sums = time.time(), {}
-    for step in range(first, args.steps):
+    batches = Batches(sprites, args.seed, args.batch)
+    ahead = torch.utils.data.DataLoader(batches, None, sampler=range(first, args.steps), num_workers=1)
+    for step, batch in enumerate(ahead, first):
         for group, factor in zip(optimizer.param_groups, (1.0, 5.0), strict=True):
             group["lr"] = learning_rate(step, args.steps, args.lr) * factor
-        batch = draw_batch(np.random.default_rng([args.seed, step]), sprites, args.batch)
         # bf16 halves the time of the convolutions on a CPU with avx512_bf16; the text tower gains nothing from it.
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
             logits, joint, subject = probe.image(batch.pictures.to(memory_format=torch.channels_last))
@@ -164,7 +211,7 @@ def export(args) -> None:
     """Writes probe.safetensors (fp16) and probe.json (labels, vocabulary, accuracy, training facts)."""
     tensors, metadata = load_tensors(args.work / "state.safetensors")
     average = {k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")}
-    probe = averaged(average, probe_shape(args.data))
+    probe = averaged(average, dataclasses.replace(probe_shape(args.data), blocks=tuple(args.blocks)))
     probe.load_state_dict({k: v.half().float() if v.is_floating_point() else v for k, v in probe.state_dict().items()})
     sprites = Sprites(args.data)
     quality = measure(probe, sprites, count=args.count, data=args.data)
@@ -176,6 +223,7 @@ def export(args) -> None:
         {
             "format_version": 1,
             "widths": shape.widths,
+            "blocks": shape.blocks,
             "text_width": shape.text_width,
             "labels": shape.labels,
             "words": shape.words,
@@ -201,6 +249,8 @@ def main() -> None:
     parser.add_argument("stage", choices=("train", "export"))
     parser.add_argument("--data", type=Path, required=True, help="folder of sprite folders")
     parser.add_argument("--work", type=Path, required=True, help="checkpoint and log")
+    parser.add_argument("--init", type=Path, help="train: the folder of a probe to begin with")
+    parser.add_argument("--blocks", type=int, nargs=4, default=(1, 2, 2, 2), help="residual blocks at 32, 16, 8, 4 px")
     parser.add_argument("--out", type=Path, help="export: the folder to write")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=64)

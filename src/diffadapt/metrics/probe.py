@@ -35,12 +35,14 @@ class ProbeShape:
         labels: head name -> its labels, for example "style" -> ("flat", "3d"). "second" ends in "none".
         words: the vocabulary; entry 0 is `PADDING`, entry 1 `UNKNOWN`.
         widths: channels at 32, 16, 8 and 4 pixels.
+        blocks: residual blocks at each of them.
         text_width: width of the text tower.
     """
 
     labels: dict[str, tuple[str, ...]]
     words: tuple[str, ...]
     widths: tuple[int, int, int, int] = (32, 64, 128, 224)
+    blocks: tuple[int, int, int, int] = (0, 1, 1, 1)
     text_width: int = 128
 
 
@@ -72,10 +74,13 @@ class ImageTower(nn.Module):
 
     def __init__(self, shape: ProbeShape) -> None:
         super().__init__()
-        a, b, c, d = shape.widths
+        d = shape.widths[-1]
         self.queries = len(shape.labels) + 2  # pooled views of the picture: one per head, two for the embeddings
-        self.trunk = nn.Sequential(_halve(3, a, 4), _halve(a, b, 3), _Residual(b), _halve(b, c, 3), _Residual(c),
-                                   _halve(c, d, 3), _Residual(d))  # fmt: skip
+        layers: list[nn.Module] = []
+        for inside, outside, blocks in zip((3, *shape.widths), shape.widths, shape.blocks, strict=False):
+            layers.append(_halve(inside, outside, 3 if layers else 4))
+            layers += [_Residual(outside) for _ in range(blocks)]
+        self.trunk = nn.Sequential(*layers)
         self.place = nn.Parameter(torch.randn(16, d) * 0.02)
         self.scores = nn.Linear(d, self.queries * 4)  # four attention heads a query
         self.values = nn.Linear(d, d)
@@ -167,6 +172,7 @@ def load_probe(folder: str | Path | None = None) -> Probe:
                 labels={head: tuple(labels) for head, labels in facts["labels"].items()},
                 words=tuple(facts["words"]),
                 widths=tuple(facts["widths"]),
+                blocks=tuple(facts.get("blocks", (0, 1, 1, 1))),
                 text_width=facts["text_width"],
             )
         )
