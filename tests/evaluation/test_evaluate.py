@@ -12,6 +12,7 @@ from diffadapt.evaluation import judge
 from diffadapt.evaluation.evaluate import evaluate, picture_count
 from diffadapt.evaluation.forgetting import about_its_kind
 from diffadapt.evaluation.judge import class_prompt_count
+from diffadapt.metrics import load_features
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,17 @@ def test_every_picture_comes_with_its_prompt_seed_and_scores(scores):
         mean = sum(row[name] for row in rows) / len(rows)
         assert mean == pytest.approx(found["values"][name]["value"], abs=1e-6)
     assert "diversity" not in rows[0] and found.pictures[0].size == (32, 32)
+
+
+def test_two_encoders_of_one_kind_stand_beside_each_other(tiny_v_base, tmp_path, monkeypatch):
+    Image.new("RGB", (48, 48), "red").save(tmp_path / "0.png")
+    one, other = (load_features("probe") for _ in range(2))
+    one.name, other.name = "dino:one", "dino:other"
+    monkeypatch.setattr("diffadapt.evaluation.evaluate.load_encoders", lambda *_: [one, other])
+    few = {"prompts": 1, "per_prompt": 1, "drift_count": 1, "steps": 1}
+    values = evaluate(tiny_v_base, load_concept(tmp_path, "cat"), adapters=[], **few)["values"]
+    assert {"subject_fidelity (dino:one)", "subject_fidelity (dino:other)"} <= set(values)
+    assert values["subject_fidelity (dino:one)"]["low"] is None  # of one prompt there is no interval
 
 
 def test_prompts_about_things_of_the_same_kind_are_near():

@@ -74,6 +74,17 @@ def test_the_share_of_perfect_stands_beside_what_was_followed(sprite):
     assert rows["followed"]["perfect"] == pytest.approx(best)
 
 
+def test_pictures_of_one_prompt_stand_as_one_behind_what_was_followed(sprite):
+    prompts = [prompt for prompt in PROMPTS for _ in range(2)]
+    drawn = torch.stack([draw(prompt, sprite, World()) for prompt in prompts])
+    groups = torch.arange(len(PROMPTS)).repeat_interleave(2)
+    rows = following(PROBE, drawn, drawn, prompts, World(), seed=0, groups=groups)
+    asked = [asked_of(prompt, World()) for prompt in PROMPTS]
+    assert rows["followed"]["n"] == sum(bool(each) for each in asked) == 4
+    assert rows["followed_background"]["n"] == sum("background" in each for each in asked) == 3
+    assert rows["followed_second"]["n"] == 1 and rows["followed_second"]["low"] is None  # one prompt has no interval
+
+
 def test_nothing_is_said_to_be_perfect_where_no_rendering_and_no_card_says_it():
     card = PROBE.probe.accuracy
     assert reachable(PROBE, {"background": [1.0, 0.0], "relation": [0.0], "weather": [1.0]}) == {

@@ -106,9 +106,12 @@ def test_landmark_error_of_a_worked_example():
     assert result["detected"].tolist() == [0.5, 1, 0]
 
 
-def test_landmarks_must_be_wanted_and_of_one_shape():
-    with pytest.raises(Refused, match="picture 1 has no wanted landmark"):
-        landmark_error(torch.tensor([[[1.0, 1]], [[NAN, NAN]]]), torch.zeros(2, 1, 2))
+def test_a_picture_for_which_no_landmark_is_wanted_has_no_figure():
+    result = landmark_error(torch.tensor([[[1.0, 1]], [[NAN, NAN]]]), torch.zeros(2, 1, 2))
+    assert result["detected"][0] == 1 and result["detected"][1].isnan() and result["error"][1].isnan()
+
+
+def test_landmarks_must_be_of_one_shape():
     with pytest.raises(Refused, match="twice"):
         landmark_error(torch.zeros(1, 2, 2), torch.zeros(1, 3, 2))
 

@@ -85,3 +85,8 @@ def test_what_is_no_table_is_refused():
         interval_of_crossed_mean(torch.zeros(1, 5))
     with pytest.raises(Refused, match="2 or more subjects"):
         expected_half_width(torch.zeros(3, 2), subjects=1)
+
+
+def test_scores_that_are_all_equal_have_an_interval_without_width():
+    found = interval_of_crossed_mean(torch.full((2, 3), 0.5))
+    assert (found.value, found.low, found.high) == (0.5, 0.5, 0.5)

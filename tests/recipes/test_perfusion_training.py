@@ -71,6 +71,10 @@ def test_a_run_trains_evaluates_and_samples_by_its_word(base, concept, tmp_path)
         da.evaluate(base, concept, adapters=[(run.adapter, 1.0)], bias=bias, prompts=2, per_prompt=2, drift_count=2)
         for bias in ({}, {"<biscuit>": 0.65}, {"<biscuit>": 0.2})
     ]
+    # Prompts and captions are those that were learned, told by the file alone: the concept has its noun here.
+    assert all("<biscuit>" in row["prompt"] and "cat" not in row["prompt"] for row in scores[0]["per_picture"])
+    told = scores[0]["values"]["loss_concept"]["value"]
+    assert told == pytest.approx(values["loss_concept"]["value"], abs=1e-6)
     fidelities = [each["values"]["subject_fidelity"]["value"] for each in scores]
     assert fidelities[0] == fidelities[1] != fidelities[2]  # 0.65 is the file's own
     with pytest.raises(Refused, match="got a bias for '<cat>', but the concepts with a gate .* are: <biscuit>"):

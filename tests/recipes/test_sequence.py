@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from diffadapt.adapters import CLoRA, LoRA, Perfusion, Selective, Token, attach,
 from diffadapt.adapters.custom_diffusion import ROLES
 from diffadapt.data.concept import load_concept
 from diffadapt.data.picture import open_picture, to_tensor
+from diffadapt.data.prompts import drift_prompts
 from diffadapt.data.sequence import load_sequence
+from diffadapt.data.wide_scenes import world_of
 from diffadapt.errors import Refused
 from diffadapt.evaluation.held_out_loss import held_out_loss
 from diffadapt.files import load_tensors, save_tensors
@@ -64,7 +67,8 @@ def test_a_sequence_leaves_its_record_pictures_scores_and_report_and_no_training
     pictures = {path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*.png")}
     expected = {f"evaluation/after-{i}/{name}/0{k}.png" for i, name in (("01", "mia"), ("02", "mia"), ("02", "otto"))
                 for k in range(2)}  # fmt: skip
-    assert pictures == expected | {f"evaluation/{name}.png" for name in ("pairs/00", "base/00", "base/01")}
+    world = {path for path in pictures if path.startswith("evaluation/base/")}  # the base's own, drawn once
+    assert pictures - world == expected | {"evaluation/pairs/00.png"} and len(world) == 2
     assert not list(run.folder.rglob("checkpoints")) and not list(run.folder.rglob("cache"))
     found = run.metrics["sequence"]
     assert {"average", "forgetting", "forgetting_from_best", "a_mmd", "f_mmd", "mmd", "features"} <= found.keys()
@@ -92,6 +96,15 @@ def test_the_loss_of_every_task_is_told_on_its_own_pictures_on_other_things_and_
         after = held_out_loss(base, pictures, ["a <otto>"] * 2)
     assert found["concept"][1] == pytest.approx(float((after - before).mean()), abs=1e-6)
     assert "rise of the denoising loss, mia" in (run.folder / "report.html").read_text()
+
+
+def test_the_bases_own_pictures_are_as_many_as_there_are_prompts_and_those_of_the_noun(base, folder, tmp_path):
+    tasks = load_sequence(folder, "cat")[:1] + load_sequence(folder, "dog")[1:]
+    many = replace(FAST, evaluation_pictures=17)
+    run = train_sequence(base, tasks, method=METHOD, out=tmp_path / "run", config=many, quiet=True)
+    cats, dogs = (drift_prompts(world_of(base), 16, 0, without=noun) for noun in ("cat", "dog"))
+    drawn = sorted(path.name for path in (run.folder / "evaluation" / "base").iterdir())
+    assert cats != dogs and len(drawn) == len({*enumerate(cats)} | {*enumerate(dogs)})
 
 
 class Stopped(Exception):

@@ -152,6 +152,15 @@ def test_a_run_learns_measures_and_resumes_to_the_same_bits(tiny_v_base, folder,
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_one_held_out_picture_of_one_style_leaves_out_what_needs_more(tiny_v_base, folder):
+    held_out = load_styles(folder, held_out=1).held_out
+    few = {"most": 3, "drift_count": 3, "steps": 1}
+    found = evaluate_style(tiny_v_base, {"ink": held_out["ink"]}, adapters=[], **few)
+    assert "style_fid" not in found["values"] and "style_fid" not in found["by_style"]["ink"]
+    distance = found["values"]["style_distance"]
+    assert distance["n"] == 1 and distance["low"] is distance["high"] is None  # three pictures of one caption
+
+
 def test_a_style_that_changes_nothing_loses_nothing_on_held_out_pictures_and_on_the_bases_own(tiny_v_base, folder):
     held_out, few = load_styles(folder, held_out=2).held_out, {"most": 3, "drift_count": 3, "steps": 1}
     attachment = attach(tiny_v_base, LoRA(rank=1))

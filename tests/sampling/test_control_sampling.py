@@ -117,6 +117,14 @@ def test_consistency_comes_with_intervals_raw_values_and_the_bases_figures(base,
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 3 and not base.attachments
 
 
+def test_of_one_pair_all_is_measured_but_the_frechet_distance(base, hint, tmp_path):
+    pytest.importorskip("cv2")
+    path = hint.save(tmp_path / "hint.safetensors")
+    hint.detach()
+    found = evaluate_control(base, pairs_of(1), adapters=[(path, 1.0)], steps=1)["values"]
+    assert "fid" not in found and found["iou"]["n"] == 1 and found["iou"]["low"] is None
+
+
 def test_without_a_known_signal_or_features_only_the_rest_is_measured(base, hint, tmp_path):
     path = hint.save(tmp_path / "hint.safetensors")
     hint.detach()

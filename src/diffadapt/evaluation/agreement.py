@@ -25,7 +25,7 @@ def agreement(judge: Judge, first: Features, second: Features, drawn: Sequence[T
         seed: of the bootstrap, which draws pictures.
     """
     pictures = torch.cat(list(drawn))
-    rows = torch.stack([judge.fidelity(each, pictures) for each in (first, second)], 1).double()
+    rows = torch.stack([judge.fidelity(each, pictures).cpu().double() for each in (first, second)], 1)
     interval = interval_of_figure(rows, correlation, seed=seed)
     return interval.as_row() | {
         "base": None, "better": "higher", "unit": "", "kind": "other",

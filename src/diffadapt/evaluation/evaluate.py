@@ -98,18 +98,23 @@ def evaluate(
             without_token = sets | {"concept": sets["concept"]._replace(prompts=concept.class_captions())}
             losses_before = losses(base, without_token, seed=seed)
         with adapted(base, adapters) as attachments, biased(attachments, bias or {}):
+            prompted = judge.asked  # what is attached now says how the concept is named
             after = _Drawn(judge.of_concept(), judge.of_class(), judge.of_unrelated())
+            sets["concept"] = sets["concept"]._replace(prompts=judge.named.captions())
             losses_after = losses(base, sets, seed=seed)
             moved = movement(attachments)
 
     values: dict[str, dict[str, Any]] = {}
     rows = [
-        {"prompt": prompt, "seed": seed + i} for prompt in judge.asked for i in range(per_prompt)
+        {"prompt": prompt, "seed": seed + i} for prompt in prompted for i in range(per_prompt)
     ]  # one for each picture of the concept
     first = [encoder for encoder in encoders if encoder.name != SECOND]
+    kinds = [encoder.name.split(":")[0] for encoder in first]
     for encoder in encoders:
-        suffix = f" ({encoder.name.split(':')[0]})" if len(first) > 1 or encoder.name == SECOND else ""
-        figures, scores = _feature_values(judge, encoder, before, after, redrawn)
+        kind = encoder.name.split(":")[0]
+        suffix = f" ({kind if kinds.count(kind) < 2 else encoder.name})"
+        suffix = suffix if len(first) > 1 or encoder.name == SECOND else ""
+        figures, scores = _feature_values(judge, encoder, prompted, before, after, redrawn)
         for name, row in figures.items():
             if encoder.name != SECOND or name in FIGURES:
                 values[name + suffix] = row
@@ -185,14 +190,14 @@ def _loss_sets(base: Base, concept: Concept, judge: Judge, before: _Drawn) -> di
 
 
 def _feature_values(
-    judge: Judge, encoder: Features, before: _Drawn, after: _Drawn, redrawn: _Drawn
+    judge: Judge, encoder: Features, prompts: Sequence[str], before: _Drawn, after: _Drawn, redrawn: _Drawn
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
     """The figures of one encoder, and the scores of single pictures of the concept by figure.
 
     Those that need texts, or several pictures of a prompt, are left out where there are none.
     """
     seed, groups, world = judge.seed, judge.groups, world_of(judge.base)
-    asked = [prompt for prompt in judge.asked for _ in range(judge.per_prompt)]
+    asked = [prompt for prompt in prompts for _ in range(judge.per_prompt)]
     knows = world if isinstance(encoder, ProbeFeatures) else None
     best = perfect_pictures(judge.base, judge.concept, asked, knows, seed=seed) if knows else None
     one = torch.tensor([bool(knows) and drawable(asked_of(prompt, knows)) for prompt in asked])
@@ -206,10 +211,11 @@ def _feature_values(
         values, base = score(encoder, after.benchmark), score(encoder, before.benchmark)
         if len(values) == len(asked):
             single[name] = values
-        reached = None
+        reached = share = None
         if best is not None and len(values) == len(one) and one.any():
             reached = float(score(encoder, best)[one].mean())
-        result[name] = figure(values, base, better, meaning, groups=groups, seed=seed, perfect=reached)
+            share = float(values[one].mean()) / reached if reached > 0 and not one.all() else None
+        result[name] = figure(values, base, better, meaning, groups=groups, seed=seed, perfect=reached, share=share)
 
     meaning = "likeness to the concept's pictures (mean cosine)"
     compare("subject_fidelity", judge.fidelity, "higher", meaning, groups)
@@ -220,7 +226,9 @@ def _feature_values(
         meaning = "how much pictures of one prompt differ (mean pairwise cosine distance)"
         compare("diversity", judge.diversity, "near base", meaning)
     if knows and isinstance(encoder, ProbeFeatures):
-        result |= following(encoder, after.benchmark, before.benchmark, asked, knows, seed=seed, perfect=best)
+        result |= following(
+            encoder, after.benchmark, before.benchmark, asked, knows, seed=seed, groups=groups, perfect=best
+        )
     near = about_its_kind(judge.unrelated, judge.concept.noun)
     return result | pictures_forgotten(judge, encoder, after, before, redrawn, near), single
 

@@ -139,7 +139,7 @@ def evaluate_control(
     scores = _consistency(name, signals, pictures, reader)
     of_base = _consistency(name, signals, before, reader) if before is not None else {}
     values = _values(scores, of_base, seed)
-    if encoder:
+    if encoder and len(pairs) > 1:  # one picture has no spread
         own = encoder.pictures(reals)
         values["fid"] = _row(
             "fid", {"value": fid(encoder.pictures(pictures), own), "low": None, "high": None, "n": len(pairs)},

@@ -121,11 +121,15 @@ def evaluate_style(
             texts = encoder.texts(prompts[style])
             rows["text_alignment"][style] = _pair(text_alignment(made, texts) for made in seen)
         count = min(len(own), most)
-        distances[style] = (fid(seen[0][:count], target[:count]), fid(seen[1][:count], target[:count]))
+        if count > 1:  # one picture has no spread
+            distances[style] = (fid(seen[0][:count], target[:count]), fid(seen[1][:count], target[:count]))
         if out:
             _write(Path(out) / style, *pair)
 
-    groups = torch.arange(len(reference)).repeat_interleave(most) if len(reference) > 1 else None
+    if len(reference) > 1:
+        groups = torch.arange(len(reference)).repeat_interleave(most)
+    else:  # pictures of one caption go together
+        groups = torch.arange(most) % len(next(iter(reference.values())))
     values = {}
     rows = {name: each for name, each in rows.items() if each}
     for name in rows:
@@ -134,13 +138,14 @@ def evaluate_style(
         values[name] = _value(made, plain, *meaning, groups, seed)
     if content:
         values["content_kept"] = _value(torch.cat([*content.values()]), None, *KEPT, groups, seed)
-    mean_fid = [sum(each[i] for each in distances.values()) / len(distances) for i in (0, 1)]
-    values["style_fid"] = {
-        "value": mean_fid[0], "low": None, "high": None, "n": most, "base": mean_fid[1], "better": "lower", "unit": "",
-        "kind": "fidelity",
-        "meaning": "Frechet distance to held-out pictures of the style, by features (mean over styles); few pictures, "
-        "so compare runs of equal counts only",
-    }  # fmt: skip
+    if distances:
+        mean_fid = [sum(each[i] for each in distances.values()) / len(distances) for i in (0, 1)]
+        values["style_fid"] = {
+            "value": mean_fid[0], "low": None, "high": None, "n": min(most, *map(len, reference.values())),
+            "base": mean_fid[1], "better": "lower", "unit": "", "kind": "fidelity",
+            "meaning": "Frechet distance to held-out pictures of the style, by features (mean over styles); few "
+            "pictures, so compare runs of equal counts only",
+        }  # fmt: skip
     if preferring:
         asked_of = [prompt for each in prompts.values() for prompt in each]
         made, plain = (
@@ -152,7 +157,7 @@ def evaluate_style(
     values |= loss_figures(sets, losses_after, losses_before, seed=seed)
     by_style = {
         style: {name: _two(*(float(one.mean()) for one in each[style])) for name, each in rows.items()}
-        | {"style_fid": _two(*distances[style])}
+        | ({"style_fid": _two(*distances[style])} if style in distances else {})
         | ({"content_kept": _two(float(content[style].mean()), 1.0)} if content else {})
         for style in reference
     }

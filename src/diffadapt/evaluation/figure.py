@@ -17,6 +17,7 @@ def figure(
     groups: Tensor | None = None,
     floor: Tensor | None = None,
     perfect: float | None = None,
+    share: float | None = None,
     kind: str | None = None,
 ) -> dict[str, Any]:
     """{"value", "low", "high", "n", "base", "better", "unit", "meaning"}, and "floor", "perfect", "kind" where given.
@@ -30,6 +31,7 @@ def figure(
         groups: (N,) which values go together, as in `interval_of_mean`.
         floor: what the untouched base, drawn again from other seeds, comes to.
         perfect: what perfect renderings of the same prompts come to.
+        share: of `perfect`, where that is of some of the prompts only; None means of all.
         kind: what the figure is about, for the report; None lets the report tell from its name.
     """
     row: dict[str, Any] = interval_of_mean(values, groups=groups, seed=seed).as_row()
@@ -39,6 +41,8 @@ def figure(
         meaning += f"; the base drawn again from other seeds: {row['floor']:.3f}"
     if perfect is not None:
         row["perfect"] = perfect
-        share = f", this is {row['value'] / perfect:.0%} of it" if perfect > 0 else ""
-        meaning += f"; perfect renderings of the same prompts: {perfect:.3f}{share}"
+        of_them = "the same prompts" if share is None else "those of the prompts that can be drawn"
+        share = row["value"] / perfect if share is None and perfect > 0 else share
+        meaning += f"; perfect renderings of {of_them}: {perfect:.3f}"
+        meaning += "" if share is None else f", this is {share:.0%} of it"
     return row | {"meaning": meaning} | ({"kind": kind} if kind else {})

@@ -41,6 +41,7 @@ def following(
     world: World | WideWorld,
     *,
     seed: int,
+    groups: Tensor | None = None,
     perfect: Tensor | None = None,
 ) -> dict[str, dict[str, Any]]:
     """ "followed" over all that was asked, and "followed_background", "followed_position", ... by themselves.
@@ -52,6 +53,7 @@ def following(
         prompts: N, with the subject's token, in the grammar of the world.
         world: its words.
         seed: of the bootstrap.
+        groups: (N,) which pictures go together, those of one prompt; None takes each for itself.
         perfect: (N, 3, 64, 64) perfect renderings of the prompts, as `perfect_pictures` makes them.
 
     Returns:
@@ -67,12 +69,19 @@ def following(
     best = reachable(encoder, followed(asked, look(perfect, encoder, reader))) if perfect is not None else {}
     known = {name: best[name] for name in learned if name in best}
     whole = sum(best[name] * len(learned[name]) for name in known) / len(values) if len(known) == len(learned) else None
+    together = torch.arange(len(prompts)) if groups is None else groups
+    of = {name: together[[i for i, wanted in enumerate(asked) if name in wanted]] for name in learned}
     meaning = "share of what was asked that is there"
-    rows = {"followed": figure(values, base, "higher", meaning, seed=seed, kind="alignment", perfect=whole)}
+    rows = {
+        "followed": figure(
+            values, base, "higher", meaning, seed=seed, groups=torch.cat([*of.values()]), kind="alignment",
+            perfect=whole,
+        )
+    }  # fmt: skip
     for name, bits in learned.items():
         rows[f"followed_{name}"] = figure(
             torch.tensor(bits), torch.tensor(plainly[name]), "higher", f"share of pictures with the {name} asked for",
-            seed=seed, kind="other", perfect=known.get(name),
+            seed=seed, groups=of[name], kind="other", perfect=known.get(name),
         )  # fmt: skip
     return rows
 

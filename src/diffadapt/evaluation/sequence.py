@@ -1,5 +1,6 @@
 """Pictures and scores of a sequence: every concept after every task, what was kept, and two concepts in one picture."""
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..bases import Base
+from ..data.cache import content_key
 from ..data.concept import Concept
 from ..data.picture import open_picture, to_picture, to_tensor, write_png
 from ..data.prompts import drift_prompts
@@ -19,7 +21,7 @@ from ..metrics.inception import Inception, inception_features
 from ..progress import Steps
 from ..sampling.sample import adapted, default_line, generate
 from .agreement import SECOND
-from .held_out_loss import LossSet, losses
+from .held_out_loss import MOST, LossSet, losses
 
 
 def sample_all(base: Base, adapter: Path, record: SequenceRecord, count: int, seed: int, *, quiet: bool) -> None:
@@ -45,11 +47,11 @@ def features_after(record: SequenceRecord, encoder: Features, number: int, name:
 
 def pictures_after(record: SequenceRecord, number: int, name: str) -> Tensor:
     """A concept's pictures after a task, (N, 3, H, W) in [0, 1]."""
-    return _read(evaluation(record, number, name))
+    return _read(sorted(evaluation(record, number, name).glob("*.png"), key=lambda file: int(file.stem)))
 
 
-def _read(folder: Path) -> Tensor:
-    return torch.stack([to_tensor(open_picture(file)).float() / 255 for file in sorted(folder.glob("*.png"))])
+def _read(files: Iterable[Path]) -> Tensor:
+    return torch.stack([to_tensor(open_picture(file)).float() / 255 for file in files])
 
 
 def losses_after(
@@ -65,20 +67,22 @@ def losses_after(
         adapter: after the task.
         record: with the task as its last one, and its pictures drawn.
         concept: of the task.
-        count: of the base's own pictures of other things, which are drawn once for all tasks.
+        count: of the base's own pictures of other things, which are drawn once for all tasks of a noun; 16 at most.
         seed: of pictures and noise.
 
     Returns:
         "concept": on its own pictures, and "world": on the base's own of other things, both minus the untouched base's;
         "drawn": of every concept so far, on the pictures drawn of it right after it was learned
     """
-    asked, place = drift_prompts(world_of(base), count, seed, without=concept.noun), record.folder / "evaluation/base"
-    for i, prompt in enumerate(asked):
-        if not (place / f"{i:02d}.png").is_file():
+    asked = drift_prompts(world_of(base), min(count, MOST), seed, without=concept.noun)
+    folder = record.folder / "evaluation" / "base"
+    files = [folder / f"{i:02d}-{content_key(prompt)[:8]}.png" for i, prompt in enumerate(asked)]
+    for i, (prompt, file) in enumerate(zip(asked, files, strict=True)):
+        if not file.is_file():
             [pixels] = generate(base, [default_line(base, prompt, seed + i)])
-            write_png(place / f"{i:02d}.png", to_picture(pixels))
+            write_png(file, to_picture(pixels))
     own = concept.pixels(base.resolution)
-    sets = {"concept": LossSet(own, concept.captions(), ""), "world": LossSet(_read(place), asked, "")}
+    sets = {"concept": LossSet(own, concept.captions(), ""), "world": LossSet(_read(files), asked, "")}
     without_token = sets | {"concept": sets["concept"]._replace(prompts=concept.class_captions())}
     before = losses(base, without_token, seed=seed)
     for j, each in enumerate(record.learned):

@@ -34,9 +34,10 @@ class Interval:
         """Whether the number lies outside the interval."""
         return self.low > number or self.high < number
 
-    def as_row(self) -> dict[str, float | int]:
-        """{"value", "low", "high", "n"}, as a run's `metrics.json` holds it."""
-        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
+    def as_row(self) -> dict[str, float | int | None]:
+        """{"value", "low", "high", "n"}, as a run's `metrics.json` holds it; a single unit has no interval: None."""
+        low, high = (self.low, self.high) if self.n > 1 else (None, None)
+        return {"value": self.value, "low": low, "high": high, "n": self.n}
 
 
 def interval_of_mean(

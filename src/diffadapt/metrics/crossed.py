@@ -48,7 +48,7 @@ def interval_of_crossed_mean(values: Tensor, *, level: float = 0.95) -> Interval
     )
     (of_rows, _), (of_columns, _), (of_rest, _) = squares
     variance = of_rows + of_columns - of_rest
-    if variance < max(of_rows, of_columns):  # a variance component is estimated below zero: take it as 0
+    if variance <= max(of_rows, of_columns):  # a variance component is estimated below zero: take it as 0
         kept = max(squares[:2])
         variance, freedom = kept
     else:

@@ -18,22 +18,18 @@ def landmark_error(wanted: Tensor, found: Tensor) -> dict[str, Tensor]:
 
     Returns:
         "error" (N,) in pixels, >= 0, NaN if no wanted point was found; "detected" (N,) in [0, 1], the
-        share of the wanted points found. Points that were found but not wanted do not count.
+        share of the wanted points found, NaN if none is wanted. Points that were found but not wanted do not count.
 
     Raises:
-        Refused: shapes that differ, or a picture for which no point is wanted.
+        Refused: shapes that differ.
     """
     if wanted.shape != found.shape or wanted.ndim < 2 or wanted.shape[-1] != 2:
         shapes = f"{tuple(wanted.shape)} and {tuple(found.shape)}"
         raise Refused(f"landmark_error: expected points (N, ..., 2) twice, got {shapes}")
     distance = (wanted.double() - found.double()).norm(dim=-1).reshape(len(wanted), -1)  # (N, points)
     present = ~wanted.isnan().any(-1).reshape(len(wanted), -1)  # (N, points) bool
-    if not present.any(1).all():
-        raise Refused(
-            f"landmark_error: picture {int(present.any(1).long().argmin())} has no wanted landmark; leave it out"
-        )
     both = ~distance.isnan()
     return {
         "error": distance.nan_to_num(0).sum(1) / torch.where(both.any(1), both.sum(1), torch.nan),
-        "detected": both.sum(1) / present.sum(1).double(),
+        "detected": both.sum(1) / torch.where(present.any(1), present.sum(1).double(), torch.nan),
     }

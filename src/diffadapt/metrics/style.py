@@ -17,7 +17,7 @@ def gram(features: Tensor) -> Tensor:
     """Gram matrices (N, C, C) of feature maps (N, C, L), averaged over the L places."""
     if features.ndim != 3 or not len(features) or not features.isfinite().all():
         raise Refused(f"gram: expected finite features (N, C, L), got {tuple(features.shape)}")
-    rows = features.double()
+    rows = features.cpu().double()
     return rows @ rows.mT / rows.shape[2]
 
 

@@ -43,7 +43,12 @@ class ControlSamples(ProgressSamples):
         made = super().save_step(step, bar=bar)
         if self.signal is None:
             return made
-        rows = control_consistency(self.signal, self.signals, torch.stack(made), self.reader)[DECIDING[self.signal]]
+        scores = control_consistency(self.signal, self.signals, torch.stack(made), self.reader)
+        rows = scores[DECIDING[self.signal]]
+        if "detected" in scores:  # a signal without a landmark asks for nothing
+            rows = rows[~scores["detected"].isnan()]
+        if not len(rows):
+            return made
         # A landmark that is not found counts as one that lies half the picture away.
         self.curve[str(step)] = round(float(rows.nan_to_num(self.base.resolution / 2).mean()), 5)
         write_json(self.run.followed, self.curve)
