@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffadapt.bases import Base, load_base
 from diffadapt.data.asked import SEEN_AS
 from diffadapt.data.drawn_styles import SEEN
 from diffadapt.data.scenes import FOLDER_OF, load_sprite
@@ -68,6 +69,7 @@ class Sprites:
         stack: (S, 4, 72, 72) uint8, premultiplied.
         number: (folder, file stem) -> row of `stack`.
         world: the wide world whose scenes are drawn, and `of_world` its sprites.
+        base: the embedded base, whose autoencoder some of the pictures are sent through.
     """
 
     def __init__(self, data: Path, *, stems: set[str] | None = None, folders: tuple[str, ...] = FOLDERS) -> None:
@@ -86,6 +88,7 @@ class Sprites:
         self.stems = sorted(self.folders_of)
         self.world = WideWorld(tail=tail_nouns(data), core_share=0.8)
         self.of_world: WideSprites = load_wide_sprites(data, self.world) if stems is None else {}
+        self.base = load_base("embedded", device="cpu")
 
     def views(self, rng: np.random.Generator, chosen: list[tuple[str, str]]) -> tuple[list[WideScene], WideSprites]:
         """One plain scene of one thing for each (folder, stem)."""
@@ -175,9 +178,13 @@ def change(scene: WideScene, rng: np.random.Generator, what: str) -> WideScene |
     return dataclasses.replace(scene, things=tuple(things))
 
 
-def spoil(pictures: Tensor, rng: np.random.Generator) -> Tensor:
-    """Noise and blur at times, so that the small faults of generated pictures do not unsettle the probe."""
+@torch.no_grad()
+def spoil(pictures: Tensor, rng: np.random.Generator, base: Base) -> Tensor:
+    """Noise, blur and the base's autoencoder at times, so that faults of every generated picture do not unsettle it."""
     n = len(pictures)
+    sent = torch.from_numpy(rng.random(n) < 0.15)
+    pictures = pictures.clamp(0, 1)
+    pictures[sent] = base.decode_latents(base.encode_pictures(pictures[sent]))
     soft = F.interpolate(F.avg_pool2d(pictures, 2), scale_factor=2, mode="bilinear", align_corners=False)
     share = torch.from_numpy((rng.random(n) < 0.4) * rng.random(n)).float()[:, None, None, None]
     level = torch.from_numpy((rng.random(n) < 0.5) * rng.uniform(0, 0.06, n)).float()[:, None, None, None]
@@ -230,7 +237,7 @@ def draw_batch(rng: np.random.Generator, sprites: Sprites, size: int) -> Batch:
         labels.append(labels_of(view))
         numbers.append(sprites.number[folder, stem])
     return Batch(
-        pictures=spoil(torch.cat(pictures), rng),
+        pictures=spoil(torch.cat(pictures), rng, sprites.base),
         labels=torch.tensor(labels),
         sprite=torch.tensor(numbers),
         captions=captions,
