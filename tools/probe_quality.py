@@ -47,6 +47,9 @@ def measure(probe: Probe, sprites: Sprites, *, count: int, data: Path | None = N
     for style in LABELS["style"]:
         its = asked["style"] & (labels[:, list(LABELS).index("style")] == LABELS["style"].index(style))
         result[f"style_{style}"] = float(right["style"][its].mean())
+    own = labels[:, list(LABELS).index("colour")] == LABELS["colour"].index("own")
+    for name, its in (("own_colours", own), ("another_colour", ~own)):
+        result[f"style_in_{name}"] = float(right["style"][asked["style"] & asked["colour"] & its].mean())
     for what in CHANGES:
         found = [(i, no) for i, scene in enumerate(scenes) if (no := change(scene, rng, what)) is not None]
         texts = [(wide_caption(scenes[i]), wide_caption(no)) for i, no in found]

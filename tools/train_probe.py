@@ -2,7 +2,7 @@
 
     python tools/train_probe.py train  --data EMOJI --work DIR --steps 4000     (resumes from DIR)
     python tools/train_probe.py train  --data EMOJI --work DIR --init PROBE    (begins with a probe, made deeper)
-    python tools/train_probe.py export --data EMOJI --work DIR --out src/diffadapt/metrics/probe
+    python tools/train_probe.py export --data EMOJI --work DIR --out src/diffadapt/metrics/probe    (with --init again)
 
 EMOJI is the folder of sprite folders that `tools/train_embedded_base.py` reads. Four things are asked of the probe at
 once: name what is in a picture; find the caption of a picture among all captions of the batch and among captions that
@@ -27,7 +27,7 @@ from probe_quality import measure
 from torch import Tensor, nn
 
 from diffadapt.data.wide_pictures import draw_wide_scenes
-from diffadapt.files import load_tensors, save_tensors, write_json
+from diffadapt.files import load_tensors, read_json, save_tensors, write_json
 from diffadapt.metrics.probe import EMBEDDING, Probe, ProbeShape, load_probe
 
 HEAD_WEIGHTS = {"object": 1.0, "second": 0.5, "style": 1.5, "colour": 1.0, "wearing": 0.5}  # the others 0.3
@@ -234,7 +234,8 @@ def export(args) -> None:
                 "sprites": len(sprites.stack),
                 "seed": args.seed,
                 "minutes": minutes_spent(args.work),
-                "hardware": "one core of a shared two-core x86-64 machine",
+                "hardware": "two cores of an x86-64 CPU, one of which draws the batches",
+                "began_with": read_json(args.init / "probe.json")["training"] if args.init else None,
                 "held_out": "world.HELD_OUT_NOUNS in every folder, and the style fluent-high-contrast",
                 "data": SOURCES,
             },
@@ -249,7 +250,7 @@ def main() -> None:
     parser.add_argument("stage", choices=("train", "export"))
     parser.add_argument("--data", type=Path, required=True, help="folder of sprite folders")
     parser.add_argument("--work", type=Path, required=True, help="checkpoint and log")
-    parser.add_argument("--init", type=Path, help="train: the folder of a probe to begin with")
+    parser.add_argument("--init", type=Path, help="the folder of the probe that it begins with")
     parser.add_argument("--blocks", type=int, nargs=4, default=(1, 2, 2, 2), help="residual blocks at 32, 16, 8, 4 px")
     parser.add_argument("--out", type=Path, help="export: the folder to write")
     parser.add_argument("--steps", type=int, default=4000)
