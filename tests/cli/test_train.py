@@ -99,6 +99,17 @@ def test_resume_wants_a_run_and_fresh_wants_none(
     assert (tmp_path / "a" / "run.toml").exists()
 
 
+def test_a_run_that_was_moved_goes_on_where_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (moved / "settings.toml").write_text("")
+    (moved / "run.toml").write_text('out = "elsewhere"\nconcept.folder = "photos"\nconcept.noun = "cat"\n')
+    assert main(["train", str(moved), "--dry-run"]) == 0
+    assert f'out = "{moved}"' in capsys.readouterr().out
+    assert main(["train", str(moved), "out=there", "--dry-run"]) == 0
+    assert 'out = "there"' in capsys.readouterr().out
+
+
 def test_both_at_once_are_a_usage_error():
     with pytest.raises(SystemExit) as exit_:
         main(["train", *HERE, "--resume", "--fresh"])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from diffadapt.data.class_folders import load_classes
 from diffadapt.data.class_tasks import split_classes
 from diffadapt.errors import Refused
 from diffadapt.files import load_tensors
+from diffadapt.recipes import classify
 from diffadapt.recipes.classify import ClassifyConfig, train_classify
 from diffadapt.recipes.job import read_job
 
@@ -77,6 +79,26 @@ def test_classes_are_learned_in_tasks_and_only_figures_and_weights_are_kept(chec
     assert "4 classes in 2 tasks" in page and "orange, red" in page
     name = next(key for key in bits(run) if key.endswith("q_proj.tasks"))
     assert int(bits(run)[name]) == 1  # one task is folded, the last is not
+
+
+def test_what_is_tested_is_the_moving_average_that_is_saved(checkpoint, folder, tmp_path, monkeypatch):
+    seen = {}
+
+    def noted(network, task, last):
+        seen.update({name: p.detach().clone() for name, p in network.attachments[0].named_parameters()})
+        return original(network, task, last)
+
+    original = classify.tested
+    monkeypatch.setattr(classify, "tested", noted)
+    tasks = tasks_of(folder, 1)
+    network = load_classifier(checkpoint, tasks[-1].last)
+    averaged = replace(FAST, ema_decay=0.9)
+    run = train_classify(network, tasks, method=LoRA(rank=2), out=tmp_path / "a", config=averaged, quiet=True)
+    saved = {name: tensor.float() for name, tensor in bits(run).items()}
+    assert seen and all(
+        any(tensor.shape == value.shape and torch.allclose(tensor, value) for tensor in saved.values())
+        for value in seen.values()
+    )
 
 
 def bits(run, name: str = "adapter") -> dict[str, torch.Tensor]:

@@ -176,7 +176,7 @@ def test_what_cannot_be_met_is_refused_before_the_first_file(base, photos, follo
     concept = load_concept(photos, "cat")
 
     def refuse(**settings):
-        subject._refuse_what_does_not_fit(base, concept, LoRA(), SubjectConfig(**settings))
+        subject.refuse_what_does_not_fit(base, concept, LoRA(), SubjectConfig(**settings))
 
     for settings, words in (
         ({"masked": True}, "has a mask"),
@@ -195,4 +195,4 @@ def test_what_cannot_be_met_is_refused_before_the_first_file(base, photos, follo
     refuse(select=2, keep_checkpoints=0, checkpoint_every=1)
     assert calls["load_encoders"] == [{"base": base, "names": ()}]
     with pytest.raises(Refused, match="leave train_token on"):
-        subject._refuse_what_does_not_fit(base, concept, Token(), SubjectConfig(train_token=False))
+        subject.refuse_what_does_not_fit(base, concept, Token(), SubjectConfig(train_token=False))

@@ -1,6 +1,7 @@
 """Perfusion through the subject recipe: what trains, what is chosen, what stays."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from diffadapt.errors import Refused
 from diffadapt.files import load_tensors
 from diffadapt.objectives import Batch, Masked
 from diffadapt.recipes.subject import train_subject
+from diffadapt.training.select_step import select_step
 
 SETTINGS = {
     "steps": 6, "batch_size": 2, "learning_rate": 0.03, "token_learning_rate": 0.006, "weight_decay": 0.0,
@@ -111,6 +113,14 @@ def test_the_best_step_is_taken_and_the_last_one_kept(base, concept, tmp_path):
         at_step, _ = load_tensors(run.folder / "checkpoints" / f"step-{step:06d}" / "adapter.safetensors")
         found, _ = load_tensors(file)
         assert found.keys() == at_step.keys() and all(torch.equal(found[name], at_step[name]) for name in found)
+
+    # Repeated, it makes nothing again: what was chosen stays, though its checkpoint is gone.
+    chosen = b"a file that no training would write"
+    run.adapter.write_bytes(chosen)
+    for step in (2, 4):
+        shutil.rmtree(run.folder / "checkpoints" / f"step-{step:06d}")
+    assert select_step(base, concept.standing_alone(), run.folder, prompts=2) == selection
+    assert run.adapter.read_bytes() == chosen
 
 
 def test_templates_are_drawn_for_pictures_without_a_caption(base, concept, tmp_path):

@@ -65,6 +65,39 @@ def test_memory_grows_with_the_batch_and_shrinks_with_checkpointing(base, photos
     assert not base.denoiser.training and all(each.grad is None for each in base.denoiser.parameters())
 
 
+def test_the_last_checkpoint_and_the_one_more_while_one_is_written_take_disk(base, photos):
+    concept = load_concept(photos, "cat")
+
+    def plan(**settings):
+        config = SubjectConfig(prior_weight=0, sample_every=0, evaluation_prompts=0, **settings)
+        return plan_subject(base, concept, method=LoRA(rank=2), config=config, timed=False)
+
+    none, one, two, many = (
+        plan(steps=steps, checkpoint_every=every, keep_checkpoints=1).disk_bytes
+        for steps, every in ((10, 0), (10, 100), (20, 10), (90, 10))
+    )
+    assert one - none == two - one > 2 * plan(steps=10, checkpoint_every=0).adapter_bytes and many == two
+    half = plan(steps=10, checkpoint_every=100, keep_checkpoints=1, optimizer="adamw8bit")
+    assert one - half.disk_bytes == 6 * half.parameters
+
+
+def test_the_memory_of_diff_tuning_is_counted_where_it_is_sampled(base, photos):
+    concept = load_concept(photos, "cat")
+
+    def pictures(objective):
+        config = SubjectConfig(prior_weight=0, objective=objective)
+        return plan_subject(base, concept, method=LoRA(rank=2), config=config, timed=False).pictures
+
+    assert pictures("difftuning")["the memory"] == 2000 and "the memory" not in pictures("standard")
+    assert "the memory" not in pictures("distillation")
+
+
+def test_the_command_refuses_what_training_would(tiny_v_folder, photos, capsys):
+    asked = [f"base={tiny_v_folder}", f"concept.folder={photos}", "concept.noun=cat", "train.objective=difftuning"]
+    assert main(["plan", *asked, "--no-time", "--device", "cpu"]) == 2
+    assert "both keep what the base knows" in capsys.readouterr().err
+
+
 def test_memory_is_less_by_what_waits(base, photos):
     concept = load_concept(photos, "cat")
 

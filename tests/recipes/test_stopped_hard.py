@@ -171,6 +171,10 @@ def test_a_folder_that_is_no_run_is_refused_before_anything_in_it_is_swept(tmp_p
     left.touch()
     with pytest.raises(Refused, match="holds no run of diffadapt"):
         claim_folder(tmp_path, "seed = 0")
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(Refused, match=r"notes\.txt is a file"):
+        claim_folder(tmp_path / "notes.txt", "seed = 0")
+    (tmp_path / "notes.txt").unlink()
     assert left.exists()
     (tmp_path / "settings.toml").write_text("seed = 0")
     assert claim_folder(tmp_path, "seed = 0") and not left.exists()

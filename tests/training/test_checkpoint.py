@@ -111,6 +111,16 @@ def test_an_optimizers_state_goes_through_named_tensors_beside_others():
     assert state["param_groups"][0]["lr"] == 0.2  # rates are set before every step
 
 
+def test_a_count_of_steps_that_is_no_tensor_comes_back_as_one_that_is_none():
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    optimizer.state[parameter] = {"step": 3, "state1": torch.ones(2, dtype=torch.uint8)}  # as 8-bit AdamW has it
+    tensors = optimizer_tensors(optimizer)
+    again = torch.optim.SGD([parameter], lr=1.0)
+    restore_optimizer(again, tensors)
+    assert again.state[parameter]["step"] == 3 and isinstance(again.state[parameter]["step"], int)
+
+
 def test_the_scale_of_a_loss_goes_through_named_tensors():
     scaler, other = (torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=7) for scale in (8.0, 2.0))
     tensors = scaler_tensors(scaler)

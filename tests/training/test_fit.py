@@ -216,6 +216,17 @@ def test_the_moving_average_is_what_is_saved(tmp_path):
     assert scale.w.item() == pytest.approx(0.6) and float(saved["w"]) == pytest.approx(0.1 * 0.5 + 0.9 * 0.6)
 
 
+def test_a_finished_training_that_is_repeated_leaves_its_file_as_it_is(tmp_path):
+    step(tmp_path, {"adapter": Scale()}, Rows([ROW]))
+    file = tmp_path / "adapter.safetensors"
+    save_tensors(file, {"w": torch.tensor(7.0)})  # such as the step that was chosen
+    _, _, facts = step(tmp_path, {"adapter": Scale()}, Rows([ROW]))
+    assert facts["resumed_at"] == 1 and float(load_tensors(file)[0]["w"]) == 7
+    file.unlink()
+    step(tmp_path, {"adapter": Scale()}, Rows([ROW]))
+    assert float(load_tensors(file)[0]["w"]) == pytest.approx(0.6)
+
+
 def test_without_a_moving_average_the_last_values_are_saved(tmp_path):
     step(tmp_path, {"adapter": Scale()}, Rows([ROW]))
     assert float(load_tensors(tmp_path / "adapter.safetensors")[0]["w"]) == pytest.approx(0.6)

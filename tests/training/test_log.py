@@ -51,6 +51,19 @@ def test_a_new_run_starts_with_an_empty_log_and_a_resumed_one_keeps_what_was_don
     assert (tmp_path / "new" / "log.jsonl").read_text() == ""
 
 
+def test_a_folder_in_which_another_trains_is_refused_until_it_ends(tmp_path):
+    path = tmp_path / "run" / "log.jsonl"
+    log = RunLog(path)
+    log.write({"step": 1, "loss": 1.0})
+    with pytest.raises(Refused, match=r"another process trains in .*run now"):
+        RunLog(path, resume_at=1)
+    log.write({"step": 2, "loss": 1.0})
+    log.close()
+    assert [row["step"] for row in lines(path)] == [1, 2]  # what it wrote stands
+    RunLog(path, resume_at=1).close()
+    assert [row["step"] for row in lines(path)] == [1]
+
+
 def test_a_line_that_is_none_of_a_log_is_refused_by_name(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"loss": 1.0}\n')
     with pytest.raises(Refused, match=r"^a line of log\.jsonl"):

@@ -27,6 +27,8 @@ def run(arguments: argparse.Namespace) -> int:
     table = read_settings(arguments.settings)
     from ..recipes.job import read_job
     from ..recipes.plan import plan_subject
+    from ..recipes.subject import refuse_what_does_not_fit
+    from ..training.learner import refuse_the_impossible
 
     job = read_job(table)
     if job.top.recipe != "subject":
@@ -36,6 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
         )
     concept = job.concept()
     base = job.load_base(arguments.device)
+    refuse_the_impossible(base, job.train)
+    refuse_what_does_not_fit(base, concept, job.method, job.train)
     plan = plan_subject(base, concept, method=job.method, config=job.train, timed=not arguments.no_time)
     for line in plan.lines():
         print(line)

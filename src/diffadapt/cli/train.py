@@ -69,6 +69,8 @@ def read_settings(settings: list[str]) -> dict[str, Any]:
             raise Refused(f"no config file or run at {files[0]!r}; give one, or options written key=value")
         path = at_home(files[0])
         table = read_toml(path / "run.toml" if path.is_dir() else path)
+        if (path / "settings.toml").is_file():  # the run that is here, wherever it was begun
+            table["out"] = str(path)
     return override(table, assignments)
 
 

@@ -126,7 +126,8 @@ def train_classify(
             facts = fit(
                 network, attached, batches, objective,
                 config=config, groups=groups(attached, config), folder=place, accelerator=accelerator,
-                settings=dump_toml(settings), seed=seed, model=network, watch=watch, quiet=quiet,
+                settings=dump_toml(settings), seed=seed, model=network, averaged_after=True, watch=watch,
+                quiet=quiet,
             )  # fmt: skip
             if method.observes():
                 show(network, attached["adapter"], batches, objective)

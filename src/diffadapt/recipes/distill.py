@@ -49,6 +49,7 @@ class DistillConfig(LoopConfig):
     caption_dropout: float = option(
         0.1, "share of captions that teacher and student both get as the empty prompt", low=0, high=1
     )
+    resolution: int = option(0, "not used: pictures have the size that base and teachers work at", low=0, high=0)
     teacher_pictures: int = option(64, "pictures sampled once from each teacher, its captions in turn", low=1)
     evaluation_pictures: int = option(
         16, "pictures of base, student and each teacher that are compared at the end, 2 or more; 0 compares none", low=0

@@ -4,6 +4,7 @@ Parameters, files and pictures are exact. Memory is counted on fake tensors, wit
 add. Time is that of one step and one picture on this machine, times their number; other work on the machine changes it.
 """
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -19,7 +20,9 @@ from ..data.concept import Concept
 from ..report.page import duration, file_size
 from ..sampling.sample import default_line, drawing_autocast, drawn_in, generate
 from ..training.memory import CountedMemory
+from ..training.retention_config import MemoryConfig
 from .picture_count import PictureConfig, count_pictures, in_words
+from .retention import memory_latents
 
 _PNG = 1.5  # bytes a pixel, of photographs; drawings take less
 DRAWN_AT_ONCE = 8  # pictures
@@ -48,6 +51,12 @@ class PlanConfig(PictureConfig, Protocol):
     def ema_decay(self) -> float: ...
     @property
     def keep_checkpoints(self) -> int: ...
+    @property
+    def optimizer(self) -> str: ...
+    @property
+    def objective(self) -> str: ...
+    @property
+    def memory(self) -> MemoryConfig: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,12 +145,14 @@ def count(base: Base, attachment: Attachment, concept: Concept, config: PlanConf
     role_of = base.select([*base.roles])
     parameters = sum(parameter.numel() for parameter in attachment.parameters())
     size = sum(tensor.numel() * tensor.element_size() for tensor in attachment.state_dict().values())
-    pictures = count_pictures(concept, config)
+    memory = memory_latents(base, config.objective, config.memory)
+    pictures = ({"the memory": memory} if memory else {}) | count_pictures(concept, config)
     side = config.resolution or base.resolution
-    state = size + 4 * parameters * (2 + bool(config.ema_decay))
-    kept = config.steps // config.checkpoint_every if config.checkpoint_every else 0
-    kept = min(kept, config.keep_checkpoints) if config.keep_checkpoints else kept
-    shown = sum(pictures.values()) - pictures.get("evaluation", 0)
+    state = size + parameters * (_moments(config) + 4 * bool(config.ema_decay))
+    kept = math.ceil(config.steps / config.checkpoint_every) if config.checkpoint_every else 0
+    # one more while a new one is written, before the oldest goes
+    kept = min(kept, config.keep_checkpoints + 1) if config.keep_checkpoints else kept
+    shown = sum(pictures.values()) - pictures.get("evaluation", 0) - memory
     return Plan(
         what=f"{attachment.method.name} on {base.name}",
         roles=dict(Counter(role_of[path] for path in attachment.layers)),
@@ -150,6 +161,11 @@ def count(base: Base, attachment: Attachment, concept: Concept, config: PlanConf
         pictures=pictures,
         disk_bytes=round(size + kept * (size + state) + _PNG * side**2 * shown),
     )
+
+
+def _moments(config: PlanConfig) -> int:
+    """Bytes of the optimizer's two moments of a parameter."""
+    return 2 if config.optimizer == "adamw8bit" else 8
 
 
 def _rows(config: PlanConfig) -> int:
@@ -205,7 +221,7 @@ def _memory(base: Base, attachment: Attachment, config: PlanConfig) -> int | Non
         base.checkpoint_gradients_(False)
         for parameter in attachment.parameters():
             parameter.grad = None
-    return standing + counted.peak + parameters * 8 + parameters * (4 if config.ema_decay else 0)
+    return standing + counted.peak + parameters * (_moments(config) + 4 * bool(config.ema_decay))
 
 
 def _drawing_memory(base: Base, attachment: Attachment, config: PlanConfig) -> int | None:
@@ -223,7 +239,8 @@ def _drawing_memory(base: Base, attachment: Attachment, config: PlanConfig) -> i
                 base.decode_latents(torch.randn(DRAWN_AT_ONCE, channels, small, small, device=device))
     except DataDependentOutputException:  # a method that looks at values, which fake tensors do not have
         return None
-    moments = sum(parameter.numel() for parameter in attachment.parameters()) * 8 if config.sample_every else 0
+    parameters = sum(parameter.numel() for parameter in attachment.parameters())
+    moments = parameters * _moments(config) if config.sample_every else 0
     weights = {*(each for part in base.all_parts() for each in part.parameters())}
     return sum(each.numel() * each.element_size() for each in weights) + counted.peak + moments
 

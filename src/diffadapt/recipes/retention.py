@@ -26,7 +26,7 @@ from ..objectives import Denoising, MatchingTheBase, MixedWithMemory, Objective
 from ..progress import say
 from ..run_layout import RunLayout
 from ..sampling.sample import PromptLine, generate
-from ..training.retention_config import RetentionConfig
+from ..training.retention_config import MemoryConfig, RetentionConfig
 from ..training.sources import BankLatents, Source, Unconditioned
 
 DEFAULT_PROMPT = "a high-quality, detailed, and professional image"  # the paper's, for ControlNet (appendix B)
@@ -89,6 +89,13 @@ def retained(
     bank = memory_of(base, config, folder, accelerator, resolution=resolution, quiet=quiet)
     sources["memory"] = BankLatents(bank, caption, signal=_signals(base, bank, signal, cache) if signal else None)
     return mixed
+
+
+def memory_latents(base: Base, objective: str, memory: MemoryConfig) -> int:
+    """How many latents of the untouched base a training samples as its memory; 0 where it needs none."""
+    mixture = memory.mixture(objective)
+    mixed = MixedWithMemory(Denoising(base.noise_schedule), mixture, base.noise_schedule.noise_ratio().cpu())
+    return memory.latents if mixed.uses_memory and not mixed.plain and not mixture.distill else 0
 
 
 def _signals(base: Base, bank: LatentBank, signal: Signal, cache: TensorCache | None) -> Callable[[int], Tensor]:

@@ -74,6 +74,7 @@ class SequenceConfig(LoopConfig):
     merge_apart: bool = option(
         False, "concepts are trained apart from the untouched base, and Custom Diffusion's closed form merges them"
     )
+    start_from: str = option("", "not used: a sequence goes on from its own tasks", choices=("",))
     sample_every: int = option(0, "not used: a sequence samples after each task", low=0, high=0)
     evaluation_pictures: int = option(8, "pictures of every concept after every task", low=2)
     evaluation_features: str = option("", "encoder of the scores; empty means the probe, or DINO for photographs")
@@ -295,7 +296,7 @@ def learn(
         base, {"adapter": attachment}, batches, objective,
         config=config, groups=groups(attachment, config), folder=place, accelerator=accelerator,
         settings=dump_toml(settings), seed=seed, log_as={"target": "loss_concept", "class": "loss_prior"},
-        watch=watch, quiet=quiet,
+        averaged_after=True, watch=watch, quiet=quiet,
     )  # fmt: skip
     if attachment.method.observes():
         show(base, attachment, batches, objective, texts)

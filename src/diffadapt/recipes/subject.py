@@ -105,7 +105,7 @@ def train_subject(
     if method.replaces_noun:
         concept = concept.standing_alone()
     refuse_the_impossible(base, config)
-    _refuse_what_does_not_fit(base, concept, method, config)
+    refuse_what_does_not_fit(base, concept, method, config)
     accelerator = make_accelerator(base, config)
     is_main = accelerator.is_main_process
     quiet = quiet or not is_main
@@ -181,7 +181,7 @@ def train_subject(
 # --- the parts, in the order of their use -----------------------------------------------------------------------------
 
 
-def _refuse_what_does_not_fit(base: Base, concept: Concept, method: Method, config: SubjectConfig) -> None:
+def refuse_what_does_not_fit(base: Base, concept: Concept, method: Method, config: SubjectConfig) -> None:
     """All that can be known to be wrong before the first file is written."""
     if "subject" not in method.recipes:
         others = " or ".join(f"train_{name}" for name in method.recipes) or "the recipe that it stands beside"

@@ -88,11 +88,12 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Puts the state back that `optimizer_tensors` took."""
-    states: dict[int, dict[str, Tensor]] = {}
+    states: dict[int, dict[str, Tensor | int]] = {}
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             _, index, name = key.split(".", 2)
-            states.setdefault(int(index), {})[name] = value
+            whole = value.ndim == 0 and not value.is_floating_point()  # 8-bit AdamW counts its steps in an int
+            states.setdefault(int(index), {})[name] = int(value) if whole else value
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -45,6 +45,12 @@ class EMA:
                 for p, value in zip(self.parameters, kept, strict=True):
                     p.copy_(value)
 
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Gives the parameters their averages for good, when training is over."""
+        for p, average in zip(self.parameters, self.averages, strict=True):
+            p.copy_(average)
+
     def state(self) -> dict[str, Tensor]:
         """Tensors to save."""
         return {"updates": torch.tensor(self.updates)} | {str(i): a for i, a in enumerate(self.averages)}

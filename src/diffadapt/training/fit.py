@@ -48,6 +48,7 @@ def fit(
     model: Model | None = None,
     samples: ProgressSamples | None = None,
     log_as: Mapping[str, str] | None = None,
+    averaged_after: bool = False,
     watch: Callable[[int, float], None] | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
@@ -67,6 +68,7 @@ def fit(
         model: what the objective asks; None is the denoiser of the base, which is then a `Base`.
         samples: the pictures on the way, or None.
         log_as: source -> the log's name of the mean loss of its rows; others are not logged.
+        averaged_after: whether the parameters are left as the files have them, averaged where there is an average.
         watch: called with (step, loss) after every step.
         quiet: print nothing.
 
@@ -97,7 +99,11 @@ def fit(
                 learner.backward(loss)
                 parts.append((batch, losses.detach(), loss.detach()))
             journal.write(learner.after_step(log_row(step + 1, parts, log_as or {})))
-    return learner.finish(settings) | {"resumed_at": journal.done}
+    again = journal.done == config.steps
+    facts = learner.finish(settings, again=again) | {"resumed_at": journal.done}
+    if averaged_after and learner.ema:
+        learner.ema.settle()
+    return facts
 
 
 class AttachedBase:

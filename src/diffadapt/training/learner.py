@@ -249,16 +249,20 @@ class Learner:
         save_checkpoint(place, step, state, {"of": self.config.steps}, keep=self.config.keep_checkpoints)
         self.kept = step
 
-    def finish(self, settings: str) -> dict[str, Any]:
+    def finish(self, settings: str, *, again: bool = False) -> dict[str, Any]:
         """Writes the finished files, in the first process; returns figures of the training for `metrics.json`.
 
         Args:
             settings: TOML for the files' headers.
+            again: no step was done, since all were before: files that are there stay as they are.
         """
-        if self.accelerator.is_main_process:
+        if self.accelerator.is_main_process and not (again and self._there()):
             self.save(self.folder, {"settings": settings})
         count = sum(parameter.numel() for parameter in self.parameters)
         return {"trainable_parameters": count, "peak_memory_mb": round(peak_memory_mb(self.accelerator.device), 1)}
+
+    def _there(self) -> bool:
+        return all((self.folder / f"{name}.safetensors").is_file() for name in self.attachments)
 
     def save(self, folder: Path, metadata: Mapping[str, str] | None = None) -> None:
         """Writes `<name>.safetensors` of every attachment, averaged where there is a moving average."""

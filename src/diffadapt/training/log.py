@@ -2,11 +2,14 @@
 
 import json
 import math
+import os
+import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import Failed
+from ..errors import Failed, Refused
 from ..files import parse_json, read_text, text_lines, write_atomic
 from ..shapes import LOG_LINE
 
@@ -14,20 +17,32 @@ from ..shapes import LOG_LINE
 class RunLog:
     """`log.jsonl` of a run, continued on resume: lines of steps that will be done again are dropped first.
 
-    While it is open it is locked, so that others can tell a training that goes on, see `is_being_written`.
+    While it is open it is locked: no other process trains in the same folder, and others can tell a training that goes
+    on, see `is_being_written`.
 
     Args:
         path: the file.
         resume_at: the next step to be done; later lines are removed.
+
+    Raises:
+        Refused: another process trains here.
     """
 
     def __init__(self, path: Path, *, resume_at: int = 0) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in _lines(path) if _step(line) <= resume_at] if path.exists() and resume_at else []
-        write_atomic(path, "".join(line + "\n" for line in kept))
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  (closed by close())
         self._path = path
-        _lock(self._file, shared=False)
+        # The file that another process has locked, if there is one; Windows has no locks, and replaces no open file.
+        with open(path, "a", encoding="utf-8") if os.name == "posix" else nullcontext() as before:
+            if before:
+                self._claim(before)
+            kept = [line for line in _lines(path) if _step(line) <= resume_at] if path.exists() and resume_at else []
+            write_atomic(path, "".join(line + "\n" for line in kept))
+            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  (closed by close())
+        try:
+            self._claim(self._file)
+        except Refused:
+            self._file.close()
+            raise
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Appends one line; numbers are rounded to six significant digits.
@@ -45,6 +60,15 @@ class RunLog:
 
     def close(self) -> None:
         self._file.close()
+
+    def _claim(self, file: IO[str]) -> None:
+        for _ in range(10):  # who asks whether it is locked locks it for a moment
+            if _lock(file, shared=False):
+                return
+            time.sleep(0.05)
+        raise Refused(
+            f"another process trains in {self._path.parent} now; wait for it or stop it, or choose another out folder"
+        )
 
 
 def is_being_written(path: Path) -> bool:

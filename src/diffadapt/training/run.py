@@ -157,6 +157,8 @@ def claim_folder(folder: Path, settings: str) -> bool:
             "choose another out folder, or repeat the settings to resume it"
         )
     # A write that was killed leaves its temporary file, which is hidden; that alone makes no foreign folder.
+    if folder.exists() and not folder.is_dir():
+        raise Refused(f"{folder} is a file; choose a new or empty out folder")
     if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise Refused(f"{folder} exists and holds no run of diffadapt; choose a new or empty out folder")
     write_atomic(mark, settings)

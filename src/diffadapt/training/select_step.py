@@ -61,6 +61,8 @@ def select_step(
             found["steps"].append(row)
             write_json(table, found)
             bar.advance(f"step {row['step']}: {row['harmonic_mean']:.3f}")
+    if "chosen" in found and run.last_adapter.exists():
+        return found  # its checkpoints may be gone by now
     best = max(found["steps"], key=lambda row: row["harmonic_mean"])
     found |= {"chosen": best["step"], "last": found["steps"][-1]["step"]}
     if not run.last_adapter.exists():
