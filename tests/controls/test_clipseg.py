@@ -75,6 +75,12 @@ def test_a_model_that_is_not_there_or_of_another_kind_is_refused(model_folder, t
         ClipSeg(str(tmp_path))
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:77"])
+def test_a_device_that_is_not_here_is_refused(model_folder, device):
+    with pytest.raises(Refused, match=f"device '{device}' cannot be used here"):
+        ClipSeg(str(model_folder), device=device)
+
+
 def test_a_folder_that_is_not_there_is_refused(capsys):
     assert main(["masks", "/nowhere", "--noun", "cat"]) == 2
     assert "no folder at /nowhere" in capsys.readouterr().err

@@ -47,8 +47,12 @@ class ClipSeg:
                 f"cannot load the mask model {name!r} ({error}); name the folder of a CLIPSeg model, or put masks "
                 "beside the pictures as NAME-masklabel.png"
             ) from error
-        self.model: Any = model.to(device).eval().requires_grad_(False)
-        self.device = torch.device(device)
+        try:
+            self.device = torch.device(device)
+            self.model: Any = model.to(self.device).eval().requires_grad_(False)
+        except (RuntimeError, AssertionError) as error:  # an unknown word, or a torch without it
+            said = str(error).splitlines()[0]
+            raise Refused(f"device {str(device)!r} cannot be used here ({said}); leave it out, or use cpu") from error
 
     @torch.no_grad()
     def masks(self, pictures: Tensor, noun: str, *, templates: Sequence[str] = TEMPLATES) -> Tensor:
