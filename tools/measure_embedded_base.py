@@ -113,10 +113,8 @@ def compare(probe: ProbeFeatures, scenes: list[WideScene], made: Tensor, real: T
             continue
         row = {name: interval_of_mean(right[name][attribute], seed=args.seed).as_row() for name in sets}
         if b.mean() > 0:
-            row["share_of_real"] = interval_of_ratio(a, b, seed=args.seed).as_row()
-            row["autoencoded_share_of_real"] = interval_of_ratio(
-                right["autoencoded"][attribute], b, seed=args.seed
-            ).as_row()
+            for name, of in (("share_of_real", a), ("autoencoded_share_of_real", right["autoencoded"][attribute])):
+                row[name] = interval_of_ratio(of, b, seed=args.seed).as_row()
         attributes[attribute] = row
     by_noun: dict[str, list[float]] = defaultdict(list)
     single = [noun for noun in wanted["object"] if noun is not None]

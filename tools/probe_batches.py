@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 from collections import defaultdict
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,7 @@ class Sprites:
         stack: (S, 4, 72, 72) uint8, premultiplied.
         number: (folder, file stem) -> row of `stack`.
         world: the wide world whose scenes are drawn, and `of_world` its sprites.
-        base: the embedded base, whose autoencoder some of the pictures are sent through.
+        base: the embedded base, whose autoencoder some of the pictures are sent through; loaded when it is asked for.
     """
 
     def __init__(self, data: Path, *, stems: set[str] | None = None, folders: tuple[str, ...] = FOLDERS) -> None:
@@ -88,7 +89,10 @@ class Sprites:
         self.stems = sorted(self.folders_of)
         self.world = WideWorld(tail=tail_nouns(data), core_share=0.8)
         self.of_world: WideSprites = load_wide_sprites(data, self.world) if stems is None else {}
-        self.base = load_base("embedded", device="cpu")
+
+    @cached_property
+    def base(self) -> Base:
+        return load_base("embedded", device="cpu")
 
     def views(self, rng: np.random.Generator, chosen: list[tuple[str, str]]) -> tuple[list[WideScene], WideSprites]:
         """One plain scene of one thing for each (folder, stem)."""

@@ -35,9 +35,7 @@ class EMA:
     def applied(self) -> Iterator[None]:
         """Within the block the parameters hold their averages; afterwards their own values again."""
         kept = [p.detach().clone() for p in self.parameters]
-        with torch.no_grad():
-            for p, average in zip(self.parameters, self.averages, strict=True):
-                p.copy_(average)
+        self.settle()
         try:
             yield
         finally:
