@@ -22,8 +22,8 @@ EXAMPLES = """\
   diffadapt demo train.steps=400 method.constraint=angle method.radius=40
 """
 # The demo trains by the preset "quick", with samples on the way. On an earlier base, after 110 steps with seed 0, OFT
-# had a fidelity of 0.45 at 2e-3 and 0.47 at 4e-3, the preset's rate (perfect renderings 0.52), followed prompts in 0.96 and
-# 0.93, and by eye the second was the better likeness.
+# had a fidelity of 0.45 at 2e-3 and 0.47 at 4e-3, the preset's rate (perfect renderings 0.52), followed prompts in
+# 0.96 and 0.93, and by eye the second was the better likeness.
 PRESET, SAMPLE_EVERY = "quick", 60
 RUNS = {"run": "oft", "lora": "lora"}  # folder -> method
 # options of the first training alone; all others are of both
