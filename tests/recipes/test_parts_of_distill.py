@@ -7,6 +7,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 
 from diffadapt.adapters import LoRA
@@ -96,6 +97,7 @@ def test_a_distillation_hands_its_settings_to_attachment_sources_objective_and_l
     for name, bank, taught in zip(("ink", "oil"), calls["_bank"], calls["TaughtPictures"], strict=True):
         assert bank == {
             "teacher": base, "folder": out / "teachers" / name, "prompts": TAUGHT, "config": CONFIG, "quiet": True,
+            "accelerator": fit["accelerator"],
         }  # fmt: skip
         assert taught["base"] is base and taught["captions"] == CAPTIONS and taught["dropout"] == 0.25
         assert taught["bank"].prompts == TAUGHT and taught["cache"].folder == out / "cache"
@@ -148,7 +150,7 @@ def test_nothing_is_sampled_or_compared_where_that_is_off(learn):
 
 def test_a_second_process_distils_and_writes_nothing(learn, tmp_path, second_process, given):
     calls, out = learn(pictures=given, make_accelerator=second_process), tmp_path / "runs" / "a"
-    assert second_process.waited == 1 and calls["run"] == Run(out) and not calls["finish"]
+    assert second_process.waited == len(["ink", "oil", "the end"]) and calls["run"] == Run(out) and not calls["finish"]
     assert not (out / "settings.toml").exists() and not (out / "cache").exists()
     assert calls["fit"][0]["samples"] is None and calls["fit"][0]["quiet"] is True
     assert calls["CaptionedPictures"][0]["process"] == 1 == calls["Batches"][0]["process"]
@@ -189,16 +191,33 @@ def test_a_given_picture_without_its_pair_is_refused(given):
 
 def test_a_teacher_s_pictures_start_from_their_numbers(base, tmp_path, follow):
     calls = follow(distill, "default_line", "generate", "BankSettings", "say")
-    bank = distill._bank(base, tmp_path / "bank", ["x", "y"], DistillConfig(teacher_pictures=3), True)
+    bank = distill._bank(
+        base, tmp_path / "bank", ["x", "y"], DistillConfig(teacher_pictures=3), Accelerator(cpu=True), True
+    )
     lines = [(each["base"], each["prompt"], each["seed"]) for each in calls["default_line"]]
     assert lines == [(base, "x", 0), (base, "y", 1), (base, "x", 2)] and len(calls["say"]) == 1
     assert [(each["base"], each["batch"]) for each in calls["generate"]] == [(base, 3)]
     [settings] = calls["BankSettings"]
     assert settings["base_fingerprint"] == base.fingerprint and settings["resolution"] == 32
     assert (settings["guidance"], settings["steps"]) == (base.default_guidance, base.default_steps)
-    distill._bank(base, tmp_path / "bank", ["x", "y"], DistillConfig(teacher_pictures=3), True)
+    distill._bank(base, tmp_path / "bank", ["x", "y"], DistillConfig(teacher_pictures=3), Accelerator(cpu=True), True)
     assert len(calls["say"]) == 1  # nothing is missing
     source = TaughtPictures(base, bank, ["a cat", "a dog"], dropout=0.5, cache=TensorCache(None))
     assert source.base is base and source.bank is bank and source.dropout == 0.5 and source.cache.folder is None
     rows = source.pick(np.random.default_rng(0), 400, 0)
     assert 120 < sum(caption == "" for _, caption in rows) < 280
+
+
+def test_a_teacher_s_pictures_are_sampled_by_the_first_process_alone(base, tmp_path, follow):
+    calls, settings = follow(distill, "generate"), DistillConfig(teacher_pictures=3)
+
+    class Waiting:
+        is_main_process, waited = False, 0
+
+        def wait_for_everyone(self) -> None:
+            self.waited += 1
+            distill._bank(base, tmp_path / "bank", ["x"], settings, Accelerator(cpu=True), True)
+
+    process = Waiting()
+    bank = distill._bank(base, tmp_path / "bank", ["x"], settings, process, True)
+    assert process.waited == 1 and len(bank) == 3 and len(calls["generate"]) == 1

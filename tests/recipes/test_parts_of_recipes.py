@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 
 from diffadapt.adapters import LoRA, Selective, StyleInject
@@ -225,7 +226,7 @@ def test_pictures_of_a_teacher_are_under_the_students_captions_in_turn(base, tmp
     from diffadapt.data.cache import TensorCache
     from diffadapt.recipes.distill import DistillConfig, TaughtPictures, _bank
 
-    bank = _bank(base, tmp_path / "bank", ["x", "y"], DistillConfig(teacher_pictures=3), True)
+    bank = _bank(base, tmp_path / "bank", ["x", "y"], DistillConfig(teacher_pictures=3), Accelerator(cpu=True), True)
     assert bank.prompts == ["x", "y", "x"] and bank.settings.resolution == base.resolution
     source = TaughtPictures(base, bank, ["a cat", "a dog"], dropout=0.0, cache=TensorCache(None))
     import numpy as np

@@ -50,13 +50,13 @@ class Alone:
 def keep(base, tmp_path):
     """Calls `retained`; returns the objective, the sources and the plain objective."""
 
-    def keep(of_rows=None, **settings):
+    def keep(of_rows=None, quiet=True, **settings):
         more = {name: settings.pop(name) for name in ("signal", "cache") if name in settings}
         config = SubjectConfig(**{"memory": MEMORY, "snr_gamma": 0.5, "batch_size": 8, **settings})
         plain = of_rows or Denoising(base.noise_schedule, snr_gamma=0.5)
         sources = {"target": Rows()}
         found = retention.retained(
-            base, plain, sources, config, tmp_path / "runs" / "a", Alone(), resolution=32, quiet=True, **more
+            base, plain, sources, config, tmp_path / "runs" / "a", Alone(), resolution=32, quiet=quiet, **more
         )
         return found, sources, plain
 
@@ -67,6 +67,13 @@ def test_a_plain_training_and_one_that_keeps_nothing_stay_as_they_are(keep):
     for settings in ({}, {"objective": "difftuning", "memory": replace(MEMORY, tau=0.0)}):
         found, sources, plain = keep(**settings)
         assert found is plain and list(sources) == ["target"]
+
+
+def test_settings_of_a_memory_that_a_standard_training_has_no_use_for_are_named(keep, capsys):
+    keep(memory=MemoryConfig(), quiet=False)
+    assert not capsys.readouterr().err
+    keep(quiet=False)
+    assert "what train.memory says is not used" in capsys.readouterr().err
 
 
 def test_diff_tuning_mixes_the_target_with_the_memory(base, keep, follow, tmp_path):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import Accelerator
 
 from ..adapters import Method, attach
 from ..bases import Base
@@ -128,7 +129,7 @@ def train_distill(
         sources: dict[str, Source] = {}
         asked: dict[str, Teacher] = {}
         for name, teacher in teachers.items():
-            bank = _bank(teacher, folder / "teachers" / name, list(as_taught.values()), config, quiet)
+            bank = _bank(teacher, folder / "teachers" / name, list(as_taught.values()), config, accelerator, quiet)
             sources[name] = TaughtPictures(base, bank, list(as_taught), dropout=config.caption_dropout, cache=cache)
             asked[name] = teacher_of(teacher, as_taught)
             if pictures is not None:
@@ -244,8 +245,10 @@ class TaughtPictures(BankPictures):
         return [(i, "" if rng.random() < self.dropout else self.own[i % len(self.own)]) for i, _ in rows]
 
 
-def _bank(teacher: Base, folder: Path, prompts: list[str], config: DistillConfig, quiet: bool) -> MemoryBank:
-    """The pictures of a teacher, sampled once; what is there is kept."""
+def _bank(
+    teacher: Base, folder: Path, prompts: list[str], config: DistillConfig, accelerator: Accelerator, quiet: bool
+) -> MemoryBank:
+    """The pictures of a teacher, sampled once by the first process and read by all; what is there is kept."""
     settings = BankSettings(
         base_fingerprint=teacher.fingerprint, resolution=teacher.resolution,
         guidance=teacher.default_guidance, steps=teacher.default_steps,
@@ -258,7 +261,12 @@ def _bank(teacher: Base, folder: Path, prompts: list[str], config: DistillConfig
     bank = MemoryBank(folder, settings)
     if missing := bank.missing(config.teacher_pictures):
         say(f"sampling {len(missing)} pictures of the teacher into {folder}", quiet=quiet)
-    bank.ensure(config.teacher_pictures, prompts, make)
+    if accelerator.is_main_process:
+        bank.ensure(config.teacher_pictures, prompts, make)
+    accelerator.wait_for_everyone()
+    if not accelerator.is_main_process:
+        bank = MemoryBank(folder, settings)
+        bank.ensure(config.teacher_pictures, prompts, make)
     return bank
 
 

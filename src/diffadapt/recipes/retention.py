@@ -70,6 +70,8 @@ def retained(
     ratio = base.noise_schedule.noise_ratio().cpu()
     mixed = MixedWithMemory(objective, mixture, ratio)
     if mixed.plain:
+        if config.objective == "standard" and config.memory != MemoryConfig():
+            say("note: train.objective=standard keeps nothing, so what train.memory says is not used", quiet=quiet)
         return objective
     if mixture.estimator != "bernoulli":
         mixed.split(config.batch_size)  # refuses a batch too small for both
