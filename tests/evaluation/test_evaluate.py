@@ -8,6 +8,7 @@ from diffadapt.adapters import LoRA, attach
 from diffadapt.data.cache import TensorCache
 from diffadapt.data.concept import load_concept
 from diffadapt.data.picture import to_picture, to_tensor
+from diffadapt.errors import Refused
 from diffadapt.evaluation import judge
 from diffadapt.evaluation.evaluate import evaluate, picture_count
 from diffadapt.evaluation.forgetting import about_its_kind
@@ -144,3 +145,15 @@ def test_pictures_are_judged_as_a_file_holds_them(tiny_v_base):
     (pixels,) = judge.draw(tiny_v_base, ["a cat"], steps=1)
     (raw,) = judge.generate(tiny_v_base, [judge.default_line(tiny_v_base, "a cat", 0, steps=1)])
     assert torch.equal(pixels, to_tensor(to_picture(raw)) / 255) and not torch.equal(pixels, raw)
+
+
+def test_beside_something_else_that_is_on_the_base_is_not_called_untouched(base, tmp_path):
+    Image.new("RGB", (48, 48), "red").save(tmp_path / "0.png")
+    concept, other = load_concept(tmp_path, "cat"), attach(base, LoRA(rank=1))
+    with pytest.raises(Refused, match="not among the adapters to measure"):
+        evaluate(base, concept, adapters=[])
+    with pytest.raises(Refused, match="needs 1 or more prompts"):  # what is asked next
+        evaluate(base, concept, adapters=[(other, 1.0)], prompts=0)
+    other.enabled = False
+    with pytest.raises(Refused, match="needs 1 or more prompts"):
+        evaluate(base, concept, adapters=[], prompts=0)

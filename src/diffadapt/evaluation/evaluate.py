@@ -77,8 +77,14 @@ def evaluate(
         level, "drift_pictures", and what `geometry.movement` returns; its `pictures` are those of "per_picture"
 
     Raises:
-        Refused: an encoder cannot be loaded, or the adapter does not fit.
+        Refused: an encoder cannot be loaded, the adapter does not fit, or something else is attached and on.
     """
+    given = [id(adapter) for adapter, _ in adapters]
+    if any(each.enabled and each.strength and id(each) not in given for each in base.attachments):
+        raise Refused(
+            "something is attached to the base, and on, that is not among the adapters to measure, so that the base "
+            "is not untouched; pass it with its strength, switch it off, or detach it"
+        )
     if prompts < 1 or per_prompt < 1 or drift_count < 1:
         raise Refused(
             f"evaluation needs 1 or more prompts, pictures and drift prompts; got {prompts, per_prompt, drift_count}"
