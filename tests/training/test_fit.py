@@ -311,16 +311,20 @@ def _train_in_a_process(rank: int, folder: str) -> None:
     base = Base(scale)
     accelerator = make_accelerator(base, PLAIN)
     assert accelerator.num_processes == 2
+    still = torch.nn.Parameter(torch.ones(3), requires_grad=False)
+    scale.parameters = lambda: iter([scale.w, still])
     fit(
-        base, {"adapter": scale}, rows, Denoising(SCHEDULE), config=PLAIN, groups=[{"params": [scale.w], "peak": 0.1}],
-        folder=Path(folder), accelerator=accelerator, settings="", seed=0, quiet=True,
+        base, {"adapter": scale}, rows, Denoising(SCHEDULE), config=replace(PLAIN, weight_decay=0.1),
+        groups=[{"params": [scale.w, still], "peak": 0.1}], folder=Path(folder), accelerator=accelerator, settings="",
+        seed=0, quiet=True,
     )  # fmt: skip
+    assert torch.equal(still, torch.ones(3))
     accelerator.wait_for_everyone()
     torch.distributed.destroy_process_group()
 
 
 def test_gradients_of_two_processes_are_averaged(tmp_path, monkeypatch):
-    """One sees the gradient -4, the other 0."""
+    """One sees the gradient -4, the other 0; what does not train is left out, weight decay included."""
     import socket
 
     with socket.socket() as free:

@@ -70,6 +70,14 @@ class Adapter(nn.Module, ABC):
     def adapted(self, x: Tensor) -> Tensor:
         """`forward` at a strength other than 0."""
 
+    def put_on_(self, layer: nn.Module) -> None:
+        """Takes the layer to stand on: the base's, or the outermost adapter on it.
+
+        Raises:
+            Refused: the adapter cannot stand on another one.
+        """
+        self.layer = layer
+
     def receive(self, side: SideInputs) -> None:
         """Takes the side inputs named in `needs`; called once per training step and once per generation."""
 
@@ -202,6 +210,10 @@ class Method(Settings, ABC):
     def vectors_per_word(self) -> int:
         """Rows of the embedding table that each new word takes."""
         return 1
+
+    def meaning(self, path: str) -> Mapping[str, Any]:
+        """Settings by name without which the values of the layer at `path` mean something else, beside their shapes."""
+        return {}
 
     def default_roles(self, known: Iterable[str]) -> list[str]:
         """The roles to adapt when the user names none; `known` are the base's. The denoiser's attention."""

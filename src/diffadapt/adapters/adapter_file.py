@@ -87,14 +87,31 @@ def copy_values(attachment: Attachment, path: str | Path) -> None:
         path: an adapter file of the same base.
 
     Raises:
-        Refused: another method, another base, or values that the attachment has no place for.
+        Refused: another method, another base, values that the attachment has no place for, or that mean something else
+            under its settings.
     """
     method, _, _, tensors, header = read_adapter(path)
     if method.name != attachment.method.name:
         own = attachment.method.name
         raise Refused(f"{path} was made with method {method.name!r}; training with {own!r} cannot go on from it")
     refuse_another_base(attachment.base, path, header)
+    for layer in attachment.layers:
+        of_file, of_training = method.meaning(layer), attachment.method.meaning(layer)
+        for setting, value in of_file.items():
+            if value != (own := of_training[setting]):
+                raise Refused(
+                    f"{path} was trained with {setting} = {value} at {layer}, this training has {own}; expected the "
+                    "same, for the values mean something else under another"
+                )
+    classes = parse_json(header.get("classes", "[]"), ADAPTER_CLASSES, f"{path}: classes")
+    if classes and tuple(classes) != attachment.classes:
+        raise Refused(
+            f"{path} holds the classes {', '.join(classes)}, this training has "
+            f"{', '.join(attachment.classes) or 'none'}; expected the same in the same order"
+        )
     try:
+        if attachment.shared:
+            attachment.shared.check(header)
         attachment.load_state_dict({**attachment.state_dict(), **tensors})
     except Refused as error:
         raise Refused(f"{path} does not fit what is to be trained: {error}") from error

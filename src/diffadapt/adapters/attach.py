@@ -9,6 +9,7 @@ attachment.detach()                   # the base is again what it was, bit for b
 
 import dataclasses
 import datetime
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,6 +40,7 @@ from .token import TokenAdapter
 from .tokenizer import expand_vectors, innermost, renew_tokenizer, table_with_rows, token_adapters
 
 FORMAT_VERSION = 1
+_MERGES = itertools.count()  # numbers merges in the order that they are made in
 
 
 class Attachment:
@@ -72,6 +74,7 @@ class Attachment:
         self._strength, self._enabled, self._attached = 1.0, True, False
         self.shared = method.settle(self)
         self._unmerged: dict[str, dict[str, Tensor]] | None = None  # per layer what merge_ wrote over
+        self._merge, self._trained_before = -1, False  # the merge's number; whether training mode was on
 
     # --- on and off ---------------------------------------------------------------------------------------------------
 
@@ -84,6 +87,7 @@ class Attachment:
     def strength(self, value: float) -> None:
         if not math.isfinite(value):
             raise Refused(f"strength: expected a finite number, got {value}")
+        self._refuse_merged()
         self._strength = float(value)
         self._apply_strength()
 
@@ -94,12 +98,15 @@ class Attachment:
 
     @enabled.setter
     def enabled(self, value: bool) -> None:
+        self._refuse_merged()
         self._enabled = bool(value)
         self._apply_strength()
 
-    def _apply_strength(self) -> None:
+    def _refuse_merged(self) -> None:
         if self._unmerged is not None:
             raise Refused("the strength of a merged attachment is fixed; call unmerge_() first")
+
+    def _apply_strength(self) -> None:
         for each in self._modules():
             each.strength = self._strength if self._enabled else 0.0
 
@@ -112,18 +119,31 @@ class Attachment:
         return [*self.adapters.values(), *([self.shared] if self.shared else [])]
 
     def attach_(self) -> None:
-        """Puts the adapters on their layers, outermost of what stands there."""
+        """Puts the adapters on their layers, outermost of what stands there.
+
+        Raises:
+            Refused: it is on its base already, a word of it is another attachment's, or an adapter must stand lowest.
+        """
         if self._attached:
             raise Refused("this attachment is on its base already")
         for path, adapter in self.adapters.items():
-            adapter.layer = self.base.module(path)
+            adapter.put_on_(self.base.module(path))
+        for path, adapter in self.adapters.items():
             self.base.replace_(path, adapter)
         self._attached = True
         self.base.attachments.append(self)
-        renew_tokenizer(self.base)
+        try:
+            renew_tokenizer(self.base)
+        except Refused:
+            self.detach()
+            raise
 
     def detach(self) -> None:
-        """Takes the adapters off; what is under them is the same module objects as before."""
+        """Takes the adapters off; what is under them is the same module objects as before.
+
+        Raises:
+            Refused: it is merged, and another attachment was merged into its layers after it.
+        """
         if self._unmerged is not None:
             self.unmerge_()
         if not self._attached:
@@ -217,14 +237,15 @@ class Attachment:
                 raise Refused(f"another attachment stands beneath this one on {path}; merge that one first")
             if not isinstance(adapter, Mergeable | TokenAdapter | ClassRows):
                 raise Refused(f"{type(adapter).__name__} on {path} depends on its input and cannot be merged")
+        self._trained_before = any(each.training for each in self._modules())
         self.train(False)  # dropout is for training; what is written is the whole adapter
-        self._unmerged = {}
+        self._unmerged, self._merge = {}, next(_MERGES)
         try:
             for path, adapter in self.adapters.items():
                 self._unmerged[path] = self._merge_layer(path, adapter)
                 if broken := broken_weight({path: innermost(self.base.module(path))}):
                     raise Refused(f"merged at strength {self._strength:g}, {broken}; take a strength nearer to 1")
-        except Refused:  # halfway: what is merged comes back
+        except BaseException:  # halfway: what is merged comes back
             self.unmerge_()
             raise
 
@@ -261,10 +282,19 @@ class Attachment:
         """Undoes `merge_`: the base's weights come back bit for bit and the adapters stand on their layers again.
 
         Raises:
-            Refused: it is not merged.
+            Refused: it is not merged, or another attachment was merged into its layers after it.
         """
         if self._unmerged is None:
             raise Refused("unmerge_() needs a merged attachment")
+        for other in self.base.attachments:
+            if (
+                other.is_merged
+                and other._merge > self._merge
+                and (both := other.adapters.keys() & self.adapters.keys())
+            ):
+                raise Refused(
+                    f"another attachment was merged into {min(both)} after this one; unmerge or detach that one first"
+                )
         for path, kept in self._unmerged.items():
             adapter = self.adapters[path]
             for name, value in kept.items():
@@ -272,6 +302,7 @@ class Attachment:
             # A merged attachment was the lowest: the layer, or the table that took its place, is innermost.
             self._swap(path, innermost(self.base.module(path)), adapter)
         self._unmerged = None
+        self.train(self._trained_before)
 
     # --- files --------------------------------------------------------------------------------------------------------
 
@@ -284,10 +315,28 @@ class Attachment:
         """Copies saved values in.
 
         Raises:
-            Refused: a name is missing or unknown, or a shape does not fit; says which.
+            Refused: a name is missing or unknown, or a shape does not fit; says which. What was here stays.
         """
+        before = {name: tensor.clone() for name, tensor in self.state_dict().items()}
+        self._make_room_(tensors)
+        try:
+            self._refuse_what_does_not_fit(tensors)
+        except Refused:
+            self._make_room_(before)
+            self._copy_(before)
+            raise
+        self._copy_(tensors)
+
+    @torch.no_grad()
+    def _copy_(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in self.state_dict().items():
+            tensor.copy_(tensors[name])
+
+    def _make_room_(self, tensors: Mapping[str, Tensor]) -> None:
         for path, adapter in self.adapters.items():
             adapter.make_room_({n.removeprefix(f"{path}."): t for n, t in tensors.items() if n.startswith(f"{path}.")})
+
+    def _refuse_what_does_not_fit(self, tensors: Mapping[str, Tensor]) -> None:
         own = self.state_dict()
         for problem, names in (("lacks", own.keys() - tensors.keys()), ("has unknown", tensors.keys() - own.keys())):
             if names:
@@ -297,9 +346,6 @@ class Attachment:
                 raise Refused(
                     f"{name}: expected shape {tuple(tensor.shape)}, the file has {tuple(tensors[name].shape)}"
                 )
-        with torch.no_grad():
-            for name, tensor in own.items():
-                tensor.copy_(tensors[name])
 
     def save(self, path: str | Path, metadata: Mapping[str, str] | None = None) -> Path:
         """Writes one safetensors file, atomically, with all that is needed to load it again.
@@ -352,12 +398,21 @@ def attach(
             holds no known word, classes on a base that has none.
     """
     check(method)
+    roles = [roles] if isinstance(roles, str) else roles
+    classes = [classes] if isinstance(classes, str) else classes
+    if not isinstance(tokens or {}, Mapping):
+        raise Refused(
+            f'tokens: expected each new word with what it starts from, {{"<biscuit>": "cat"}}, got {tokens!r}'
+        )
     tokens = dict(tokens or {})
     if method.needs_word and not tokens:
         raise Refused(f'{method.title} needs at least one new token, for example tokens={{"<biscuit>": "cat"}}')
     if tokens and not base.word_tables:
         raise Refused(f"{base.name!r} cannot learn the new token {min(tokens)!r}: it has no text encoder")
+    training = [each for other in base.attachments for each in other._modules() if each.training]
     base.freeze_()
+    for each in training:  # an adapter that is being trained goes on
+        each.training = True
     patterns = list(method.default_roles(base.roles) if roles is None else roles)
     selected = {} if method.words_only else base.select(patterns)
     generator = torch.Generator().manual_seed(seed)
@@ -384,8 +439,7 @@ def attach(
     if classes:
         adapters |= class_rows(base, classes)
     attachment = Attachment(base, method, patterns, tokens, adapters, classes)
-    for each in attachment._modules():
-        each.eval()
+    attachment.train(False)
     attachment.attach_()
     return attachment
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from ..config import option
 from .adapter import Adapter, Method
-from .selective import SelectiveAdapter, trained_names
+from .ia3 import scaled
+from .selective import SelectiveAdapter, trained_names, whole
 
 SCALED = ("self_attention.", "cross_attention.", "feed_forward.out")
 BLOCK = re.compile(r"\btransformer_blocks\.(\d+)\.")
@@ -37,7 +38,7 @@ class DiffFit(Method):
         return [role for role in known if not role.startswith("text.")]
 
     def adapts(self, layer: nn.Module) -> bool:
-        return not isinstance(layer, nn.Embedding)
+        return not isinstance(layer, nn.Embedding) and whole(layer)
 
     def build(self, layer: nn.Module, path: str, role: str, generator: torch.Generator) -> Adapter:
         is_norm = not isinstance(layer, nn.Linear | nn.Conv2d)
@@ -58,7 +59,7 @@ class DiffFitAdapter(SelectiveAdapter):
 
     def adapted(self, x: Tensor) -> Tensor:
         y = super().adapted(x)
-        return y if self.gamma is None else y * self._scale(self.gamma).to(y.dtype)
+        return y if self.gamma is None else scaled(y, self.strength * (self.gamma - 1), self.innermost())
 
     def weight(self, w0: Tensor) -> Tensor:
         w = super().weight(w0)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapter import Adapter, effective_bias, effective_weight
+from .ia3 import scaled
 from .lora import LowRank, LowRankMethod
 
 TINY = 1e-12  # below any norm: a neuron without weights stays without them
@@ -41,12 +42,9 @@ class DoRAAdapter(LowRank):
         self.magnitude = nn.Parameter(self._norms(effective_weight(layer))[1].clone())
 
     def adapted(self, x: Tensor) -> Tensor:
-        y, bias = self.updated(x), effective_bias(self.layer)
-        gain = self._gain(effective_weight(self.layer)).to(y.dtype)
-        shift = None if bias is None else (1 - gain) * bias.to(y.dtype)  # the gain is the weights', not the bias's
-        if isinstance(self.innermost(), nn.Conv2d):
-            gain, shift = gain[:, None, None], None if shift is None else shift[:, None, None]
-        return y * gain if shift is None else torch.addcmul(shift, y, gain)
+        gains = self._gain(effective_weight(self.layer)) - 1
+        # the gain is the weights', not the bias's
+        return scaled(self.updated(x), gains, self.innermost(), effective_bias(self.layer))
 
     def weight(self, w0: Tensor) -> Tensor:
         v = self.updated_weight(w0)
@@ -82,4 +80,5 @@ class DoRAAdapter(LowRank):
             w, a, b = w0.flatten(1).to(self.up.dtype), self.down.flatten(1), self.strength * self.scale * self.up
             before = torch.linalg.vecdot(w, w)
             squares = before + (b * (2 * (w @ a.t()) + b @ (a @ a.t()))).sum(1)
-        return squares.sqrt().clamp(min=TINY), before.sqrt().clamp(min=TINY)
+        # before the root, which of a sum that is rounded below 0 is no number
+        return squares.clamp(min=TINY**2).sqrt(), before.clamp(min=TINY**2).sqrt()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapter import Adapter
-from .ia3 import channelwise
+from .ia3 import scaled
 from .lora import LowRank, LowRankMethod
 
 
@@ -36,8 +36,7 @@ class GainedLoRAAdapter(LowRank):
         self.gain = nn.Parameter(torch.zeros(len(self.up), device=self.up.device))
 
     def adapted(self, x: Tensor) -> Tensor:
-        y = self.updated(x)
-        return y * channelwise(1 + self.strength * self.gain, y, self.innermost())
+        return scaled(self.updated(x), self.strength * self.gain, self.innermost())
 
     def weight(self, w0: Tensor) -> Tensor:
         factors = (1 + self.strength * self.gain).view(-1, *[1] * (w0.ndim - 1))

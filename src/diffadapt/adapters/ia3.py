@@ -40,8 +40,7 @@ class IA3Adapter(Mergeable):
         self.gain = nn.Parameter(torch.zeros(len(inner.weight), device=inner.weight.device))
 
     def adapted(self, x: Tensor) -> Tensor:
-        y = self.layer(x)
-        return y * channelwise(1 + self.strength * self.gain, y, self.innermost())
+        return scaled(self.layer(x), self.strength * self.gain, self.innermost())
 
     def weight(self, w0: Tensor) -> Tensor:
         return ((1 + self.strength * self.gain).view(-1, *[1] * (w0.ndim - 1)) * w0).to(w0.dtype)
@@ -50,6 +49,12 @@ class IA3Adapter(Mergeable):
         return None if b0 is None else ((1 + self.strength * self.gain) * b0).to(b0.dtype)
 
 
-def channelwise(factors: Tensor, y: Tensor, inner: nn.Module) -> Tensor:
-    """Factors (out,) in the shape and precision that multiply a layer's output y: (..., out) or (N, out, H, W)."""
-    return (factors[:, None, None] if isinstance(inner, nn.Conv2d) else factors).to(y.dtype)
+def scaled(y: Tensor, gains: Tensor, inner: nn.Module, bias: Tensor | None = None) -> Tensor:
+    """(1 + gains) (y - bias) + bias for a layer's output y: (..., out) or (N, out, H, W), with gains and bias (out,).
+
+    What is rounded to y's precision is the gain alone: in bfloat16 1 + 0.003 is 1.
+    """
+    gains, bias = gains.to(y.dtype), None if bias is None else bias.to(y.dtype)
+    if isinstance(inner, nn.Conv2d):
+        gains, bias = gains[:, None, None], None if bias is None else bias[:, None, None]
+    return torch.addcmul(y, y if bias is None else y - bias, gains)

@@ -9,11 +9,12 @@ formula on the flattened kernel (out, in * kh * kw).
 Strength multiplies the update: W0 + strength (alpha / r) B A.
 """
 
+import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from ..config import option
 from ..errors import Refused
-from .adapter import Adapter, Mergeable, Method
+from .adapter import Adapter, Attached, Mergeable, Method, Shared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,19 @@ class LowRankMethod(Method):
         if own is None:
             own = self.alpha
         return self.rank_of(path) if own is None else own
+
+    def meaning(self, path: str) -> Mapping[str, Any]:
+        return {"alpha / rank": self.alpha_of(path) / self.rank_of(path)}
+
+    def settle(self, attachment: Attached) -> Shared | None:
+        for option_name, entries in (("ranks", self.ranks), ("alphas", self.alphas)):
+            for entry in entries:
+                if all(_of_layer([entry], path, option_name) is None for path in attachment.layers):
+                    layer, nearest = entry.rpartition("=")[0], ""
+                    if near := difflib.get_close_matches(layer, attachment.layers, n=1, cutoff=0.0):
+                        nearest = f"; the nearest is {near[0]}"
+                    raise Refused(f"{option_name}: {layer!r} fits none of the layers that are adapted{nearest}")
+        return None
 
     def summary(self) -> str:
         return f"{self.title}, rank {self.rank}"

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from ..config import option
 from ..errors import Refused
 from .adapter import Adapter, Attached, Mergeable, Method, SideInputs, effective_bias, effective_weight
+from .ia3 import scaled
 
 CONSTRAINTS = ("none", "angle", "frobenius", "official", "peft")
 RESCALES = ("none", "joint", "after")
@@ -174,9 +175,7 @@ class OFTAdapter(Mergeable):
         y = self.layer(_Rotate.apply(x, self._blocks().to(x.dtype)))
         if self.log_gain is None:
             return y
-        bias = effective_bias(self.layer)
-        gain = self._gain().to(y.dtype)
-        return y * gain if bias is None else torch.addcmul(bias * (1 - gain), y, gain)
+        return scaled(y, (self.strength * self.log_gain).expm1(), inner, effective_bias(self.layer))
 
     def _turns_inputs(self, x: Tensor) -> bool:
         """Whether to turn the T inputs rather than the n neurons, by what each costs beyond the frozen layer.

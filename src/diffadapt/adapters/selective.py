@@ -37,13 +37,18 @@ class Selective(Method):
 
     def adapts(self, layer: nn.Module) -> bool:
         # Embedding tables stay: new words are the business of tokens, and transformers reads their weight directly.
-        return not isinstance(layer, nn.Embedding) and any(True for _ in trained_names(layer, self.train))
+        return not isinstance(layer, nn.Embedding) and whole(layer) and any(trained_names(layer, self.train))
 
     def build(self, layer: nn.Module, path: str, role: str, generator: torch.Generator) -> Adapter:
         names = list(trained_names(layer, self.train))
         if not names:
             raise Refused(f"{path} ({type(layer).__name__}) has no parameter to train for train = {self.train!r}")
         return SelectiveAdapter(layer, names, path)
+
+
+def whole(layer: nn.Module) -> bool:
+    """Whether a layer's parameters are a weight and a bias: what makes tokens of a picture has others and parts."""
+    return all(name in ("weight", "bias") for name, _ in layer.named_parameters(recurse=False))
 
 
 def trained_names(layer: nn.Module, train: str) -> Iterable[str]:
@@ -56,11 +61,16 @@ class SelectiveAdapter(Mergeable):
 
     def __init__(self, layer: nn.Module, names: Iterable[str], path: str) -> None:
         super().__init__(layer)
-        if isinstance(layer, Adapter):
-            raise Refused(f"training {path} itself must be the first attachment on it; detach the other one first")
+        self.path = path
+        self.put_on_(layer)
         self.values = nn.ParameterDict(
             {name: nn.Parameter(layer.get_parameter(name).detach().float().clone()) for name in names}
         )
+
+    def put_on_(self, layer: nn.Module) -> None:
+        if isinstance(layer, Adapter):
+            raise Refused(f"training {self.path} itself must be the first attachment on it; detach the other one first")
+        super().put_on_(layer)
 
     def adapted(self, x: Tensor) -> Tensor:
         values = {name: self._between(self.layer.get_parameter(name), value) for name, value in self.values.items()}

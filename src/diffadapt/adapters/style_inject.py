@@ -70,6 +70,10 @@ class StyleInject(Method):
     def summary(self) -> str:
         return f"{self.title}, {self.branches} branches of rank {self.rank}, variance {self.variance}"
 
+    def meaning(self, path: str) -> Mapping[str, Any]:
+        names = ("variance", "scope", "pool", "temperature", "text")
+        return {name: getattr(self, name) for name in names}
+
     def default_roles(self, known: Iterable[str]) -> list[str]:
         roles = super().default_roles(known)
         return [role for role in roles if self.text != "exclude" or role not in TEXT_ROLES]

@@ -46,7 +46,7 @@ class TokenAdapter(Adapter):
     Args:
         layer: the embedding table, or another token adapter on it.
         initial: (n, D) where the vectors start and where strength 0 puts them.
-        drawn: whether a row of `initial` was drawn at random, so that files must hold it.
+        drawn: whether a row of `initial` is not the base's own, as a random one, so that files must hold it.
     """
 
     initial: Tensor
@@ -99,6 +99,7 @@ class TokenAdapter(Adapter):
 
     @torch.no_grad()
     def make_room_(self, tensors: Mapping[str, Tensor]) -> None:
+        self.drawn = self.drawn or "initial" in tensors
         past = tensors.get("past", self.initial[:0])
         if past.ndim != 2 or past.shape[1] != self.initial.shape[1] or len(past) >= len(self.initial):
             return

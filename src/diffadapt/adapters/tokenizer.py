@@ -97,7 +97,7 @@ def initial_vectors(base: Any, path: str, tokens: Mapping[str, str], generator: 
     Of `RANDOM_START` a random one: each dimension normal with the mean and deviation that it has in the table, then
     scaled to the table's median norm.
     """
-    table = innermost(base.module(path)).get_parameter("weight").detach()
+    table, words = innermost(base.module(path)).get_parameter("weight").detach(), base.module(path)
     tokenizer = tokenizers_by_table(base)[path]
     rows = []
     for token, text in tokens.items():
@@ -110,13 +110,16 @@ def initial_vectors(base: Any, path: str, tokens: Mapping[str, str], generator: 
         ids = tokenizer(text, add_special_tokens=False).input_ids
         if not ids:
             raise Refused(f"token {token!r} cannot start from {text!r}: the tokenizer knows no word of it")
-        rows.append(table[ids].float().mean(0))
+        with torch.no_grad():  # by the layer, not by its table: it may start from a word of another attachment
+            rows.append(words(torch.tensor(ids, device=table.device)).float().mean(0))
     return torch.stack(rows)
 
 
 def token_adapters(base: Any, tokens: Mapping[str, str], generator: torch.Generator) -> dict[str, Adapter]:
     """Path of each embedding table -> an adapter with a new row for every token, where it starts."""
-    drawn = RANDOM_START in tokens.values()
+    # What a word starts from that is drawn, or that another attachment teaches, is not there again for its file.
+    passing = [RANDOM_START, *(word for attachment in base.attachments for word in attachment.tokens)]
+    drawn = any(each in text for text in tokens.values() for each in passing)
     return {
         path: TokenAdapter(base.module(path), initial_vectors(base, path, tokens, generator), drawn=drawn)
         for path in tokenizers_by_table(base)

@@ -225,10 +225,10 @@ class Learner:
         """Gradients averaged over all processes; what trains is small, so one flat tensor does."""
         if self.accelerator.num_processes == 1:
             return
-        for (
-            parameter
-        ) in self.parameters:  # one that a process had no use for has no gradient there, and elsewhere it has
-            if parameter.grad is None:
+        for parameter in self.parameters:
+            # One that a process had no use for has no gradient there, and elsewhere it has. A zero is no nothing:
+            # weight decay would move what does not train.
+            if parameter.grad is None and parameter.requires_grad:
                 parameter.grad = torch.zeros_like(parameter)
         grads = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         flat = self.accelerator.reduce(torch.cat([g.reshape(-1) for g in grads]), reduction="mean")
