@@ -64,6 +64,30 @@ def test_10_the_order_does_not_matter(base):
             torch.testing.assert_close(one, other, atol=1e-10, rtol=0)
 
 
+LOCKS = {
+    "local and global": [{}, {"key_lock": "global"}],
+    "trained and global": [{"key_lock": "trained"}, {"key_lock": "global"}],
+    "edited": [{"key_lock": "global", "global_key": "edited"}] * 2,
+    "edited and plain": [{"key_lock": "global", "global_key": "edited"}, {"key_lock": "global"}],
+}
+
+
+@pytest.mark.filterwarnings("ignore:the anchors of")
+@pytest.mark.parametrize("locks", LOCKS)
+def test_10_the_order_does_not_matter_where_the_keys_of_a_whole_prompt_are_locked(base, locks):
+    results = []
+    for order in ((0, 1), (1, 0)):
+        attachments = [concept(base, Perfusion(**LOCKS[locks][i]), f"<{i}>", NOUNS[i], seed=i) for i in order]
+        attachments[order.index(0)].strength = 0.7
+        text = given(base, PROMPTS[:4])
+        keys = [base.module(path)(text) for path in base.roles["cross_attention.key"]]
+        results.append([*keys, *values(base, text)])
+        for attachment in attachments:
+            attachment.detach()
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-10, rtol=0)
+
+
 def test_10_one_concept_is_the_same_alone_and_by_the_joint_solve(base):
     (attachment,) = company(base, 1)
     text = given(base, PROMPTS)

@@ -187,6 +187,7 @@ class ConceptEdit(GatedConcept):
         self.opened: Tensor | None = None  # (N, L, 1) strength times gate; None where no prompt has the concept
         self.shift: Tensor | None = None  # (N, L, D) what values are given beside e
         self.key_shift: Tensor | None = None  # the same of keys
+        self.key_opened: Tensor | None = None  # and the gate of keys
         self.key_context: tuple[Tensor, Tensor] | None = None  # global lock: rows (N, 1, 1) and what they are given
 
     # --- one batch, all layers ----------------------------------------------------------------------------------------
@@ -249,22 +250,39 @@ class ConceptEdit(GatedConcept):
             self.shift = -s * part[..., None] * self.anchor
             if self.method.key_lock == "global":
                 self.key_context = self._global_keys(ids, text, live)
-            elif self.key_targets is not None:
-                self.key_shift = self.shift
-            else:
-                self.key_shift = self.shift + self.opened * self.category
+                return
+            # where another concept locks the keys of the whole prompt, they are that lock's alone
+            locked = torch.zeros_like(own[:, :1])
+            for each in live:
+                if each.method.key_lock == "global":
+                    locked = locked | each.places(ids).any(1, keepdim=True)
+            self.key_opened = self.opened.masked_fill(locked[..., None], 0)
+            self.key_shift = self.shift.masked_fill(locked[..., None], 0)
+            if self.key_targets is None:
+                self.key_shift = self.key_shift + self.key_opened * self.category
 
     @torch.no_grad()
     def _global_keys(self, ids: Tensor, text: Tensor, live: Sequence["ConceptEdit"]) -> tuple[Tensor, Tensor]:
-        """Rows with the concept, and what their keys are given: the prompt with every concept's word its category."""
-        rows = self.places(ids).any(1)[:, None, None]
+        """Rows with the concept, and what their keys are given: the prompt with every concept's word its category.
+
+        Concepts of one row with such a lock make the same of it, so that their order does not matter: those whose keys
+        are edited do it together, and the row has the greatest strength of them.
+        """
+        rows = {each: each.places(ids).any(1, keepdim=True) for each in live if each.method.key_lock == "global"}
         for each in live:
             ids = ids.masked_fill(each.places(ids), each.category_id)
-        plain = self.base.encode_ids(ids).to(self.anchor.dtype)
-        if self.method.global_key == "edited":
-            r = plain @ self.direction() / (self.anchor @ self.direction())
-            plain = plain + (self.opening(r)[..., None] * self.category - r[..., None] * self.anchor)
-        return rows, torch.lerp(text.detach(), plain, self.strength) if self.strength != 1 else plain
+        plain = context = self.base.encode_ids(ids).to(self.anchor.dtype)
+        strength = plain.new_full(rows[self].shape, -torch.inf)
+        edited = [each for each in rows if each.method.global_key == "edited"]
+        for each in rows:
+            strength = torch.where(rows[each], strength.clamp(min=each.strength), strength)
+            if each in edited:
+                company = [each, *(other for other in edited if other is not each)]
+                part, r = _shares(plain, company, [rows[one].expand_as(ids) for one in company])
+                change = each.opening(r)[..., None] * each.category - part[..., None] * each.anchor
+                context = context + change * rows[each][..., None]
+        s = strength.masked_fill(~rows[self], 0)[..., None]  # (N, 1, 1)
+        return rows[self][..., None], torch.where(s == 1, context, torch.lerp(text.detach(), context, s))
 
 
 class PerfusionAdapter(Adapter):
@@ -307,11 +325,11 @@ class PerfusionAdapter(Adapter):
         if self.is_key and edit.key_context is not None:
             rows, context = edit.key_context
             return self.layer(torch.where(rows, context.to(x.dtype), x))
-        shift = edit.key_shift if self.is_key else edit.shift
-        assert shift is not None
+        shift, opened = (edit.key_shift, edit.key_opened) if self.is_key else (edit.shift, edit.opened)
+        assert shift is not None and opened is not None
         y = self.layer((x + shift).to(x.dtype))
         target = self.target()
-        return y if target is None else (y + edit.opened * target).to(y.dtype)
+        return y if target is None else (y + opened * target).to(y.dtype)
 
 
 class LinearPerfusionAdapter(PerfusionAdapter, Mergeable):
