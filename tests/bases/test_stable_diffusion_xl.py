@@ -18,7 +18,7 @@ from diffadapt.errors import Refused
 from diffadapt.files import save_tensors
 from diffadapt.interchange import export_adapter, import_adapter
 from diffadapt.recipes.style import train_style
-from diffadapt.sampling.sample import sample
+from diffadapt.sampling.sample import default_line, generate, sample
 
 from ..conftest import make_tokenizer
 from .conftest import xl_file
@@ -298,3 +298,24 @@ def test_the_configuration_of_a_file_is_that_of_its_kind(folder, tiny_file, tiny
     for file in (xl_file(folder, tmp_path / "xl.safetensors", levels=2), tiny_file):
         load_base(file, device="cpu")
     assert asked == list(kinds)
+
+
+def test_in_float16_the_autoencoder_computes_in_float32_where_it_would_overflow(tmp_path):
+    base = load_base(make_sdxl(tmp_path), device="cpu")
+    base.default_steps = 2
+    base.vae.register_to_config(force_upcast=True)
+    with torch.no_grad():  # as the published one: beyond 65504 inside, and norms behind it hide that in float32
+        for layer in (base.vae.encoder.conv_in, base.vae.decoder.conv_in):
+            layer.weight.mul_(3e5)
+            layer.bias.mul_(3e5)
+    pixels, line = torch.rand(1, 3, 32, 32), [default_line(base, "a cat", 0)]
+    latents = base.encode_pictures(pixels)
+    whole = generate(base, line)[0], base.decode_latents(latents)
+    base.pipeline.to(torch.float16)
+    torch.testing.assert_close(base.encode_pictures(pixels), latents, atol=0.02, rtol=0.02)
+    for half, expected in zip((generate(base, line)[0], base.decode_latents(latents)), whole, strict=True):
+        assert half.isfinite().all() and (half - expected).abs().mean() < 0.02
+    assert base.vae.dtype == torch.float16 and "decode" not in vars(base.vae)
+    base.vae.register_to_config(force_upcast=False)  # an autoencoder of which that is said wrongly
+    with pytest.raises(Refused, match=r"no numbers in torch.float16; load the base in bfloat16 or float32"):
+        base.encode_pictures(pixels)

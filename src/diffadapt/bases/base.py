@@ -16,7 +16,7 @@ its own. A family gives
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -63,6 +63,7 @@ class Base(Network):
     parts: ClassVar[tuple[str, ...]]  # the components whose layers have roles; the denoiser is the first
     prediction_types: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction", "sample", "flow")
     learned_sigma: ClassVar[bool] = False  # whether the denoiser's output holds a variance behind the prediction
+    upcasts: ClassVar[bool] = False  # whether `force_upcast` of its autoencoder is heeded: in float16 it overflows
     unconditional_first: ClassVar[bool] = True  # with guidance, whether unconditional rows come before the others
     _waiting: tuple[nn.Module, ...] = ()  # components that are on the CPU until they are used
     own_classes: tuple[str, ...] = ()  # names of the classes of a class-conditional base, without those brought to it
@@ -318,17 +319,45 @@ class Base(Network):
         low, high = pixels.aminmax()
         if not (low >= 0 and high <= 1):
             raise Refused(f"expected pixels in [0, 1], got {float(low):.3g} to {float(high):.3g}; rescale them")
-        with self.awake():
-            encoded = self.vae.encode((2 * pixels.float() - 1).to(self.device, self.dtype))  # autoencoders see [-1, 1]
+        with self.awake(), self._autoencoder() as dtype:
+            encoded = self.vae.encode((2 * pixels.float() - 1).to(self.device, dtype))  # autoencoders see [-1, 1]
         latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+        if not latents.isfinite().all():
+            raise Refused(
+                f"the autoencoder of {self.name!r} gives latents that are no numbers in {dtype}; load the base in "
+                "bfloat16 or float32 (train.mixed_precision=bf16)"
+            )
         return (latents.float() - (self.vae.config.get("shift_factor") or 0.0)) * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
         """latents (N, C, h, w) -> pixels (N, 3, H, W) in [0, 1]."""
         latents = latents / self.vae.config.scaling_factor + (self.vae.config.get("shift_factor") or 0.0)
-        with self.awake():
-            return (self.vae.decode(latents.to(self.device, self.dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
+        with self.awake(), self._autoencoder() as dtype:
+            return (self.vae.decode(latents.to(self.device, dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
+
+    @property
+    def overflows(self) -> bool:
+        """Whether the autoencoder must not compute in the base's own precision."""
+        return self.upcasts and self.dtype == torch.float16 and bool(self.vae.config.get("force_upcast"))
+
+    @contextmanager
+    def _autoencoder(self, *, autocast: bool = False) -> Iterator[torch.dtype]:
+        """Within the block the autoencoder is in this dtype, the base's own where it can be.
+
+        Args:
+            autocast: leave autocast on, which would cast back what the block computes.
+        """
+        own = self.dtype
+        if not self.overflows:
+            yield own
+            return
+        self.vae.to(torch.float32)
+        try:
+            with nullcontext() if autocast else torch.autocast(self.device.type, enabled=False):
+                yield torch.float32
+        finally:
+            self.vae.to(own)
 
     # --- words, control -----------------------------------------------------------------------------------------------
 

@@ -51,6 +51,7 @@ class StableDiffusionXL(PromptBase):
     prediction_types: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction")
     without: ClassVar[Mapping[str, Any]] = {"feature_extractor": None, "image_encoder": None, "add_watermarker": False}
     word_tables = TWO_CLIPS
+    upcasts: ClassVar[bool] = True
 
     @property
     def side_step(self) -> int:
@@ -86,6 +87,22 @@ class StableDiffusionXL(PromptBase):
             "sample": noisy, "timestep": timesteps, "encoder_hidden_states": condition.text,
             "added_cond_kwargs": added,
         }  # fmt: skip
+
+    def generate(self, condition: Conditioning, **settings: Any) -> Tensor:
+        if not self.overflows:
+            return super().generate(condition, **settings)
+        decode = self.vae.decode
+        with self._autoencoder(autocast=True) as dtype:  # the denoiser's adapters need it, and the decoder must not
+
+            def outside_autocast(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
+                with torch.autocast(self.device.type, enabled=False):
+                    return decode(latents.to(dtype), *args, **kwargs)
+
+            self.vae.decode = outside_autocast
+            try:
+                return super().generate(condition, **settings)
+            finally:
+                del self.vae.decode
 
     def original_names(self) -> dict[str, str]:
         layout = unet_layout(self.denoiser.config)
