@@ -62,3 +62,28 @@ def test_ten_million_values_take_less_than_a_second():
     start = time.perf_counter()
     fingerprint(tensors)
     assert time.perf_counter() - start < 1
+
+
+def test_what_pictures_depend_on_has_a_fingerprint_of_its_own(tiny_folder):
+    """Kept pictures of a base that was loaded as one of epsilon are not those of the same weights that predict v."""
+
+    def loaded(change=lambda base: None, **settings):
+        base = load_base(tiny_folder, device="cpu", **settings)
+        change(base)
+        return base
+
+    def another_autoencoder(base):
+        with torch.no_grad():
+            next(base.vae.parameters()).add_(1)
+        base.autoencoder_fingerprint = fingerprint(base.vae.named_parameters())
+
+    plain = loaded()
+    assert loaded().drawing_fingerprint == plain.drawing_fingerprint
+    changed = [
+        loaded(prediction_type="v_prediction"),
+        loaded(lambda base: base.pipeline.scheduler.register_to_config(timestep_spacing="trailing")),
+        loaded(another_autoencoder),
+    ]
+    assert {base.fingerprint for base in changed} == {plain.fingerprint}
+    assert len({plain.drawing_fingerprint, *(base.drawing_fingerprint for base in changed)}) == 4
+    assert changed[2].autoencoder_fingerprint != plain.autoencoder_fingerprint == changed[0].autoencoder_fingerprint

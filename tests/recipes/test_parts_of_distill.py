@@ -198,7 +198,7 @@ def test_a_teacher_s_pictures_start_from_their_numbers(base, tmp_path, follow):
     assert lines == [(base, "x", 0), (base, "y", 1), (base, "x", 2)] and len(calls["say"]) == 1
     assert [(each["base"], each["batch"]) for each in calls["generate"]] == [(base, 3)]
     [settings] = calls["BankSettings"]
-    assert settings["base_fingerprint"] == base.fingerprint and settings["resolution"] == 32
+    assert settings["base_fingerprint"] == base.drawing_fingerprint and settings["resolution"] == 32
     assert (settings["guidance"], settings["steps"]) == (base.default_guidance, base.default_steps)
     distill._bank(base, tmp_path / "bank", ["x", "y"], DistillConfig(teacher_pictures=3), Accelerator(cpu=True), True)
     assert len(calls["say"]) == 1  # nothing is missing

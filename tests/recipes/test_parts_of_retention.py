@@ -157,7 +157,7 @@ def test_the_bank_of_latents_is_sampled_as_its_settings_say(base, tmp_path, foll
     config, everyone = SubjectConfig(memory=memory), Alone()
     bank = retention.memory_of(base, config, tmp_path / "runs" / "a", everyone, resolution=32, quiet=True)
     [settings] = calls["LatentBankSettings"]
-    assert settings["base_fingerprint"] == base.fingerprint and settings["shape"] == (4, 8, 8)
+    assert settings["base_fingerprint"] == base.drawing_fingerprint and settings["shape"] == (4, 8, 8)
     scale = base.vae.config.scaling_factor
     assert settings["vae"] == f"AutoencoderTiny {scale:g} {base.vae.config.get('shift_factor') or 0:g}"
     assert settings["sampler"] == type(base.pipeline.scheduler).__name__

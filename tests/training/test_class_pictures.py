@@ -41,10 +41,10 @@ def test_pictures_of_the_plain_class_lie_beside_the_run_under_noun_base_and_side
     process = Process()
     bank = bank_of(base, concept, tmp_path, process)
     assert len(bank) == 3 and bank.prompts == ["a cat"] * 3 and process.waited == 1
-    name = f"cat-{base.fingerprint.split(':')[-1][:8]}-32"
+    name = f"cat-{base.drawing_fingerprint.split(':')[-1][:8]}-32"
     assert bank.folder == tmp_path / "runs" / "memory_banks" / name and capsys.readouterr().err == ""
     settings = bank.settings
-    assert (settings.base_fingerprint, settings.resolution) == (base.fingerprint, 32)
+    assert (settings.base_fingerprint, settings.resolution) == (base.drawing_fingerprint, 32)
     assert (settings.guidance, settings.steps) == (base.default_guidance, base.default_steps)
     lines = [
         PromptLine(prompt="a cat", seed=seed, width=32, height=32, guidance=base.default_guidance, steps=1)
@@ -57,7 +57,7 @@ def test_pictures_of_the_plain_class_lie_beside_the_run_under_noun_base_and_side
 def test_prompts_side_and_folder_may_be_chosen(base, concept, tmp_path):
     bank = bank_of(base, concept, tmp_path, prior_prompts=("a red cat", "a blue cat"), resolution=16)
     assert bank.prompts == ["a red cat", "a blue cat", "a red cat"] and bank.pixels().shape == (3, 3, 16, 16)
-    assert bank.folder.name == f"cat-{base.fingerprint.split(':')[-1][:8]}-16-2-prompts"
+    assert bank.folder.name == f"cat-{base.drawing_fingerprint.split(':')[-1][:8]}-16-2-prompts"
     bank = bank_of(base, concept, tmp_path, memory_bank=str(tmp_path / "mine"), prior_pictures=1)
     assert bank.folder == tmp_path / "mine" and len(bank) == 1
 

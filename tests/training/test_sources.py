@@ -16,7 +16,7 @@ from diffadapt.training.sources import BankPictures, ConceptPictures, PairPictur
 
 
 class Base:
-    device, fingerprint = torch.device("cpu"), "sha256:0"
+    device, autoencoder_fingerprint = torch.device("cpu"), "sha256:0"
 
     def __init__(self) -> None:
         self.encoded = 0
@@ -127,13 +127,13 @@ def test_a_picture_is_encoded_once_for_all_sources_of_a_cache(concept):
     assert base.encoded == 6
 
 
-def test_latents_belong_to_their_base_content_and_size():
+def test_latents_belong_to_their_autoencoder_content_and_size():
     base, cache, grey = Base(), TensorCache(), torch.full((3, 16, 16), 0.5)
     encoded(base, grey, "a", cache)
     assert torch.equal(encoded(base, torch.zeros(3, 16, 16), "a", cache), torch.full((3, 2, 2), 0.5))
     assert not encoded(base, torch.zeros(3, 16, 16), "b", cache).any()
     other = Base()
-    other.fingerprint = "sha256:1"
+    other.autoencoder_fingerprint = "sha256:1"
     assert not encoded(other, torch.zeros(3, 16, 16), "a", cache).any() and other.encoded == 1
     assert encoded(base, torch.zeros(3, 8, 8), "a", cache).shape == (3, 1, 1)
 

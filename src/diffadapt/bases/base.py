@@ -13,6 +13,7 @@ its own. A family gives
     open_                      how its folder is read
 """
 
+import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from ..conditioning import Conditioning
 from ..errors import Failed, Refused
 from ..files import temporary_of
-from ..fingerprint import combined
+from ..fingerprint import combined, fingerprint, short_hash
 from ..network import Network, Rules, broken_weight, find_roles, owns_parameters
 from ..noise_schedule import NoiseSchedule
 from .defaults import Defaults, write_defaults
@@ -53,6 +54,7 @@ class Base(Network):
         encoder: the one that its pictures are measured with unless another is named: the probe where it has a word
             list; "" for none in particular.
         text_fingerprint: the fingerprint of the text encoder alone.
+        autoencoder_fingerprint: that of the autoencoder, which `fingerprint` leaves out: adapters do not depend on it.
         folder: the one it was loaded from, if it was.
     """
 
@@ -94,6 +96,7 @@ class Base(Network):
         found = self._digests()
         of_text = {name: each for name, each in found.items() if name.startswith("text_encoder.")}
         self.fingerprint, self.text_fingerprint = combined(found), combined(of_text)
+        self.autoencoder_fingerprint = fingerprint(self.vae.named_parameters()) if self.vae else ""
 
     def check_parts(self) -> None:
         """Raises Refused when the parts are not what the family expects of them."""
@@ -306,6 +309,14 @@ class Base(Network):
             generators: N sources of the initial noise.
         """
         raise NotImplementedError
+
+    @property
+    def drawing_fingerprint(self) -> str:
+        """Of all that pictures depend on: `fingerprint`, the autoencoder, the scheduler and what the base predicts."""
+        scheduler = self.pipeline.scheduler
+        config = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+        facts = [self.fingerprint, self.autoencoder_fingerprint, type(scheduler).__name__, config]
+        return short_hash(json.dumps(facts, sort_keys=True, default=str).encode())
 
     # --- encode, decode -----------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ A key is a hash of all content that the tensor depends on (`content_key`): an ed
 another key, so entries are never stale.
 
     cache = TensorCache("runs/.cache")
-    key = content_key("latents", base.fingerprint, concept.contents[0], resolution)
+    key = content_key("latents", base.autoencoder_fingerprint, concept.contents[0], resolution)
     latents = cache.get(key, lambda: base.encode_pictures(pixels))
 """
 

@@ -36,7 +36,7 @@ class LatentBankSettings:
     """The settings that all rows of one bank share; a bank of other settings is another bank.
 
     Args:
-        base_fingerprint: `base.fingerprint` of the untouched base.
+        base_fingerprint: `drawing_fingerprint` of the untouched base.
         vae: what the latents' scale and layout depend on, such as class, scaling and shift of the autoencoder.
         shape: (C, h, w) of a latent.
         sampler: class of the scheduler that made them.

@@ -30,7 +30,7 @@ class BankSettings:
     """The settings that all pictures of one bank share; a bank of other settings is another bank.
 
     Args:
-        base_fingerprint: `base.fingerprint` of the untouched base.
+        base_fingerprint: `drawing_fingerprint` of the untouched base.
         resolution: side of the pictures, in pixels.
         guidance: classifier-free guidance scale.
         steps: sampling steps.

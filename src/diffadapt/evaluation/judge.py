@@ -79,7 +79,8 @@ def draw_lines(
 
     if kept is None or base.attachments:
         return make().float() / 255
-    key = content_key("drawn", base.fingerprint, base.device.type, str(base.draws_in or base.dtype), *map(str, lines))
+    drawn_by = (base.drawing_fingerprint, base.device.type, str(base.draws_in or base.dtype))
+    key = content_key("drawn", *drawn_by, *map(str, lines))
     there = kept.has(key)
     pixels = kept.get(key, make)
     if there and bar is not None:

@@ -250,7 +250,7 @@ def _bank(
 ) -> MemoryBank:
     """The pictures of a teacher, sampled once by the first process and read by all; what is there is kept."""
     settings = BankSettings(
-        base_fingerprint=teacher.fingerprint, resolution=teacher.resolution,
+        base_fingerprint=teacher.drawing_fingerprint, resolution=teacher.resolution,
         guidance=teacher.default_guidance, steps=teacher.default_steps,
     )  # fmt: skip
 

@@ -159,7 +159,7 @@ def memory_of(
     side = resolution // base.downsampling
     vae = base.vae.config
     settings = LatentBankSettings(
-        base_fingerprint=base.fingerprint,
+        base_fingerprint=base.drawing_fingerprint,
         vae=f"{type(base.vae).__name__} {vae.scaling_factor:g} {vae.get('shift_factor') or 0:g}",
         shape=(int(vae.latent_channels), side, side),
         sampler=type(base.pipeline.scheduler).__name__,

@@ -33,11 +33,14 @@ def class_pictures(
     """The memory bank of the concept's class: sampled by the first process, read by all."""
     side = config.resolution or base.resolution
     settings = BankSettings(
-        base_fingerprint=base.fingerprint, resolution=side, guidance=base.default_guidance, steps=base.default_steps
+        base_fingerprint=base.drawing_fingerprint,
+        resolution=side,
+        guidance=base.default_guidance,
+        steps=base.default_steps,
     )
     prompts = list(config.prior_prompts) or concept.class_prompts
     nouns = "-".join(dict.fromkeys(concept.tokens.values())).replace(" ", "-")
-    name = f"{nouns}-{base.fingerprint.split(':')[-1][:8]}-{side}"
+    name = f"{nouns}-{base.drawing_fingerprint.split(':')[-1][:8]}-{side}"
     if config.prior_prompts:
         name += f"-{len(prompts)}-prompts"
     place = Path(config.memory_bank) if config.memory_bank else RunLayout(folder).memory_banks / name

@@ -219,5 +219,5 @@ def shuffled(count: int, size: int, *, first: int, seed: int, process: int) -> l
 @torch.no_grad()
 def encoded(base: Base, pixels: Tensor, content: str, cache: TensorCache) -> Tensor:
     """The latents (C, h, w) on the CPU of one picture (3, R, R) in [0, 1], computed once for each content."""
-    key = content_key("latents", base.fingerprint, content, pixels.shape[-1])
+    key = content_key("latents", base.autoencoder_fingerprint, content, pixels.shape[-1])
     return cache.get(key, lambda: base.encode_pictures(pixels[None].to(base.device))[0])

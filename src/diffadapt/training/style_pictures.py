@@ -61,7 +61,8 @@ class CaptionedPictures(Source):
         try:
             if index not in self._contents:
                 self._contents[index] = captioned.examples[i].content()
-            key = content_key("latents", self.base.fingerprint, self._contents[index], self.resolution)
+            encoder = self.base.autoencoder_fingerprint
+            key = content_key("latents", encoder, self._contents[index], self.resolution)
             latents = self.cache.get(key, lambda: _encode(self.base, captioned.pixels([i], self.resolution)))
         except Refused as error:
             path = captioned.examples[i].path
