@@ -231,6 +231,17 @@ def test_the_last_steps_are_the_untouched_base(base):
     assert states == [True, True, True, False, False]
 
 
+@pytest.mark.parametrize("scheduler", ["PNDMScheduler", "HeunDiscreteScheduler"])
+def test_a_share_is_one_of_calls_where_a_scheduler_asks_more_than_once_a_step(base, scheduler):
+    import diffusers
+
+    base.pipeline.scheduler = getattr(diffusers, scheduler).from_config(base.pipeline.scheduler.config)
+    attachment, states = moved(base), []
+    base.denoiser.register_forward_hook(lambda *_: states.append(attachment.enabled))
+    sample(base, "a cat", adapters=[(attachment, 1.0)], steps=10, hand_back=0.2)
+    assert len(states) > 10 and states.count(False) == round(0.2 * len(states)) and states == sorted(states)[::-1]
+
+
 @pytest.mark.parametrize("share", [-0.1, 1.5])
 def test_what_is_no_share_is_refused(base, share):
     with pytest.raises(Refused, match="from 0 to 1"):

@@ -165,3 +165,10 @@ def test_the_timestep_of_a_call_is_found_however_the_pipeline_passes_it():
     assert timestep_of(Denoiser(), (x, 7), {}) == 7  # some pipelines pass a plain number
     with pytest.raises(Refused, match="Other is given sample, sigma; expected an argument timestep"):
         timestep_of(Other(), (x, t), {})
+
+
+def test_an_attachment_that_is_given_twice_has_its_own_strength_afterwards(base):
+    attachment = attach(base, LoRA(rank=1))
+    attachment.strength = 0.8
+    sample(base, "a cat", adapters=[(attachment, 0.3), (attachment, 1.0)])
+    assert attachment.strength == 0.8

@@ -26,13 +26,14 @@ from ..files import parse_json
 from ..network import Network
 from ..shapes import NUMBER, hold
 from .found_lora import FoundLoRA
-from .names import known_names
+from .names import has_two_encoders, known_names, patterned_names
 
 _KEY = re.compile(r"(.+?)\.(?:(alpha)|(?:lora_)?(down|up|mid|A|B)(?:\.\w+)?\.weight)")
 _MAGNITUDE = re.compile(r"(.+?)\.(dora_scale|lora_magnitude_vector)(?:(?:\.\w+)?\.weight)?")
 _PROCESSOR = re.compile(r"(.+)\.processor\.(to_[qkv]|to_out)_lora")
 _OLD_TEXT = re.compile(r"(.+\.self_attn)\.to_(q|k|v|out)_lora")
 _PARTS = {"A": "down", "B": "up"}
+OF_THE_WEIGHTS = ("pissa", "olora", "corda", "loftq")  # PEFT's starts that change the base
 _METADATA = "lora_adapter_metadata"  # diffusers' entry in the header
 
 
@@ -51,9 +52,9 @@ def read_lora(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, st
     config = _header_config(path, header)
 
     def alpha(name: str, rank: int) -> float:
-        part, _, layer = name.partition(".")
+        part = name.partition(".")[0]
         own = {key.removeprefix(f"{part}."): value for key, value in config.items() if key.startswith(f"{part}.")}
-        return peft_alpha(own, layer, rank) if own else float(rank)
+        return peft_alpha(own, name, rank) if own else float(rank)
 
     add_pairs(found, path, tensors, base, alpha)
     return found
@@ -65,6 +66,8 @@ def add_pairs(
     tensors: Mapping[str, Tensor],
     base: Network,
     alpha: Callable[[str, int], float],
+    *,
+    part: str | None = None,
 ) -> None:
     """Adds the pairs of a file to what was found.
 
@@ -74,8 +77,9 @@ def add_pairs(
         tensors: all of it.
         base: whose layers the names are held against.
         alpha: (a layer's path, its rank) -> alpha, where the file holds no tensor of it.
+        part: of the base, that the file is known to be about.
     """
-    names = known_names(base)
+    names = known_names(base, part)
     layers: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for key, tensor in tensors.items():
         match = _KEY.fullmatch(key) or _MAGNITUDE.fullmatch(key)
@@ -83,10 +87,11 @@ def add_pairs(
             raise Refused(f"{source} holds {key}, which is no part of LoRA as diffadapt knows it")
         name = _plain(match[1])
         if name not in names:
-            more = "; it is of SDXL, and this base is not" if name.startswith("lora_te2_") else ""
+            of_two = name.startswith("lora_te2_") and not has_two_encoders(base)
+            more = "; it is of SDXL, and this base is not" if of_two else ""
             raise Refused(f"{source} is about a layer {name!r}, which base {base.name!r} does not have{more}")
-        part = match[2] or _PARTS.get(match[3], match[3])
-        layers[names[name]][part] = tensor
+        matrix = match[2] or _PARTS.get(match[3], match[3])
+        layers[names[name]][matrix] = tensor
     for layer, own in layers.items():
         if not {"down", "up"} <= own.keys():
             lacking = "down" if "up" in own else "up"
@@ -121,16 +126,35 @@ def _of_neurons(magnitude: Tensor, weight: Tensor, name: str, source: str) -> Te
     raise Refused(f"{source} has magnitudes of shape {shape}, and its weight is {tuple(weight.shape)}")
 
 
-def peft_alpha(config: Mapping[str, Any], layer: str, rank: int) -> float:
-    """The alpha of a layer as a PEFT config has it, so that alpha / rank is what PEFT multiplies by."""
+def peft_alpha(config: Mapping[str, Any], path: str, rank: int) -> float:
+    """The alpha of the layer at a path as a PEFT config has it, so that alpha / rank is what PEFT multiplies by.
+
+    Raises:
+        Refused: a pattern is none, or the adapter belongs to other weights than the base's.
+    """
+    refuse_other_weights(config)
+    layers = patterned_names(path)
     patterns = hold(config.get("alpha_pattern") or {}, {str: NUMBER}, "alpha_pattern of the LoRA's config")
     try:
-        value = next((each for key, each in patterns.items() if re.match(rf"(.*\.)?({key})$", layer)), None)
+        value = next(
+            (each for key, each in patterns.items() for layer in layers if re.match(rf"(.*\.)?({key})$", layer)), None
+        )
     except re.error as error:
         raise Refused(f"alpha_pattern of the LoRA's config is no pattern: {error}") from error
     value = config.get("lora_alpha", 8) if value is None else value
-    hold(value, NUMBER, f"lora_alpha of the LoRA's config, for {layer}")
+    hold(value, NUMBER, f"lora_alpha of the LoRA's config, for {path}")
     return float(value) * (math.sqrt(rank) if config.get("use_rslora") else 1)
+
+
+def refuse_other_weights(config: Mapping[str, Any]) -> None:
+    """Raises Refused for a LoRA that PEFT began with parts of the base's weights, which it takes out of them again."""
+    begun = str(config.get("init_lora_weights") or "").lower()
+    if begun.startswith(OF_THE_WEIGHTS):
+        raise Refused(
+            f"the LoRA began with {begun}, which takes what it begins with out of the base's weights, and those were "
+            "not saved; write it in PEFT with save_pretrained(..., path_initial_model_for_weight_conversion=...), "
+            "which makes a plain LoRA of it"
+        )
 
 
 def _header_config(path: Path, header: Mapping[str, str]) -> dict[str, Any]:

@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from ..adapters import Attachment, DoRA, LoRA, Mergeable
 from ..adapters.dora import DoRAAdapter
 from ..adapters.lora import LoRAAdapter, LowRank
-from ..adapters.tokenizer import innermost
 from ..errors import Refused
 from ..files import save_tensors, write_json
 from ..progress import Steps
@@ -227,8 +226,8 @@ def _after(adapter: Mergeable, bias: Tensor) -> Tensor:
 def _header(attachment: Attachment, pairs: list[Pair], title: str) -> dict[str, str]:
     """The entries that sd-scripts and the web UIs look for (its minimum), and those of the model specification."""
     base = attachment.base
-    text = innermost(base.module("unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"))
-    second = text.get_parameter("weight").shape[1] == 1024  # 768 in 1.x, 2048 in XL
+    unet: Any = base.modules()["unet"]
+    second = unet.config.cross_attention_dim == 1024  # 768 in 1.x, 2048 in XL
     xl = has_two_encoders(base)
     velocity = getattr(base, "prediction_type", "epsilon") == "v_prediction"
     kind = "xl-v1-base" if xl else "v2-768-v" if second and velocity else "v2-512" if second else "v1"

@@ -33,22 +33,39 @@ def has_two_encoders(base: Network) -> bool:
 def kohya_name(path: str, *, of_two: bool = False) -> str:
     """The name of a layer in kohya's files, LyCORIS' and the web UIs'; of two text encoders the first is lora_te1."""
     part, _, name = path.partition(".")
-    prefix = "lora_unet." if part == "unet" else f"{part.replace('text_encoder', 'lora_te').replace('_2', '2')}.{_TEXT}"
+    text = "" if name == "text_projection" else _TEXT  # which stands beside the encoder, not in it
+    prefix = "lora_unet." if part == "unet" else f"{part.replace('text_encoder', 'lora_te').replace('_2', '2')}.{text}"
     if of_two and part == "text_encoder":
         prefix = prefix.replace("lora_te.", "lora_te1.")
     return (prefix + name.removeprefix(_TEXT)).replace(".", "_")
 
 
-def known_names(base: Network) -> dict[str, str]:
-    """{name: path}: every name that PEFT, kohya's scripts and OneTrainer have for the layers of a base."""
+def known_names(base: Network, only: str | None = None) -> dict[str, str]:
+    """{name: path}: every name that PEFT, kohya's scripts and OneTrainer have for the layers of a base.
+
+    Args:
+        base: whose layers.
+        only: the part that a file is known to be about; the names need not say it then.
+    """
     names = {f"lora_unet_{name}".replace(".", "_"): path for path, name in base.original_names().items()}
     two = has_two_encoders(base)
     for path in (path for paths in base.roles.values() for path in paths):
         part, _, name = path.partition(".")
         bare = name.removeprefix(_TEXT)
-        names |= {prefix + each: path for prefix in _PREFIXES[part] for each in (bare, _TEXT + bare)}
-        names |= dict.fromkeys((kohya_name(path), kohya_name(path, of_two=two)), path)
-    return names
+        prefixes = {"", *_PREFIXES[part]} if only else _PREFIXES[part]
+        if only in (None, part):
+            names |= {prefix + each: path for prefix in prefixes for each in (bare, _TEXT + bare)}
+        kohya = {kohya_name(path), kohya_name(path, of_two=two)}
+        # as older releases of this package wrote it
+        kohya |= {each.replace("_text_projection", "_text_model_text_projection") for each in kohya}
+        names |= dict.fromkeys(kohya, path)
+    return {name: path for name, path in names.items() if only in (None, path.partition(".")[0])}
+
+
+def patterned_names(path: str) -> tuple[str, ...]:
+    """The names of a layer within its part, by which patterns of a PEFT config may mean it."""
+    name = path.partition(".")[2].removeprefix(_TEXT)
+    return name, _TEXT + name
 
 
 def from_original(name: str, layers_per_block: int) -> str | None:

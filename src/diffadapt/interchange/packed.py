@@ -41,13 +41,15 @@ def read_kohya(path: Path, tensors: Mapping[str, Tensor], base: Network) -> Foun
     return found
 
 
-def by_layer(source: Path, tensors: Mapping[str, Tensor], base: Network) -> tuple[dict[str, Tensor], set[str]]:
+def by_layer(
+    source: Path, tensors: Mapping[str, Tensor], base: Network, part: str | None = None
+) -> tuple[dict[str, Tensor], set[str]]:
     """All tensors of the file `source`, as ({layer path: tensor in float32}, the paths of those that are scaled).
 
     Raises:
         Refused: a tensor that is no part of OFT, or a layer that the base does not have.
     """
-    names = known_names(base)
+    names = known_names(base, part)
     packed, scaled = {}, set()
     for key, tensor in tensors.items():
         match = _KEY.fullmatch(key)

@@ -6,8 +6,8 @@ Of OFT, PEFT turns the inputs, x R, like us. From one tensor v its exact transfo
     use_cayley_neumann = false    v = -Q    what is written
     use_cayley_neumann = true     v = Q     read too, see `series.py`
 
-A directory is about one model. That of the UNet is the directory itself, that of the text encoder is `text_encoder` in
-it; `unet` and `text_encoder` are where PEFT's own examples put them, and are read too.
+A directory is about one model. That of the UNet is the directory itself, those of other parts are in it under the name
+of the part (`text_encoder`, `text_encoder_2`, `transformer`); `unet`, where PEFT's own examples put that, is read too.
 
 Convolutions with a kernel above 1x1 are left out: PEFT turns overlapping patches of the picture and adds them up again,
 which changes the layer even where Q = 0, and is another function than a convolution with turned filters.
@@ -33,6 +33,7 @@ from .lora_reading import add_pairs, peft_alpha
 from .lora_writing import write_peft_lora
 from .packed import by_layer
 
+PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _CONVOLUTION = "its layer {} is a convolution, and those with kernels above 1x1 PEFT does not turn but distort"
 _BEFORE_018 = "written by PEFT before 0.18, whose series ended otherwise, so that what is said of it is rough"
@@ -122,13 +123,15 @@ def read_peft(directory: Path, base: Network) -> Found | FoundLoRA:
 
     Raises:
         Refused: another method or an old version of PEFT's, no safetensors, a layer that the base does not have, a
-            convolution that is turned, directories of the parts that do not agree.
+            convolution that is turned, directories of the parts that do not agree or of a part that it lacks.
     """
-    folders = [
-        each for each in (directory, directory / "unet", directory / "text_encoder") if (each / CONFIG).is_file()
-    ]
+    folders = [each for each in (directory, *(directory / part for part in PARTS)) if (each / CONFIG).is_file()]
     if not folders:
         raise Refused(f"{directory} is no PEFT directory: there is no {CONFIG} in it")
+    for folder in folders:
+        if folder != directory and folder.name not in base.modules():
+            parts = ", ".join(base.modules())
+            raise Refused(f"{folder} is about a part that base {base.name!r} does not have; it has {parts}")
     configs = {folder: _read_config(folder) for folder in folders}
     kinds = {config["peft_type"] for config in configs.values()}
     if len(kinds) > 1:
@@ -143,9 +146,10 @@ def _lora(source: str, configs: dict[Path, dict[str, Any]], base: Network) -> Fo
         found.dropout = float(config.get("lora_dropout") or 0.0)
 
         def alpha(layer: str, rank: int, config: dict[str, Any] = config) -> float:
-            return peft_alpha(config, layer.partition(".")[2], rank)
+            return peft_alpha(config, layer, rank)
 
-        add_pairs(found, folder / TENSORS, _read_tensors(folder), base, alpha)
+        part = folder.name if folder.name in base.modules() else None
+        add_pairs(found, folder / TENSORS, _read_tensors(folder), base, alpha, part=part)
     return found
 
 
@@ -160,7 +164,8 @@ def _oft(source: str, configs: dict[Path, dict[str, Any]], base: Network) -> Fou
             raise Refused(f"{' and '.join(map(str, configs))} have different settings; import each by itself")
         found.terms, found.settings, found.by_blocks = terms, settings, bool(config.get("r"))
         found.remarks = [_BEFORE_018] if series and "peft_version" not in config else []
-        for path, v in by_layer(folder / TENSORS, _read_tensors(folder), base)[0].items():
+        part = folder.name if folder.name in base.modules() else None
+        for path, v in by_layer(folder / TENSORS, _read_tensors(folder), base, part)[0].items():
             if not _turned_by_peft(base.module(path)):
                 raise Refused(f"{folder} cannot be read: {_CONVOLUTION.format(path)}; train it in diffadapt")
             found.q[path] = v if series else -v

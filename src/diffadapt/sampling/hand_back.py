@@ -21,21 +21,21 @@ def check_share(share: float) -> None:
 
 
 @contextmanager
-def handed_back(base: Base, share: float, steps: int) -> Iterator[None]:
+def handed_back(base: Base, share: float) -> Iterator[None]:
     """Within the block, which is one generation, everything attached is off for the last steps.
 
     Args:
         base: with what is attached.
-        share: of the steps, from the end: step i of N is the base's from round(N (1 - share)) on.
-        steps: N, each one call of the denoiser.
+        share: of the calls of the denoiser, from the end: call i of N is the base's from round(N (1 - share)) on. N
+            is the steps' number, or more with a scheduler that asks more than once a step (PNDM, Heun).
     """
     check_share(share)
-    first, done = round(steps * (1 - share)), 0
+    done = 0
     before = [(attachment, attachment.enabled) for attachment in base.attachments]
 
     def switch_off(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal done
-        if done == first:
+        if done == round(len(base.pipeline.scheduler.timesteps) * (1 - share)):
             for attachment, _ in before:
                 attachment.enabled = False
         done += 1

@@ -114,7 +114,7 @@ def adapted(base: Base, adapters: Sequence[tuple[str | Path | Attachment, float]
                 active.append(attachment)
         yield active
     finally:
-        for attachment, strength in before:
+        for attachment, strength in reversed(before):  # one that was given twice, too
             attachment.strength = strength
         for attachment in reversed(loaded):
             attachment.detach()
@@ -292,7 +292,7 @@ def _generate_batch(base: Base, lines: list[PromptLine], hand_back: float) -> Te
     hook = base.denoiser.register_forward_pre_hook(hand_out_timesteps, with_kwargs=True)
     try:
         # What is switched off on the way must not be cached.
-        last_steps = handed_back(base, hand_back, first.steps) if hand_back else cached_projections(base)
+        last_steps = handed_back(base, hand_back) if hand_back else cached_projections(base)
         with last_steps, drawing_autocast(base):
             pictures = base.generate(
                 condition,
