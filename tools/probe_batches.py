@@ -60,7 +60,7 @@ def probe_shape(data: Path) -> ProbeShape:
     kinds = {kind for _, kind, _ in HELD_OUT_NOUNS}
     untaught = {noun for noun, *_ in HELD_OUT_NOUNS} | (set(FOLDER_OF) - set(STYLE_OF.values()))
     words = [word for word in wide_grammar_words(tail_nouns(data)) if word not in untaught or word in kinds]
-    return ProbeShape(labels=LABELS, words=(PADDING, UNKNOWN, *words), widths=(32, 64, 128, 192))
+    return ProbeShape(labels=LABELS, words=(PADDING, UNKNOWN, *words), widths=(32, 64, 128, 192), style_by_object=True)
 
 
 class Sprites:
@@ -182,6 +182,14 @@ def change(scene: WideScene, rng: np.random.Generator, what: str) -> WideScene |
     return dataclasses.replace(scene, things=tuple(things))
 
 
+def painted(scene: WideScene, rng: np.random.Generator) -> WideScene:
+    """Three scenes in ten have their first thing painted in one colour: who drew it is hardest to see there."""
+    if scene.drawn or rng.random() > 0.3:
+        return scene
+    first = dataclasses.replace(scene.things[0], colour=tuple(COLOURS)[int(rng.integers(len(COLOURS)))])
+    return dataclasses.replace(scene, things=(first, *scene.things[1:]))
+
+
 @torch.no_grad()
 def spoil(pictures: Tensor, rng: np.random.Generator, base: Base) -> Tensor:
     """Noise, blur and the base's autoencoder at times, so that faults of every generated picture do not unsettle it."""
@@ -208,7 +216,7 @@ class Batch:
 def draw_batch(rng: np.random.Generator, sprites: Sprites, size: int) -> Batch:
     """9/16 of a batch are scenes of the world, the rest two views each of any sprites, half of them in two styles."""
     folder_of = dict(STYLES)
-    scenes = [sample_wide_scene(rng, sprites.world) for _ in range(size * 9 // 16)]
+    scenes = [painted(sample_wide_scene(rng, sprites.world), rng) for _ in range(size * 9 // 16)]
     captions, wrong, labels, numbers = [], [], [], []
     for scene, seed in zip(scenes, rng.integers(2**31, size=len(scenes)), strict=True):
         text = wide_caption(scene, np.random.default_rng(seed))

@@ -30,7 +30,7 @@ from diffadapt.data.wide_pictures import draw_wide_scenes
 from diffadapt.files import load_tensors, read_json, save_tensors, write_json
 from diffadapt.metrics.probe import EMBEDDING, Probe, ProbeShape, load_probe
 
-HEAD_WEIGHTS = {"object": 1.0, "second": 0.5, "style": 1.5, "colour": 1.0, "wearing": 0.5}  # the others 0.3
+HEAD_WEIGHTS = {"object": 1.0, "second": 0.5, "style": 2.0, "colour": 1.0, "wearing": 0.5}  # the others 0.3
 
 SOURCES = {
     "Noto Emoji": "Apache-2.0, Google",
@@ -81,6 +81,8 @@ def deepen(old: Probe, probe: Probe) -> None:
     if old.shape.words != probe.shape.words or old.shape.labels != probe.shape.labels:
         raise ValueError("the probe to begin with knows other words or labels than the world has now")
     rest = {key: value for key, value in old.state_dict().items() if not key.startswith("image.trunk.")}
+    if probe.shape.style_by_object:
+        nn.init.zeros_(probe.image.style_by_object.weight)
     probe.load_state_dict(rest, strict=False)
     theirs, ours = iter(old.image.trunk), iter(probe.image.trunk)
     for was, now in zip(old.shape.blocks, probe.shape.blocks, strict=True):
@@ -225,6 +227,7 @@ def export(args) -> None:
             "widths": shape.widths,
             "blocks": shape.blocks,
             "text_width": shape.text_width,
+            "style_by_object": shape.style_by_object,
             "labels": shape.labels,
             "words": shape.words,
             "accuracy": quality,
@@ -251,7 +254,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of sprite folders")
     parser.add_argument("--work", type=Path, required=True, help="checkpoint and log")
     parser.add_argument("--init", type=Path, help="the folder of the probe that it begins with")
-    parser.add_argument("--blocks", type=int, nargs=4, default=(1, 2, 2, 2), help="residual blocks at 32, 16, 8, 4 px")
+    parser.add_argument("--blocks", type=int, nargs=4, default=(1, 3, 3, 2), help="residual blocks at 32, 16, 8, 4 px")
     parser.add_argument("--out", type=Path, help="export: the folder to write")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=64)

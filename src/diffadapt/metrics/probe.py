@@ -37,6 +37,8 @@ class ProbeShape:
         widths: channels at 32, 16, 8 and 4 pixels.
         blocks: residual blocks at each of them.
         text_width: width of the text tower.
+        style_by_object: whether the head "style" also looks with eyes of its own for each label of "object": how the
+            four artists draw a cat is another question than how they draw a bus.
     """
 
     labels: dict[str, tuple[str, ...]]
@@ -44,6 +46,7 @@ class ProbeShape:
     widths: tuple[int, int, int, int] = (32, 64, 128, 224)
     blocks: tuple[int, int, int, int] = (0, 1, 1, 1)
     text_width: int = 128
+    style_by_object: bool = False
 
 
 class _Residual(nn.Module):
@@ -86,6 +89,9 @@ class ImageTower(nn.Module):
         self.values = nn.Linear(d, d)
         self.norm = nn.LayerNorm(d)
         self.heads = nn.ModuleDict({name: nn.Linear(d, len(labels)) for name, labels in shape.labels.items()})
+        if shape.style_by_object:
+            self.style_by_object = nn.Linear(d, len(shape.labels["object"]) * len(shape.labels["style"]), bias=False)
+        self.style_at = list(shape.labels).index("style") if shape.style_by_object else None
         self.joint = nn.Sequential(nn.Linear(self.queries * d, 256), nn.ReLU(), nn.Linear(256, EMBEDDING))
         self.subject = nn.Sequential(nn.Linear(2 * d, 256), nn.ReLU(), nn.Linear(256, EMBEDDING))
 
@@ -96,6 +102,10 @@ class ImageTower(nn.Module):
         values = self.values(grid).unflatten(2, (4, -1))  # (N, 16, 4, d/4)
         pooled = self.norm(torch.einsum("npqh,nphw->nqhw", weights, values).flatten(2))  # (N, Q, d)
         logits = {name: head(pooled[:, i]) for i, (name, head) in enumerate(self.heads.items())}
+        if self.style_at is not None:
+            each = self.style_by_object(pooled[:, self.style_at]).unflatten(1, (logits["object"].shape[1], -1))
+            object_ = logits["object"].detach().softmax(1).to(each.dtype)  # (N, objects)
+            logits["style"] = logits["style"] + torch.einsum("no,nos->ns", object_, each)
         joint, subject = self.joint(pooled.flatten(1)), self.subject(pooled[:, -2:].flatten(1))
         return logits, F.normalize(joint.float(), dim=1), F.normalize(subject.float(), dim=1)
 
@@ -174,6 +184,7 @@ def load_probe(folder: str | Path | None = None) -> Probe:
                 widths=tuple(facts["widths"]),
                 blocks=tuple(facts.get("blocks", (0, 1, 1, 1))),
                 text_width=facts["text_width"],
+                style_by_object=facts.get("style_by_object", False),
             )
         )
         probe.accuracy = dict(facts.get("accuracy", {}))
