@@ -42,6 +42,14 @@ def test_a_folder_of_signals_is_matched_by_name_and_cropped_like_the_pictures(fo
     assert (signals[..., :20] == 1).all() and (signals[..., 20:] == 0).all()
 
 
+@pytest.mark.parametrize(("kind", "colours"), [("segmentation", 2), ("depth_order", 2), ("canny", 3)])
+def test_labels_are_not_blended_when_a_signal_is_made_smaller(folder, kind, colours):
+    """Between two labels lies a third one, which nothing in the picture is."""
+    pairs = load_control_pairs(folder, folder.parent / "signals", kind=kind)
+    _, signals = pairs.read([0], 24)
+    assert (len(signals.unique()) == 2) == (colours == 2)
+
+
 def test_metadata_names_the_signals_as_diffusers_has_it(folder):
     (folder / "edges").mkdir()
     for i in range(3):

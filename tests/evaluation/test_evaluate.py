@@ -157,3 +157,10 @@ def test_beside_something_else_that_is_on_the_base_is_not_called_untouched(base,
     other.enabled = False
     with pytest.raises(Refused, match="needs 1 or more prompts"):
         evaluate(base, concept, adapters=[], prompts=0)
+
+
+@pytest.mark.parametrize("wrong", [{"seed": -5}, {"steps": 0}])
+def test_a_seed_and_steps_that_cannot_be_are_refused(base, tmp_path, wrong):
+    Image.new("RGB", (48, 48), "red").save(tmp_path / "0.png")
+    with pytest.raises(Refused, match="expected a seed from 0 to .* and 1 or more steps"):
+        evaluate(base, load_concept(tmp_path, "cat"), adapters=[], **wrong)

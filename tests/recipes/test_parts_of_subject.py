@@ -139,6 +139,11 @@ def test_what_is_switched_off_is_not_done(base, learn):
     assert calls["write_pictures"][0]["pictures"].shape[-1] == 16
 
 
+def test_a_memory_that_is_not_used_is_named_beside_prior_preservation_too(learn):
+    config = SubjectConfig(**{**vars(CONFIG), "prior_weight": 1.0})
+    assert [each["config"] for each in learn(config=config, say_unused=None)["say_unused"]] == [config]
+
+
 def test_a_second_process_trains_and_writes_nothing(base, learn, tmp_path, second_process):
     learn("first")  # makes the class pictures
     calls = learn("a", make_accelerator=second_process)

@@ -291,9 +291,31 @@ def test_concepts_trained_apart_are_merged_after_every_task(base, folder, tmp_pa
     assert run.metrics["adapter_bytes"] == whole
 
 
+def test_a_sequence_that_was_stopped_after_a_merge_ends_with_the_same_bits(base, folder, tmp_path, monkeypatch):
+    from diffadapt.recipes import sequence
+
+    prepared(base)
+    more = {"roles": ROLES, "random_token": False, "merge_apart": True}
+    expected = bits(learn(base, folder, tmp_path / "runs" / "a", Selective(), **more))
+    sample_all, calls = sequence.sample_all, []
+
+    def stop(*arguments, **settings):
+        calls.append(arguments)
+        if len(calls) == 2:  # the second task is merged, and its record not written
+            raise Stopped
+        return sample_all(*arguments, **settings)
+
+    monkeypatch.setattr(sequence, "sample_all", stop)
+    with pytest.raises(Stopped):
+        learn(base, folder, tmp_path / "runs" / "b", Selective(), **more)
+    found = bits(learn(base, folder, tmp_path / "runs" / "b", Selective(), **more))
+    assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
+
+
 @pytest.mark.parametrize(
     ("method", "more", "message"),
     [
+        (METHOD, {"templates": ("a cat on a red background",)}, "expected one {} where the concept goes"),
         (METHOD, {"replay_pictures": 2, "prior_weight": 0.0}, "set train.prior_weight above 0"),
         (METHOD, {"merge_apart": True, "random_token": False}, "takes concepts trained with method.name=selective"),
         (Selective(), {"merge_apart": True}, "train.random_token=false"),

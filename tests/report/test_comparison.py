@@ -217,6 +217,33 @@ def test_of_three_only_those_that_reach_the_best_are_undecided() -> None:
     assert texts == ["Whether B or C learned it better is not decided", "C changed the rest more than A and B"]
 
 
+@pytest.mark.parametrize("order", [("close", "far"), ("far", "close")])
+def test_of_a_distance_the_smaller_is_the_better(order: tuple[str, str]) -> None:
+    def style(value: float, low: float, high: float) -> dict[str, Figure]:
+        row = {"value": value, "low": low, "high": high, "base": 0.9, "better": "lower", "kind": "fidelity"}
+        held = {"value": 0.3, "low": 0.28, "high": 0.32, "base": 0.3, "better": "higher", "kind": "alignment"}
+        return {each.name: each for each in read_figures({"values": {"style_distance": row, "text_alignment": held}})}
+
+    runs = {"close": style(0.2, 0.15, 0.25), "far": style(0.6, 0.55, 0.65)}
+    [claim] = read_comparison({name: runs[name] for name in order}, "the style")
+    assert claim.text == "close learned the style better than far"
+
+
+def test_runs_that_were_measured_differently_are_shown_and_not_ranked(pair: list[Path], tmp_path: Path) -> None:
+    change_json(pair[1] / "metrics.json", lambda it: it.update(protocol={"prompts": 6}))
+    words = read(pair, tmp_path / "page.html").words
+    assert "Which run learned more is not said: they were measured differently" in words
+    assert "learned the <biscuit> cat" not in words and "changed the rest more" not in words
+
+
+def test_a_word_that_stands_for_its_noun_compares_with_one_before_it(pair: list[Path], tmp_path: Path) -> None:
+    def alone(it: dict[str, Any]) -> None:
+        it["prompts"] = [prompt.replace("<biscuit> cat", "<biscuit>") for prompt in it["prompts"]]
+
+    change_json(pair[1] / "samples" / "prompts.json", alone)
+    assert "OFT beside LoRA" in read(pair, tmp_path / "page.html").words
+
+
 def test_nothing_is_said_about_what_was_not_measured(pair: list[Path], tmp_path: Path) -> None:
     (pair[0] / "metrics.json").unlink()
     page = read(pair, tmp_path / "page.html")

@@ -1,5 +1,6 @@
 """The report of a real run: whole, interrupted, damaged, hostile."""
 
+import dataclasses
 import json
 import shlex
 import shutil
@@ -13,6 +14,7 @@ from PIL import Image
 from diffadapt.errors import Refused
 from diffadapt.report import write_report
 from diffadapt.report.run_folder import read_run_folder
+from diffadapt.report.run_pictures import concept_pictures
 from diffadapt.report.run_plots import CHANGES
 from diffadapt.run_layout import RunLayout
 
@@ -136,6 +138,39 @@ def test_the_first_pictures_say_their_prompt_seed_and_strength_beside_the_base_s
     words = read(run).words
     assert f"{asked[-1]} (seed {PROMPTS - 1}; the base, the adapter at strength 1)" in words
     assert words.index("at strength 1)") < words.index("The concept")
+
+
+def test_pictures_of_a_chosen_step_are_not_called_those_of_the_last(run: Path, asked: list[str]) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps(metrics | {"selection": {"chosen": STEPS - 2, "last": STEPS}}))
+    alts = [picture["alt"] for picture in read(run).of("img")]
+    assert f"{asked[0]} (final)" in alts and not any("final, step" in alt for alt in alts)
+    shutil.rmtree(run / "samples" / "strength-1")
+    alts = [picture["alt"] for picture in read(run).of("img")]
+    assert f"{asked[0]} (step {STEPS})" in alts and not any("final" in alt for alt in alts)
+
+
+def test_more_than_a_hundred_pictures_stand_over_their_own_captions(run: Path) -> None:
+    for path in (run / "concept").glob("*.png"):
+        path.unlink()
+    crops = []
+    for i in range(102):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(run / "concept" / f"{i:02d}.png")
+        crops.append({"file": f"{i}.png", "caption": f"class {i}"})
+    found = concept_pictures(dataclasses.replace(read_run_folder(run), crops=crops), 8)
+    assert [caption for _, caption, *_ in found] == [f"class {i}" for i in range(102)]
+    assert [int(picture.alt.split()[2].rstrip(":")) for picture, *_ in found] == [*range(1, 103)]
+    assert [file.stem for file in read_run_folder(run).concept][-3:] == ["99", "100", "101"]
+
+
+def test_what_the_base_was_loaded_with_stands_in_the_lines_to_copy(run: Path) -> None:
+    text = (run / "run.toml").read_text()
+    given = 'prediction_type = "v_prediction"\nbase_config = "a folder"\n'
+    rest = [line for line in text.splitlines() if not line.startswith(("prediction_type", "base_config"))]
+    (run / "run.toml").write_text(given + "\n".join(rest))
+    words = read(run).words
+    assert words.count("--base-config 'a folder' --prediction-type v_prediction") == 2  # sample and merge
+    assert "config='a folder', prediction_type='v_prediction')" in words
 
 
 def test_plots_describe_themselves_and_tables_have_headers(run: Path) -> None:

@@ -42,4 +42,6 @@ def depth_order(masks: Tensor, kinds: Kinds | None = None) -> Tensor:
     return shade_layers(layers_of(masks))
 
 
-DEPTH_ORDER = Signal(name="depth_order", doc="the nearer the brighter; from scenes", from_scene=depth_order)
+DEPTH_ORDER = Signal(
+    name="depth_order", doc="the nearer the brighter; from scenes", from_scene=depth_order, of_labels=True
+)

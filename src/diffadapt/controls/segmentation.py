@@ -81,5 +81,8 @@ def _colours(device: torch.device) -> Tensor:
 
 
 SEGMENTATION = Signal(
-    name="segmentation", doc="one colour for the kind of thing seen at each pixel; from scenes", from_scene=segmentation
+    name="segmentation",
+    doc="one colour for the kind of thing seen at each pixel; from scenes",
+    from_scene=segmentation,
+    of_labels=True,
 )

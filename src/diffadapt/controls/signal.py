@@ -21,12 +21,14 @@ class Signal:
         from_scene: masks (N, 2, H, W) in [0, 1], the visible share of each object back to front, as
             `diffadapt.data.scenes.render` returns them, and the kinds of the objects -> signal; or None if pixels
             determine the signal.
+        of_labels: its colours are labels, so that one between two of them is another one: it is never blended.
     """
 
     name: str
     doc: str
     extract: Callable[[Tensor], Tensor] | None = None
     from_scene: Callable[[Tensor, Kinds], Tensor] | None = None
+    of_labels: bool = False
 
 
 def check_pictures(name: str, pictures: Tensor) -> None:

@@ -174,7 +174,7 @@ def load_control_pairs(
     else:
         files = _named_in_metadata(folder) if signals is None else _of_the_same_names(at_home(signals), examples)
         examples = [example for example in examples if example.path not in files.values()]
-        readers = _read_from(files, examples, str(signals or folder / METADATA))
+        readers = _read_from(files, examples, str(signals or folder / METADATA), kind)
         places = {part.name for file in files.values() for part in (file, *file.parents)}
         notes = [note for note in notes if note.partition(":")[0] not in places]  # they are used, as signals
     notes += [f"{example.path.name}: left out, it has no caption" for example in examples if example.caption is None]
@@ -222,14 +222,18 @@ def _computed(examples: Sequence[Example], name: str) -> dict[Path, Read]:
     return {example.path: _with_computed(example, signal.extract) for example in examples}
 
 
-def _read_from(files: Mapping[Path, Path], examples: Sequence[Example], source: str) -> dict[Path, Read]:
+def _read_from(
+    files: Mapping[Path, Path], examples: Sequence[Example], source: str, kind: str | None
+) -> dict[Path, Read]:
     missing = [example.path.name for example in examples if example.path not in files]
     if missing:
         more = f", nor have {len(missing) - 1} more" if len(missing) > 1 else ""
         raise Refused(f"{missing[0]} has no signal in {source}{more}; add the signal, or remove the picture")
     for example in examples:
         _check_sizes(example.path, files[example.path])
-    return {example.path: _with_file(example, files[example.path]) for example in examples}
+    # Between two labels lies no third: what is blended would be read as another thing.
+    filter_ = Image.Resampling.NEAREST if kind and find_signal(kind).of_labels else Image.Resampling.BILINEAR
+    return {example.path: _with_file(example, files[example.path], filter_) for example in examples}
 
 
 def _of_the_same_names(place: Path, examples: Sequence[Example]) -> dict[Path, Path]:
@@ -274,12 +278,12 @@ def _in_memory(picture: Tensor, signal: Tensor, caption: str) -> Pair:
     return Pair(name=content_key(picture, signal), caption=caption, read=read, content=lambda: key)
 
 
-def _with_file(example: Example, signal_file: Path) -> Read:
+def _with_file(example: Example, signal_file: Path, filter_: Image.Resampling) -> Read:
     def read(resolution: int) -> tuple[Tensor, Tensor]:
         picture, signal = example.open()[0], open_signal(signal_file)
         _refuse_other_size(signal_file, signal.size, example.path, picture.size)
         box = find_crop(picture.size).box
-        square = signal.resize((resolution, resolution), Image.Resampling.BILINEAR, box=box)
+        square = signal.resize((resolution, resolution), filter_, box=box)
         return to_tensor(fit(picture, resolution)[0]), to_tensor(square)
 
     return read

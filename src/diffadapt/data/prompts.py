@@ -76,6 +76,13 @@ GENERAL_PROMPTS: tuple[str, ...] = (
 )  # fmt: skip
 
 
+def refuse_templates(templates: Sequence[str]) -> None:
+    """Raises Refused for a template that does not say in one place where the concept goes."""
+    for template in templates:
+        if template.count("{}") != 1:
+            raise Refused(f"template {template!r}: expected one {{}} where the concept goes, as in 'a photo of a {{}}'")
+
+
 def is_live(noun: str) -> bool:
     """Whether the benchmark treats a class noun as live: "cat" is, "stuffed animal" and "vase" are not."""
     words = _words(noun)

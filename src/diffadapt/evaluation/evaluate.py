@@ -25,7 +25,7 @@ from ..metrics.drift import drift_pixels
 from ..metrics.features import Features, ProbeFeatures
 from ..metrics.questions import Questions
 from ..progress import Steps
-from ..sampling.sample import adapted, biased
+from ..sampling.sample import LAST_SEED, adapted, biased
 from .agreement import FIGURES, SECOND, agreement
 from .figure import figure
 from .forgetting import about_its_kind, pictures_forgotten
@@ -89,6 +89,8 @@ def evaluate(
         raise Refused(
             f"evaluation needs 1 or more prompts, pictures and drift prompts; got {prompts, per_prompt, drift_count}"
         )
+    if not 0 <= seed <= LAST_SEED or (steps is not None and steps < 1):
+        raise Refused(f"expected a seed from 0 to {LAST_SEED} and 1 or more steps; got {seed} and {steps}")
     encoders = load_encoders(base, features)
     asked = Questions(questions, device=base.device) if questions else None
     judge = Judge(

@@ -95,7 +95,7 @@ def evaluate_distillation(
         }  # fmt: skip
     values["text_alignment"] = {
         **interval_of_mean(aligned["student"], seed=seed).as_row(), "base": float(aligned["base"].mean()),
-        "better": "near base", "kind": "alignment", "unit": "",
+        "better": "higher", "kind": "alignment", "unit": "",
         "meaning": "does the picture show what its caption says (cosine)",
     }  # fmt: skip
     values |= loss_figures(sets, losses_after, losses_before, seed=seed)

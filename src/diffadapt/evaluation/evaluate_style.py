@@ -176,7 +176,7 @@ BY_SECOND = f"style_distance ({SECOND})"
 MEANINGS: dict[str, tuple[str, str, str]] = {  # name -> better, kind, meaning
     "style_distance": ("lower", "fidelity", GRAM),
     BY_SECOND: ("lower", "fidelity", f"{GRAM}, as the second judge sees it"),
-    "text_alignment": ("near base", "alignment", "does the picture show what its caption says (cosine)"),
+    "text_alignment": ("higher", "alignment", "does the picture show what its caption says (cosine)"),
 }
 KEPT = (
     "higher",

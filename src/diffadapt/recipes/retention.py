@@ -70,8 +70,7 @@ def retained(
     ratio = base.noise_schedule.noise_ratio().cpu()
     mixed = MixedWithMemory(objective, mixture, ratio)
     if mixed.plain:
-        if config.objective == "standard" and config.memory != MemoryConfig():
-            say("note: train.objective=standard keeps nothing, so what train.memory says is not used", quiet=quiet)
+        say_unused(config, quiet)
         return objective
     if mixture.estimator != "bernoulli":
         mixed.split(config.batch_size)  # refuses a batch too small for both
@@ -91,6 +90,12 @@ def retained(
     bank = memory_of(base, config, folder, accelerator, resolution=resolution, quiet=quiet)
     sources["memory"] = BankLatents(bank, caption, signal=_signals(base, bank, signal, cache) if signal else None)
     return mixed
+
+
+def say_unused(config: RetentionConfig, quiet: bool) -> None:
+    """Names settings of a memory that a training has no use for."""
+    if config.objective == "standard" and config.memory != MemoryConfig():
+        say("note: train.objective=standard keeps nothing, so what train.memory says is not used", quiet=quiet)
 
 
 def memory_latents(base: Base, objective: str, memory: MemoryConfig) -> int:

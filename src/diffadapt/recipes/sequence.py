@@ -25,6 +25,7 @@ from ..config import check, dump_toml, option, with_overrides
 from ..data.cache import TensorCache
 from ..data.concept import Concept
 from ..data.prompt_check import caption_notes
+from ..data.prompts import refuse_templates
 from ..data.sequence import Task, load_sequence
 from ..data.sequence_record import Learned, SequenceRecord, digest
 from ..errors import Refused
@@ -126,6 +127,7 @@ def train_sequence(
     refuse_the_impossible(base, config)
     if "sequence" not in method.recipes:
         raise Refused(f"method {method.name!r} cannot learn a sequence; use c_lora, lora, oft, selective or token")
+    refuse_templates(config.templates)
     if not tasks:
         raise Refused("a sequence needs at least one task; load_sequence finds them in a folder of folders")
     if config.replay_pictures and not config.prior_weight:
@@ -251,7 +253,8 @@ def replayed(base: Base, record: SequenceRecord, config: SequenceConfig, seed: i
 def merge(base: Base, record: SequenceRecord, adapter: Path) -> None:
     """Keeps the present task's own adapter beside it, and puts in its place the merge of all tasks' own."""
     own = adapter.with_name("own.safetensors")
-    write_atomic(own, adapter.read_bytes())
+    if not own.is_file():  # of a task that was stopped after its merge, which is what `adapter` is then
+        write_atomic(own, adapter.read_bytes())
     earlier = [record.place(i, each.name) / own.name for i, each in enumerate(record.learned)]
     if earlier:
         merge_custom_diffusion(base, [*earlier, own], adapter)

@@ -19,6 +19,7 @@ from ..config import check, dump_toml, option, with_overrides
 from ..data.cache import TensorCache
 from ..data.concept import Concept, photograph_notes
 from ..data.prompt_check import caption_notes
+from ..data.prompts import refuse_templates
 from ..errors import Refused
 from ..evaluation.evaluate import evaluate
 from ..evaluation.judge import load_encoders
@@ -37,7 +38,7 @@ from ..training.run import Run, open_run, write_pictures
 from ..training.select_step import select_step
 from ..training.sources import BankPictures, ConceptPictures, Source
 from .plan import count
-from .retention import KEPT, premise_of, retained
+from .retention import KEPT, premise_of, retained, say_unused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +143,7 @@ def train_subject(
         objective: Objective = (Masked if config.masked else Denoising)(base.noise_schedule, snr_gamma=config.snr_gamma)
         if config.prior_weight:
             objective = PriorPreservation(objective, weight=config.prior_weight)
+            say_unused(config, quiet)
         else:
             objective = retained(
                 base, objective, sources, config, folder, accelerator, resolution=resolution, quiet=quiet
@@ -204,9 +206,7 @@ def refuse_what_does_not_fit(base: Base, concept: Concept, method: Method, confi
         raise Refused(
             "select chooses among the checkpoints; set checkpoint_every, such as 25, and keep_checkpoints = 0"
         )
-    for template in config.templates:
-        if template.count("{}") != 1:
-            raise Refused(f"template {template!r}: expected one {{}} where the concept goes, as in 'a photo of a {{}}'")
+    refuse_templates(config.templates)
     if not config.train_token and concept.token.startswith("<"):
         raise Refused(
             f"train_token = false takes the token as a word of the tokenizer, and {concept.token!r} is none; "

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..errors import Refused
 from ..files import write_atomic
@@ -15,6 +15,7 @@ from .run_pictures import MOST_COLUMNS, Columns, asked_for, concept_pictures, dr
 from .run_report import costs, read_subject
 from .verdict import Claim, Figure, Kind, read_figures
 
+NOT_COMPARED = Claim(text="Which run learned more is not said: they were measured differently", evidence="")
 Runs = Mapping[str, RunFolder]  # by the name that the page gives each
 Measured = Mapping[str, Mapping[str, Figure]]  # run -> name of a figure -> the figure
 ByRun = Mapping[str, Figure]  # one figure of every run, by the run's name
@@ -45,21 +46,23 @@ def compare(runs: Sequence[str | Path | Finished], out: str | Path = "comparison
     folders = [each if isinstance(each, str | Path) else each.folder for each in runs]
     found = _named([read_run_folder(folder) for folder in folders])
     first = next(iter(found.values()))
-    subject = read_subject(first)
+    subject, notices = read_subject(first), _notices(found)
+    named = bool(subject.token or subject.prompt_phrase)
+    learned = f"the {subject.phrase}" if named else "what was shown"
     figures = {name: {each.name: each for each in read_figures(run.metrics)} for name, run in found.items()}
     longest = longest_side(2 * MOST_COLUMNS * (len(found) + 1) + len(first.concept))
     page = render(
         "comparison.html",
-        title=f"{subject.phrase}: {listed([*found])} side by side",
+        title=f"{subject.phrase if named else 'Runs'}: {listed([*found])} side by side",
         subject=subject,
         names=[*found],
-        verdict=read_comparison(figures, f"the {subject.phrase}"),
-        notices=_notices(found),
+        verdict=[NOT_COMPARED] if notices else read_comparison(figures, learned),
+        notices=notices,
         concept=concept_pictures(first, longest),
         samples=_samples(found, longest),
         unrelated=_unrelated(found, longest),
         figures=_figure_table(figures),
-        forests=[(each, draw(each)) for each in _forests(figures)],
+        forests=[] if notices else [(each, draw(each)) for each in _forests(figures)],
         features=str(first.metrics.get("features") or ""),
         tables=[_cost_table(found), _geometry_table(found)],
         cell=cell,
@@ -98,7 +101,7 @@ def _learned(figures: Measured, subject: str) -> list[Claim]:
     evidence = _evidence(learned[0])
     if not any(each.verdict == "good" for each in learned[0].values()):
         return [Claim(text=f"None is shown to have learned {subject}", evidence=evidence)]
-    best, rivals, others = _ranked(learned[0])
+    best, rivals, others = _ranked(learned[0], best=True)
     unseen = [each for each in learned[1:] if each[best].verdict in ("bad", "undecided")]
     reaching = [run for each in learned[1:] for run in others if each in unseen or not _behind(each[run], each[best])]
     undecided = rivals or [run for run in figures if reaching and run in (best, *reaching)]
@@ -165,11 +168,18 @@ def _name(figure: ByRun) -> str:
     return next(iter(figure.values())).name
 
 
-def _ranked(figures: ByRun) -> tuple[str, list[str], list[str]]:
-    """The run with the largest value; if there are any, it and those whose interval reaches its own; all but it."""
-    largest = max(figures, key=lambda name: figures[name].value)
-    reaching = [name for name, figure in figures.items() if (figure.high or 0.0) >= (figures[largest].low or 0.0)]
-    return largest, reaching if len(reaching) > 1 else [], [name for name in figures if name != largest]
+def _ranked(figures: ByRun, *, best: bool = False) -> tuple[str, list[str], list[str]]:
+    """The run with the largest value; if there are any, it and those whose interval reaches its own; all but it.
+
+    Args:
+        figures: of each run.
+        best: of a figure of which less is better, the run with the smallest value instead.
+    """
+    sign = -1 if best and next(iter(figures.values())).better == "lower" else 1
+    ends = {name: sorted((sign * (each.low or 0.0), sign * (each.high or 0.0))) for name, each in figures.items()}
+    first = max(figures, key=lambda name: sign * figures[name].value)
+    reaching = [name for name, (_, high) in ends.items() if high >= ends[first][0]]
+    return first, reaching if len(reaching) > 1 else [], [name for name in figures if name != first]
 
 
 def _evidence(figures: ByRun) -> str:
@@ -201,7 +211,7 @@ def _named(runs: Sequence[RunFolder]) -> Runs:
             raise Refused(f"{run.folder} and {first.folder} were trained on different bases; compare runs of one base")
         if [file.read_bytes() for file in run.concept] != [file.read_bytes() for file in first.concept]:
             raise Refused(f"{run.folder} and {first.folder} were shown different pictures; compare runs of one subject")
-        if asked_for(run) != asked_for(first):
+        if _asked(run) != _asked(first):
             raise Refused(
                 f"{run.folder} and {first.folder} were sampled with other prompts or seeds; train both with one noun, "
                 "token and seed"
@@ -214,12 +224,22 @@ def _named(runs: Sequence[RunFolder]) -> Runs:
     return dict(zip(names, runs, strict=True))
 
 
+def _asked(run: RunFolder) -> tuple[list[Any], list[Any]]:
+    """Prompts and seeds of a run's samples; a word that stands before its noun, or for it, is the same word."""
+    prompts, seeds = asked_for(run)
+    token, noun = (str(run.prompts.get(key) or "") for key in ("token", "noun"))
+    return [str(prompt).replace(f"{token} {noun}", token) if token and noun else prompt for prompt in prompts], seeds
+
+
 def _notices(runs: Runs) -> list[str]:
     first, *others = runs.values()
     measured = ("features", "protocol")
     if all(run.metrics.get(key) == first.metrics.get(key) for run in others for key in measured):
         return []
-    return ["These runs were measured differently, with other features or other numbers of pictures: read with care."]
+    return [
+        "These runs were measured differently, with other features or other numbers of pictures, so that their figures "
+        "do not compare; measure their adapters alike with diffadapt evaluate."
+    ]
 
 
 def _samples(runs: Runs, longest: int) -> PictureTable | None:

@@ -58,6 +58,11 @@ class RunFolder:
         """Whether training went to its end: the adapter is there."""
         return self.adapter is not None
 
+    def selection(self) -> tuple[Any, Any]:
+        """The step that was chosen among the checkpoints, and the last one; None where none was to be chosen."""
+        found = self.metrics.get("selection")
+        return (found.get("chosen"), found.get("last")) if isinstance(found, dict) else (None, None)
+
     def setting(self, *keys: str) -> Any:
         """The first of these keys found in the config, outer tables before inner ones; None when there is none.
 
@@ -175,7 +180,9 @@ def _log(path: Path, remarks: list[str]) -> list[dict[str, Any]]:
 def _pictures(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES and path.is_file())
+    found = [path for path in folder.iterdir() if path.suffix.lower() in PICTURES and path.is_file()]
+    # by number where the name is one: 100.png comes after 99.png
+    return sorted(found, key=lambda path: (int(path.stem) if path.stem.isdecimal() else math.inf, path.name))
 
 
 def _adapter(path: Path, remarks: list[str]) -> tuple[Path | None, Mapping[str, str]]:

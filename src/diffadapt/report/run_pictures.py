@@ -55,10 +55,12 @@ def step_columns(run: RunFolder) -> Columns:
     columns += [("base", _by_number(run.base_samples))] if run.base_samples else []
     without = len(columns)
     steps = list(run.samples)
-    # the last step's samples are the finished adapter's; else its pictures at strength 1 are
-    apart = run.complete and 1.0 in run.strengths and (not steps or steps[-1] < run.last_step)
+    # The last step's samples are the finished adapter's, unless another step was chosen; else its pictures at
+    # strength 1 are.
+    chosen, last_step = run.selection()
+    apart = run.complete and 1.0 in run.strengths and (not steps or steps[-1] < run.last_step or chosen != last_step)
     for place in spread(len(steps), MOST_COLUMNS - len(columns) - apart):
-        last = run.complete and not apart and steps[place] == steps[-1]
+        last = run.complete and not apart and chosen == last_step and steps[place] == steps[-1]
         columns.append(("final, " * last + f"step {steps[place]:,}", _by_number(run.samples[steps[place]])))
     if apart:
         columns.append(("final", _by_number(run.strengths[1.0])))

@@ -184,8 +184,7 @@ def _notices(run: RunFolder, measured: bool) -> list[str]:
         )
     elif not measured:
         notices.append("Training went to its end, but nothing was measured: what it learned and forgot is not known.")
-    selection = run.metrics.get("selection")
-    chosen, last = (selection.get(key) for key in ("chosen", "last")) if isinstance(selection, dict) else (None, None)
+    chosen, last = run.selection()
     if chosen != last:
         notices.append(
             f"Step {chosen} was chosen among the checkpoints, by the harmonic mean of fidelity and alignment; the"
