@@ -31,6 +31,22 @@ def test_learning_is_claimed_only_when_the_interval_is_clear_of_the_base(
 
 
 @pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ((-0.06, -0.02), "text alignment fell: text alignment 0.660 (95 % interval 0.600 to 0.720) against the base's "
+         "0.700, which is a change of -0.060 to -0.020"),
+        ((-0.08, 0.01), "nothing was lost as far as could be measured"),
+    ],
+)  # fmt: skip
+def test_what_changed_is_judged_by_its_own_interval_where_it_is_known(change: tuple[float, float], said: str) -> None:
+    """Of pairs of pictures a change can be certain where the value's own interval holds the base's, and the reverse."""
+    row = entry(0.66, 0.6, 0.72, 0.7) | dict(zip(("change_low", "change_high"), change, strict=True))
+    assert said in verdict(text_alignment=row).replace("\u2212", "-")
+    wide = entry(0.66, 0.64, 0.68, 0.7) | {"change_low": -0.1, "change_high": 0.02}
+    assert "nothing was lost" in verdict(text_alignment=wide)
+
+
+@pytest.mark.parametrize(
     ("low", "high", "said"), [(0.01, 0.03, "rose"), (-0.03, -0.01, "fell"), (-0.01, 0.03, "did not change as far as")]
 )
 def test_a_loss_alone_is_told_as_a_loss_and_not_as_pictures(low: float, high: float, said: str) -> None:

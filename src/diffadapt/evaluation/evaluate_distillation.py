@@ -22,6 +22,7 @@ from ..metrics.features import load_features
 from ..metrics.style import style_distance
 from ..progress import Steps
 from ..sampling.sample import adapted, default_line, generate
+from .figure import against_base
 from .held_out_loss import MOST, LossSet, loss_by_level, loss_figures, losses
 
 
@@ -89,12 +90,14 @@ def evaluate_distillation(
         reference = encoder.maps(pixels)
         distance = {model: style_distance(each, reference).float() for model, each in maps.items()}
         values["style_distance" + (f" ({name})" if len(of_teachers) > 1 else "")] = {
-            **interval_of_mean(distance["student"], seed=seed).as_row(), "base": float(distance["base"].mean()),
+            **interval_of_mean(distance["student"], seed=seed).as_row(),
+            **against_base(distance["student"], distance["base"], groups=None, seed=seed),
             "better": "lower", "kind": "fidelity", "unit": "",
             "meaning": f"distance of the Gram matrices to the mean of those of {name}'s pictures, as a share of it",
         }  # fmt: skip
     values["text_alignment"] = {
-        **interval_of_mean(aligned["student"], seed=seed).as_row(), "base": float(aligned["base"].mean()),
+        **interval_of_mean(aligned["student"], seed=seed).as_row(),
+        **against_base(aligned["student"], aligned["base"], groups=None, seed=seed),
         "better": "higher", "kind": "alignment", "unit": "",
         "meaning": "does the picture show what its caption says (cosine)",
     }  # fmt: skip

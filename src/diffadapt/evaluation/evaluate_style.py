@@ -34,6 +34,7 @@ from ..metrics.style import content_kept, style_distance
 from ..progress import Steps
 from ..sampling.sample import adapted, default_line
 from .agreement import SECOND
+from .figure import against_base
 from .held_out_loss import MOST, LossSet, loss_by_level, loss_figures, losses
 from .judge import draw_lines
 
@@ -218,7 +219,7 @@ def _value(
 ) -> dict[str, Any]:
     row: dict[str, Any] = interval_of_mean(values, groups=groups, seed=seed).as_row()
     own = {"better": better, "kind": kind, "unit": "", "meaning": meaning}
-    return row | {"base": None if base is None else float(base.mean())} | own
+    return row | against_base(values, base, groups=groups, seed=seed) | own
 
 
 def read_pairs(folder: Path) -> tuple[Tensor, Tensor]:

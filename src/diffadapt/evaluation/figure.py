@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..metrics.bootstrap import interval_of_mean
+from ..metrics.bootstrap import interval_of_difference, interval_of_mean
 
 
 def figure(
@@ -22,9 +22,11 @@ def figure(
 ) -> dict[str, Any]:
     """{"value", "low", "high", "n", "base", "better", "unit", "meaning"}, and "floor", "perfect", "kind" where given.
 
+    With a base there are "change_low" and "change_high" as well, see `against_base`.
+
     Args:
         values: (N,) one a picture, or a prompt.
-        base: the same of the untouched base; None where that is 0 by construction.
+        base: the same of the untouched base, from the same prompts and seeds; None where that is 0 by construction.
         better: "higher", "lower" or "near base".
         meaning: what it is, in words.
         seed: of the bootstrap.
@@ -35,7 +37,7 @@ def figure(
         kind: what the figure is about, for the report; None lets the report tell from its name.
     """
     row: dict[str, Any] = interval_of_mean(values, groups=groups, seed=seed).as_row()
-    row |= {"base": None if base is None else float(base.mean()), "better": better, "unit": ""}
+    row |= against_base(values, base, groups=groups, seed=seed) | {"better": better, "unit": ""}
     if floor is not None:
         row["floor"] = float(floor.mean())
         meaning += f"; the base drawn again from other seeds: {row['floor']:.3f}"
@@ -46,3 +48,18 @@ def figure(
         meaning += f"; perfect renderings of {of_them}: {perfect:.3f}"
         meaning += "" if share is None else f", this is {share:.0%} of it"
     return row | {"meaning": meaning} | ({"kind": kind} if kind else {})
+
+
+def against_base(values: Tensor, base: Tensor | None, *, groups: Tensor | None, seed: int) -> dict[str, Any]:
+    """{"base"}, the untouched base's mean, and the interval of what changed, "change_low" and "change_high".
+
+    Values and the base's are paired by prompt and seed, so that the change has an interval of its own: that of the
+    value, held against the base's mean, would take that mean for exact.
+    """
+    if base is None:
+        return {"base": None}
+    row: dict[str, Any] = {"base": float(base.mean())}
+    if base.shape == values.shape:
+        change = interval_of_difference(values, base, paired=True, groups=groups, seed=seed).as_row()
+        row |= {"change_low": change["low"], "change_high": change["high"]}
+    return row

@@ -40,6 +40,8 @@ class Figure:
     better: str
     unit: str
     meaning: str
+    change_low: float | None = None  # the interval of the change, from pairs of pictures
+    change_high: float | None = None
     floor: float | None = None  # the untouched base, drawn again from other seeds
     perfect: float | None = None  # perfect renderings of the same prompts
 
@@ -50,10 +52,17 @@ class Figure:
 
     @property
     def standing(self) -> Literal["above", "below", "undecided", "unknown"]:
-        """Where the interval lies to the base's figure; "undecided" when it holds it, "unknown" without both."""
+        """Where the figure lies to the base's; "undecided" where the interval holds it, "unknown" without both.
+
+        The interval is that of the change where it is known. That of the value takes the base's figure for exact, and
+        does not know that their pictures are of the same prompts and seeds.
+        """
         if self.base is None or self.low is None or self.high is None:
             return "unknown"
-        return "above" if self.low > self.base else "below" if self.high < self.base else "undecided"
+        low, high = self.low - self.base, self.high - self.base
+        if self.change_low is not None and self.change_high is not None:
+            low, high = self.change_low, self.change_high
+        return "above" if low > 0 else "below" if high < 0 else "undecided"
 
     @property
     def verdict(self) -> Literal["good", "bad", "undecided", "unknown"]:
@@ -96,6 +105,8 @@ def read_figures(metrics: Mapping[str, Any]) -> list[Figure]:
                 n=None if count is None else int(count),
                 base=finite(entry.get("base")),
                 better=better,
+                change_low=finite(entry.get("change_low")),
+                change_high=finite(entry.get("change_high")),
                 unit=str(entry.get("unit") or ""),
                 meaning=str(entry.get("meaning") or ""),
                 floor=finite(entry.get("floor")),
@@ -222,7 +233,10 @@ def _evidence(figure: Figure) -> str:
     value = f"{figure.name} {number(figure.value)} {figure.unit}".strip()
     known = figure.low is not None and figure.high is not None
     interval = f" (95 % interval {number(figure.low)} to {number(figure.high)})" if known else ""
-    return value + interval + (f" against the base's {number(figure.base)}" if figure.base else "")
+    against = f" against the base's {number(figure.base)}" if figure.base else ""
+    if against and figure.change_low is not None and figure.change_high is not None:
+        against += f", which is a change of {number(figure.change_low)} to {number(figure.change_high)}"
+    return value + interval + against
 
 
 def _kind(name: str, given: object, better: str) -> Kind:
