@@ -65,6 +65,15 @@ def test_custom_diffusion_learns_several_together(tiny_v_base, concepts, tmp_pat
     assert job.data.also == (f"{tmp_path / 'rex'}=dog=<rex>",)
 
 
+@pytest.mark.parametrize("entry", ["{}=dog", "{}=dog=<it>"])
+def test_a_folder_may_have_the_mark_between_it_and_its_noun_in_its_name(concepts, tmp_path, entry):
+    (tmp_path / "rex").rename(tmp_path / "size=32")
+    also = [entry.format(tmp_path / "size=32")]
+    concept = read_job({"concept": {"folder": str(tmp_path / "biscuit"), "noun": "cat", "also": also}}).concept()
+    assert len(concept) == 5 and list(concept.tokens.values()) == ["cat", "dog"]
+    assert ("<it>" in concept.tokens) == entry.endswith("<it>")
+
+
 def test_what_cannot_be_read_or_learned_together_is_refused(tiny_v_base, concepts, tmp_path):
     job = read_job({"concept": {"folder": str(tmp_path / "biscuit"), "noun": "cat", "also": ["photos/rex"]}})
     with pytest.raises(Refused, match="expected FOLDER=NOUN or FOLDER=NOUN=TOKEN, got 'photos/rex'"):

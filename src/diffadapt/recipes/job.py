@@ -33,7 +33,7 @@ from ..data.sequence import load_sequence
 from ..data.shards import load_shards
 from ..data.styles import load_styles
 from ..errors import Refused
-from ..files import filled_lines
+from ..files import at_home, filled_lines
 from ..training.run import Run
 from .classify import ClassifyConfig, train_classify
 from .control import ControlConfig, train_control
@@ -83,7 +83,10 @@ def _also(entries: Sequence[str]) -> list[Concept]:
     """The concepts of `concept.also`."""
     result = []
     for entry in entries:
-        folder, noun, *token = entry.split("=")[:3] if "=" in entry else (entry, "")
+        parts, shorter = entry.rsplit("=", 2), entry.rsplit("=", 1)
+        if not at_home(parts[0]).is_dir() and at_home(shorter[0]).is_dir():  # a folder with a = in its name
+            parts = shorter
+        folder, noun, *token = [*parts, ""] if len(parts) == 1 else parts
         if not noun:
             raise Refused(f"concept.also: expected FOLDER=NOUN or FOLDER=NOUN=TOKEN, got {entry!r}")
         result.append(load_concept(folder, noun, token=token[0] if token else None))
