@@ -7,7 +7,7 @@ import torch
 from perfusion_cases import concept, exact, given, prepared, projections
 
 from diffadapt.adapters import LoRA, Perfusion, attach
-from diffadapt.adapters.perfusion import _shares
+from diffadapt.adapters.anchors import shares
 from diffadapt.errors import Refused
 
 NOUNS = ("cat", "dog", "apple")
@@ -92,8 +92,8 @@ def test_10_one_concept_is_the_same_alone_and_by_the_joint_solve(base):
     (attachment,) = company(base, 1)
     text = given(base, PROMPTS)
     edit, everywhere = attachment.shared, torch.ones(len(PROMPTS), 16, dtype=torch.bool)
-    alone, _ = _shares(text, [edit], [everywhere])
-    beside, _ = _shares(text, [edit, company_of_nothing(edit)], [everywhere, ~everywhere])
+    alone, _ = shares(text, [edit], [everywhere])
+    beside, _ = shares(text, [edit, company_of_nothing(edit)], [everywhere, ~everywhere])
     torch.testing.assert_close(alone, beside, atol=1e-12, rtol=0)
 
 

@@ -9,7 +9,6 @@ attachment.detach()                   # the base is again what it was, bit for b
 
 import dataclasses
 import datetime
-import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,24 +22,21 @@ from torch import Tensor, nn
 from ..config import check
 from ..errors import Refused
 from ..files import save_tensors
-from ..network import Network, broken_weight
+from ..network import Network
 from .adapter import (
     SIDE_INPUTS,
     Adapter,
-    Mergeable,
     Method,
     Shared,
     SideInputs,
-    effective_bias,
-    effective_weight,
 )
 from .class_rows import ClassRows, class_rows
+from .merging import Merged, merge_, swap, unmerge_
 from .tasks import fold_, observing
 from .token import TokenAdapter
-from .tokenizer import expand_vectors, innermost, renew_tokenizer, table_with_rows, token_adapters
+from .tokenizer import expand_vectors, innermost, renew_tokenizer, token_adapters
 
 FORMAT_VERSION = 1
-_MERGES = itertools.count()  # numbers merges in the order that they are made in
 
 
 class Attachment:
@@ -73,8 +69,7 @@ class Attachment:
         self.layers = {p: each for p, each in adapters.items() if not isinstance(each, TokenAdapter | ClassRows)}
         self._strength, self._enabled, self._attached = 1.0, True, False
         self.shared = method.settle(self)
-        self._unmerged: dict[str, dict[str, Tensor]] | None = None  # per layer what merge_ wrote over
-        self._merge, self._trained_before = -1, False  # the merge's number; whether training mode was on
+        self.merged: Merged | None = None  # what `merge_` wrote over, while it is merged
 
     # --- on and off ---------------------------------------------------------------------------------------------------
 
@@ -103,11 +98,11 @@ class Attachment:
         self._apply_strength()
 
     def _refuse_merged(self) -> None:
-        if self._unmerged is not None:
+        if self.is_merged:
             raise Refused("the strength of a merged attachment is fixed; call unmerge_() first")
 
     def _apply_strength(self) -> None:
-        for each in self._modules():
+        for each in self.modules():
             each.strength = self._strength if self._enabled else 0.0
 
     @property
@@ -115,7 +110,8 @@ class Attachment:
         """Whether it has an effect now: on its base, switched on, at a strength other than 0."""
         return self._attached and self._enabled and self._strength != 0
 
-    def _modules(self) -> list[Adapter | Shared]:
+    def modules(self) -> list[Adapter | Shared]:
+        """All adapters, and what they share."""
         return [*self.adapters.values(), *([self.shared] if self.shared else [])]
 
     def attach_(self) -> None:
@@ -144,12 +140,12 @@ class Attachment:
         Raises:
             Refused: it is merged, and another attachment was merged into its layers after it.
         """
-        if self._unmerged is not None:
+        if self.is_merged:
             self.unmerge_()
         if not self._attached:
             return
         for path, adapter in self.adapters.items():
-            self._swap(path, adapter, adapter.layer)
+            swap(self.base, path, adapter, adapter.layer)
         self._attached = False
         self.base.attachments.remove(self)
         renew_tokenizer(self.base)
@@ -157,7 +153,7 @@ class Attachment:
     @property
     def is_merged(self) -> bool:
         """Whether the base's weights hold the adapted ones now."""
-        return self._unmerged is not None
+        return self.merged is not None
 
     # --- training -----------------------------------------------------------------------------------------------------
 
@@ -174,7 +170,7 @@ class Attachment:
 
     def train(self, mode: bool = True) -> None:
         """Training mode of the adapters (dropout); the base stays in evaluation mode."""
-        for each in self._modules():
+        for each in self.modules():
             each.training = mode
 
     def begin(self, side: SideInputs) -> None:
@@ -202,7 +198,7 @@ class Attachment:
     def project_(self) -> None:
         """After each optimizer step: every adapter returns to where its method allows it."""
         with torch.no_grad():
-            for each in self._modules():
+            for each in self.modules():
                 each.project_()
 
     def notes(self) -> dict[str, float]:
@@ -222,7 +218,6 @@ class Attachment:
 
     # --- merging ------------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def merge_(self) -> None:
         """Writes the adapted weights into the base at the present strength, so that sampling costs nothing more.
 
@@ -230,79 +225,17 @@ class Attachment:
             Refused: an adapter depends on its input, another attachment stands beneath this one, or a weight would be
                 no finite number at this strength.
         """
-        if self._unmerged is not None or not self._attached:
+        if self.is_merged or not self._attached:
             raise Refused("merge_() needs an attachment that is on its base and not merged yet")
-        for path, adapter in self.adapters.items():
-            if isinstance(adapter.layer, Adapter):
-                raise Refused(f"another attachment stands beneath this one on {path}; merge that one first")
-            if not isinstance(adapter, Mergeable | TokenAdapter | ClassRows):
-                raise Refused(f"{type(adapter).__name__} on {path} depends on its input and cannot be merged")
-        self._trained_before = any(each.training for each in self._modules())
-        self.train(False)  # dropout is for training; what is written is the whole adapter
-        self._unmerged, self._merge = {}, next(_MERGES)
-        try:
-            for path, adapter in self.adapters.items():
-                self._unmerged[path] = self._merge_layer(path, adapter)
-                if broken := broken_weight({path: innermost(self.base.module(path))}):
-                    raise Refused(f"merged at strength {self._strength:g}, {broken}; take a strength nearer to 1")
-        except BaseException:  # halfway: what is merged comes back
-            self.unmerge_()
-            raise
+        merge_(self)
 
-    def _merge_layer(self, path: str, adapter: Adapter) -> dict[str, Tensor]:
-        """Puts the adapted layer where the adapter stood; returns what its parameters were."""
-        layer = adapter.layer
-        if isinstance(adapter, TokenAdapter | ClassRows):
-            table = adapter.table() if isinstance(adapter, ClassRows) else table_with_rows(layer, adapter.rows())
-            self._swap(path, adapter, table)
-            return {}  # the table itself is untouched under the adapter
-        before = {name: p.detach().clone() for name, p in layer.named_parameters(recurse=False)}
-        weight, bias = effective_weight(adapter), effective_bias(adapter)
-        if bias is not None and getattr(layer, "bias", None) is None:
-            raise Refused(f"{type(adapter).__name__} on {path} adds a bias to a layer without one; it cannot be merged")
-        if (held := getattr(layer, "weight", None)) is not None:
-            held.copy_(weight)
-        if (held := getattr(layer, "bias", None)) is not None and bias is not None:
-            held.copy_(bias)
-        self._swap(path, adapter, layer)
-        return before
-
-    def _swap(self, path: str, old: nn.Module, new: nn.Module) -> None:
-        """Puts `new` where `old` stands in the chain of adapters at `path`."""
-        outer = self.base.module(path)
-        if outer is old:
-            self.base.replace_(path, new)
-            return
-        while isinstance(outer, Adapter) and outer.layer is not old:
-            outer = outer.layer
-        outer.layer = new
-
-    @torch.no_grad()
     def unmerge_(self) -> None:
         """Undoes `merge_`: the base's weights come back bit for bit and the adapters stand on their layers again.
 
         Raises:
             Refused: it is not merged, or another attachment was merged into its layers after it.
         """
-        if self._unmerged is None:
-            raise Refused("unmerge_() needs a merged attachment")
-        for other in self.base.attachments:
-            if (
-                other.is_merged
-                and other._merge > self._merge
-                and (both := other.adapters.keys() & self.adapters.keys())
-            ):
-                raise Refused(
-                    f"another attachment was merged into {min(both)} after this one; unmerge or detach that one first"
-                )
-        for path, kept in self._unmerged.items():
-            adapter = self.adapters[path]
-            for name, value in kept.items():
-                adapter.layer.get_parameter(name).copy_(value)
-            # A merged attachment was the lowest: the layer, or the table that took its place, is innermost.
-            self._swap(path, innermost(self.base.module(path)), adapter)
-        self._unmerged = None
-        self.train(self._trained_before)
+        unmerge_(self)
 
     # --- files --------------------------------------------------------------------------------------------------------
 
@@ -409,7 +342,7 @@ def attach(
         raise Refused(f'{method.title} needs at least one new token, for example tokens={{"<biscuit>": "cat"}}')
     if tokens and not base.word_tables:
         raise Refused(f"{base.name!r} cannot learn the new token {min(tokens)!r}: it has no text encoder")
-    training = [each for other in base.attachments for each in other._modules() if each.training]
+    training = [each for other in base.attachments for each in other.modules() if each.training]
     base.freeze_()
     for each in training:  # an adapter that is being trained goes on
         each.training = True

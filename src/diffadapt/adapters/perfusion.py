@@ -15,14 +15,13 @@ one change of what a projection is given, and for values one term more:
 so that `to_k` needs no parameter. Similarity and gate are the same in all layers: computed once per batch, in float32.
 
 Several concepts, trained apart and attached together (equation 4): e - r i* becomes the part of e that is
-C^-1-orthogonal to all anchors, from a solve with their Gram matrix; each concept has its own gate. Only concepts whose
-word is in a row take part in it: a row without any is the base's, bit for bit, the unconditional one included.
+C^-1-orthogonal to all anchors, from a solve with their Gram matrix (`anchors.py`); each concept has its own gate. Only
+concepts whose word is in a row take part: a row without any is the base's, bit for bit, the unconditional one too.
 
 Strength scales the change of keys and values and moves the word between its category and itself; `bias` is the paper's
 own knob, and is set without loading anything anew: `attachment.shared.bias = 0.5` (less shows more of the concept).
 """
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from torch import Tensor, nn
 from ..config import option
 from ..errors import Refused
 from .adapter import Adapter, Attached, GatedConcept, Mergeable, Method, SideInputs
+from .anchors import shares
 from .tokenizer import innermost, only_identity
 
 # Where the super-category's encoding is averaged; "{}" is the word. The second list is in the embedded base's grammar.
@@ -47,7 +47,6 @@ WORLD_TEMPLATES = (
 )  # fmt: skip
 LOCKS, GLOBAL_KEYS = ("local", "global", "trained"), ("plain", "edited")
 GATES, SCOPES = ("sigmoid", "hard", "linear"), ("all", "from_concept", "concept_only")
-LIKE, SAME = 0.9, 0.999  # cosine of two anchors from which a warning is due, and from which they cannot be told apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +243,7 @@ class ConceptEdit(GatedConcept):
             if self.training:
                 self._seen.append(text[self.places(ids)].detach())
             beside = {each: mask for each in live if each is not self and (own & (mask := each.edited(ids))).any()}
-            part, r = _shares(text, [self, *beside], [own, *beside.values()])
+            part, r = shares(text, [self, *beside], [own, *beside.values()])
             s = self.strength
             self.opened = (s * self.opening(r) * own)[..., None]
             self.shift = -s * part[..., None] * self.anchor
@@ -278,7 +277,7 @@ class ConceptEdit(GatedConcept):
             strength = torch.where(rows[each], strength.clamp(min=each.strength), strength)
             if each in edited:
                 company = [each, *(other for other in edited if other is not each)]
-                part, r = _shares(plain, company, [rows[one].expand_as(ids) for one in company])
+                part, r = shares(plain, company, [rows[one].expand_as(ids) for one in company])
                 change = each.opening(r)[..., None] * each.category - part[..., None] * each.anchor
                 context = context + change * rows[each][..., None]
         s = strength.masked_fill(~rows[self], 0)[..., None]  # (N, 1, 1)
@@ -343,41 +342,6 @@ class LinearPerfusionAdapter(PerfusionAdapter, Mergeable):
         target = w @ edit.category if target is None else target
         change = (target - w @ edit.anchor)[:, None] * (direction / (edit.anchor @ direction))
         return (w + self.strength * change).to(w0.dtype)
-
-
-def _shares(text: Tensor, company: Sequence[ConceptEdit], edited: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """How much of the first concept's anchor each token (N, L) loses, and its similarity to it.
-
-    The first is r itself for one concept alone. Beside others it is the anchor's coefficient in the projection of e on
-    all anchors whose concept edits that place: the solution of Gram @ coefficients = similarities.
-    """
-    anchors = torch.stack([each.anchor for each in company])
-    directions = torch.stack([each.direction() for each in company])
-    similar, gram = text @ directions.T, anchors @ directions.T  # (N, L, J), (J, J)
-    r = similar[..., 0] / gram[0, 0]
-    if len(company) == 1:
-        return r * edited[0], r
-    _refuse_twins(company, gram)
-    positions = torch.stack(list(edited), -1)  # (N, L, J)
-    pairs = positions[..., :, None] & positions[..., None, :]
-    eye = torch.eye(len(company), device=gram.device, dtype=gram.dtype)
-    solved = torch.linalg.solve(torch.where(pairs, (gram + gram.T) / 2, eye), similar * positions)
-    return solved[..., 0], r
-
-
-def _refuse_twins(company: Sequence[ConceptEdit], gram: Tensor) -> None:
-    sizes = gram.diagonal().sqrt()
-    cosine = (gram / (sizes[:, None] * sizes)).tolist()
-    for i, first in enumerate(company):
-        for j, second in enumerate(company[:i]):
-            likeness = abs(cosine[i][j])
-            words = f"{second.word} and {first.word}"
-            if likeness > SAME:
-                raise Refused(f"the anchors of {words} are the same (cosine {likeness:.4f}); use one of them at a time")
-            if likeness > LIKE:
-                warnings.warn(
-                    f"the anchors of {words} are much alike (cosine {likeness:.2f}); they may mix", stacklevel=2
-                )
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -31,6 +31,7 @@ from ..files import temporary_of
 from ..fingerprint import combined, fingerprint, short_hash
 from ..network import Network, Rules, broken_weight, find_roles, owns_parameters
 from ..noise_schedule import NoiseSchedule
+from .autoencoder import decode_latents, encode_pictures
 from .defaults import Defaults, write_defaults
 from .quiet import quiet
 
@@ -320,55 +321,13 @@ class Base(Network):
 
     # --- encode, decode -----------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def encode_pictures(self, pixels: Tensor) -> Tensor:
         """pixels (N, 3, H, W) in [0, 1] -> latents (N, C, h, w) as the denoiser sees them (the posterior's mode)."""
-        factor = self.downsampling
-        if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] % factor or pixels.shape[3] % factor:
-            shape = tuple(pixels.shape)
-            raise Refused(f"expected pixels (N, 3, H, W) with sides that {factor} divides, got {shape}; crop them")
-        low, high = pixels.aminmax()
-        if not (low >= 0 and high <= 1):
-            raise Refused(f"expected pixels in [0, 1], got {float(low):.3g} to {float(high):.3g}; rescale them")
-        with self.awake(), self._autoencoder() as dtype:
-            encoded = self.vae.encode((2 * pixels.float() - 1).to(self.device, dtype))  # autoencoders see [-1, 1]
-        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-        if not latents.isfinite().all():
-            raise Refused(
-                f"the autoencoder of {self.name!r} gives latents that are no numbers in {dtype}; load the base in "
-                "bfloat16 or float32 (train.mixed_precision=bf16)"
-            )
-        return (latents.float() - (self.vae.config.get("shift_factor") or 0.0)) * self.vae.config.scaling_factor
+        return encode_pictures(self, pixels)
 
-    @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
         """latents (N, C, h, w) -> pixels (N, 3, H, W) in [0, 1]."""
-        latents = latents / self.vae.config.scaling_factor + (self.vae.config.get("shift_factor") or 0.0)
-        with self.awake(), self._autoencoder() as dtype:
-            return (self.vae.decode(latents.to(self.device, dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
-
-    @property
-    def overflows(self) -> bool:
-        """Whether the autoencoder must not compute in the base's own precision."""
-        return self.upcasts and self.dtype == torch.float16 and bool(self.vae.config.get("force_upcast"))
-
-    @contextmanager
-    def _autoencoder(self, *, autocast: bool = False) -> Iterator[torch.dtype]:
-        """Within the block the autoencoder is in this dtype, the base's own where it can be.
-
-        Args:
-            autocast: leave autocast on, which would cast back what the block computes.
-        """
-        own = self.dtype
-        if not self.overflows:
-            yield own
-            return
-        self.vae.to(torch.float32)
-        try:
-            with nullcontext() if autocast else torch.autocast(self.device.type, enabled=False):
-                yield torch.float32
-        finally:
-            self.vae.to(own)
+        return decode_latents(self, latents)
 
     # --- words, control -----------------------------------------------------------------------------------------------
 

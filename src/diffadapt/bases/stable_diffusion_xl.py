@@ -19,6 +19,7 @@ from torch import Tensor
 from ..conditioning import Conditioning
 from ..errors import Refused
 from ..network import Rules
+from .autoencoder import overflows, precise
 from .original_layout import unet_layout, unet_name
 from .prompt_base import TWO_CLIPS, PromptBase
 from .stable_diffusion import RULES as STABLE_DIFFUSION
@@ -89,10 +90,10 @@ class StableDiffusionXL(PromptBase):
         }  # fmt: skip
 
     def generate(self, condition: Conditioning, **settings: Any) -> Tensor:
-        if not self.overflows:
+        if not overflows(self):
             return super().generate(condition, **settings)
         decode = self.vae.decode
-        with self._autoencoder(autocast=True) as dtype:  # the denoiser's adapters need it, and the decoder must not
+        with precise(self, autocast=True) as dtype:  # the denoiser's adapters need it, and the decoder must not
 
             def outside_autocast(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
                 with torch.autocast(self.device.type, enabled=False):
