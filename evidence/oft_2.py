@@ -72,7 +72,7 @@ def run(unit: Unit, context: Context) -> dict[str, Any]:
         adapters = {(noun, name): adapter_of(noun, name, unit, context) for noun in DRAWN for name in EVERYONE}
         return {"picture": draw_sheet(context, adapters, {name: each.title for name, each in EVERYONE.items()})}
     on_the_way = ON_THE_WAY_STEPS if unit["stage"] == "test" else ()
-    contender = EVERYONE[unit["contender"]]
+    contender = (CONTENDERS | EVERYONE)[unit["contender"]]
     return teach(context, unit["subject"], contender, unit["rate"], seed=unit["seed"], on_the_way=on_the_way)
 
 

@@ -31,6 +31,16 @@ def test_units_are_flat_distinct_and_the_same_every_time(name: str):
     assert json.dumps(units) == json.dumps(list(claim.units(Results(), Settings())))
 
 
+def test_every_contender_that_is_tuned_is_taught(monkeypatch):
+    """Textual inversion is tuned in OFT-2 and tested in PF-2."""
+    claim, taught = load_claim(FOLDER, "OFT-2"), []
+    monkeypatch.setitem(claim.run.__globals__, "teach", lambda context, noun, *_, **more: taught.append(noun))
+    units = list(claim.units(Results(), Settings()))
+    for unit in units:
+        claim.run(unit, None)
+    assert {unit["contender"] for unit in units} >= {"oft", "lora", "token"} and len(taught) == len(units)
+
+
 def blind(name: str, scores: dict[str, Any]) -> dict[str, Any]:
     """Scores of which the second judge sees the same, whoever trained."""
     if name.startswith("SI"):
