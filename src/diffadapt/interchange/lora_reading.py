@@ -26,7 +26,7 @@ from ..files import parse_json
 from ..network import Network
 from ..shapes import NUMBER, hold
 from .found_lora import FoundLoRA
-from .names import has_two_encoders, known_names, patterned_names
+from .names import has_two_encoders, known_names, names_in_part
 
 _KEY = re.compile(r"(.+?)\.(?:(alpha)|(?:lora_)?(down|up|mid|A|B)(?:\.\w+)?\.weight)")
 _MAGNITUDE = re.compile(r"(.+?)\.(dora_scale|lora_magnitude_vector)(?:(?:\.\w+)?\.weight)?")
@@ -133,7 +133,7 @@ def peft_alpha(config: Mapping[str, Any], path: str, rank: int) -> float:
         Refused: a pattern is none, or the adapter belongs to other weights than the base's.
     """
     refuse_other_weights(config)
-    layers = patterned_names(path)
+    layers = names_in_part(path)
     patterns = hold(config.get("alpha_pattern") or {}, {str: NUMBER}, "alpha_pattern of the LoRA's config")
     try:
         value = next(

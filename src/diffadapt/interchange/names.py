@@ -47,23 +47,24 @@ def known_names(base: Network, only: str | None = None) -> dict[str, str]:
         base: whose layers.
         only: the part that a file is known to be about; the names need not say it then.
     """
-    names = {f"lora_unet_{name}".replace(".", "_"): path for path, name in base.original_names().items()}
+    original = [each for each in base.original_names().items() if only in (None, each[0].partition(".")[0])]
+    names = {f"lora_unet_{name}".replace(".", "_"): path for path, name in original}
     two = has_two_encoders(base)
     for path in (path for paths in base.roles.values() for path in paths):
-        part, _, name = path.partition(".")
-        bare = name.removeprefix(_TEXT)
+        part = path.partition(".")[0]
+        if only not in (None, part):
+            continue
         prefixes = {"", *_PREFIXES[part]} if only else _PREFIXES[part]
-        if only in (None, part):
-            names |= {prefix + each: path for prefix in prefixes for each in (bare, _TEXT + bare)}
+        names |= {prefix + each: path for prefix in prefixes for each in names_in_part(path)}
         kohya = {kohya_name(path), kohya_name(path, of_two=two)}
         # as older releases of this package wrote it
         kohya |= {each.replace("_text_projection", "_text_model_text_projection") for each in kohya}
         names |= dict.fromkeys(kohya, path)
-    return {name: path for name, path in names.items() if only in (None, path.partition(".")[0])}
+    return names
 
 
-def patterned_names(path: str) -> tuple[str, ...]:
-    """The names of a layer within its part, by which patterns of a PEFT config may mean it."""
+def names_in_part(path: str) -> tuple[str, ...]:
+    """The names of a layer within its part, now and before transformers 5; a PEFT config may mean it by either."""
     name = path.partition(".")[2].removeprefix(_TEXT)
     return name, _TEXT + name
 

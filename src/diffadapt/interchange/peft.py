@@ -148,8 +148,7 @@ def _lora(source: str, configs: dict[Path, dict[str, Any]], base: Network) -> Fo
         def alpha(layer: str, rank: int, config: dict[str, Any] = config) -> float:
             return peft_alpha(config, layer, rank)
 
-        part = folder.name if folder.name in base.modules() else None
-        add_pairs(found, folder / TENSORS, _read_tensors(folder), base, alpha, part=part)
+        add_pairs(found, folder / TENSORS, _read_tensors(folder), base, alpha, part=_part(folder, base))
     return found
 
 
@@ -164,12 +163,16 @@ def _oft(source: str, configs: dict[Path, dict[str, Any]], base: Network) -> Fou
             raise Refused(f"{' and '.join(map(str, configs))} have different settings; import each by itself")
         found.terms, found.settings, found.by_blocks = terms, settings, bool(config.get("r"))
         found.remarks = [_BEFORE_018] if series and "peft_version" not in config else []
-        part = folder.name if folder.name in base.modules() else None
-        for path, v in by_layer(folder / TENSORS, _read_tensors(folder), base, part)[0].items():
+        for path, v in by_layer(folder / TENSORS, _read_tensors(folder), base, _part(folder, base))[0].items():
             if not _turned_by_peft(base.module(path)):
                 raise Refused(f"{folder} cannot be read: {_CONVOLUTION.format(path)}; train it in diffadapt")
             found.q[path] = v if series else -v
     return found
+
+
+def _part(folder: Path, base: Network) -> str | None:
+    """The part of a base that a directory is named for."""
+    return folder.name if folder.name in base.modules() else None
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:

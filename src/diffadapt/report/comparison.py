@@ -150,9 +150,7 @@ def _shortfall(figure: Figure) -> tuple[float, float]:
         return -high, -low
     if figure.better == "lower":
         return low, high
-    low, high = low - (figure.base or 0.0), high - (figure.base or 0.0)
-    if figure.change_low is not None and figure.change_high is not None:
-        low, high = figure.change_low, figure.change_high
+    low, high = figure.moved
     return max(low, -high, 0.0), max(-low, high)
 
 

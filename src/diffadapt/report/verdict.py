@@ -51,6 +51,13 @@ class Figure:
         return None if self.base is None else self.value - self.base
 
     @property
+    def moved(self) -> tuple[float, float]:
+        """The interval of the change: its own where it is known, else that of the value less the base's figure."""
+        if self.change_low is not None and self.change_high is not None:
+            return self.change_low, self.change_high
+        return (self.low or 0.0) - (self.base or 0.0), (self.high or 0.0) - (self.base or 0.0)
+
+    @property
     def standing(self) -> Literal["above", "below", "undecided", "unknown"]:
         """Where the figure lies to the base's; "undecided" where the interval holds it, "unknown" without both.
 
@@ -59,9 +66,7 @@ class Figure:
         """
         if self.base is None or self.low is None or self.high is None:
             return "unknown"
-        low, high = self.low - self.base, self.high - self.base
-        if self.change_low is not None and self.change_high is not None:
-            low, high = self.change_low, self.change_high
+        low, high = self.moved
         return "above" if low > 0 else "below" if high < 0 else "undecided"
 
     @property
